@@ -1,0 +1,1 @@
+"""From label files and videos to clips: labels, index, manifest, sampling, decoding, transforms."""

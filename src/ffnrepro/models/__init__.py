@@ -1,0 +1,1 @@
+"""TSM and the Frame Flexible Network on ResNets, and their weights."""
