@@ -1,0 +1,51 @@
+"""What a script says: to the screen, and the same to its log file."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ffnrepro.errors import UserError
+
+logger = logging.getLogger("ffnrepro")
+
+
+class _ScreenHandler(logging.Handler):
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def start_logging(log: Path | None = None) -> None:
+    """Send the package's messages to the screen and, where one is given, to a log file."""
+    logger.setLevel(logging.INFO)
+    logger.handlers.clear()
+    screen = _ScreenHandler()
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(screen)
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(log, mode="w", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(file)
+
+
+def run(work: Callable[[], None], log: Path | None = None) -> int:
+    """Run a script's work and return its exit code.
+
+    A `UserError` ends in one line and code 1. Anything else is a fault of ours: its traceback goes to the log file,
+    too, since the screen of a cluster job is seldom kept.
+    """
+    start_logging(log)
+    try:
+        work()
+    except UserError as error:
+        logger.error("error: %s", error)
+        return 1
+    except Exception:
+        logger.exception("an unexpected error; please report it with this text")
+        return 1
+    return 0
