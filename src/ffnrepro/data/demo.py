@@ -299,12 +299,12 @@ def _pair(
     along = np.array([np.cos(angle), np.sin(angle)])
     farthest = (1 - nearest) / abs(along).max()
     change = min(2 * generator.uniform(*SLIGHTLY), farthest - nearest)
-    near = generator.uniform(nearest, farthest - change)
+    near = generator.uniform(nearest, max(nearest, farthest - change))
     # The two ends of the line where the objects are farthest apart, both inside the picture.
     half = (near + change) / 2 * along
     low = np.maximum(radii[0] + half, radii[1] - half)
     high = np.minimum(1 - radii[0] + half, 1 - radii[1] - half)
-    middle = generator.uniform(low, high)
+    middle = generator.uniform(low, np.maximum(low, high))
     apart = near + change * (progress if motion.kind == "part" else 1 - progress)
     return [
         np.column_stack([middle + sign * apart[:, None] / 2 * along, np.full(len(progress), radius)])
