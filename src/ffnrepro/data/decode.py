@@ -6,6 +6,7 @@ opened before the fork, so it is opened where it is used, in the loader's worker
 are the parallelism.
 """
 
+import contextlib
 import functools
 import importlib
 from abc import ABC, abstractmethod
