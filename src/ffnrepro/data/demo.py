@@ -16,6 +16,7 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -473,11 +474,23 @@ def _write_all(missing: list[tuple[Path, Clip]], workers: int | None) -> Iterato
         yield from map(_write_clip, missing)
         return
     # Spawned and not forked: the caller may hold threads (PyTorch's, a decoder's), which a fork would break.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             yield from pool.map(_write_clip, missing, chunksize=8)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the parent is killed, which would else leave the worker waiting for ever."""
+
+    def wait() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_clip(task: tuple[Path, Clip]) -> None:
@@ -486,6 +499,7 @@ def _write_clip(task: tuple[Path, Clip]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
+    # Not by files.replacing, which keeps the ending: what a killed process leaves must not pass for a clip.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
