@@ -1,6 +1,6 @@
 """A small built-in data set on which the effect of the paper shows within minutes on two CPU cores.
 
-The paper ("Temporal Frequency Deviation", section 1) says that a network trained at 16 frames fails at 4, where
+The paper says ("Temporal Frequency Deviation") that a network trained at 16 frames fails at 4, where
 everything moves four times as far from frame to frame. Here that is so by construction: eight of the twelve classes
 move one object in a direction either FAR or SLIGHTLY, and a slight motion seen at 4 frames steps as far as a far
 motion seen at 16. The clips are drawn, and the set is built to show the effect: what a network scores on it is no
