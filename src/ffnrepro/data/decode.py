@@ -35,7 +35,7 @@ class DecodeError(Exception):
 
 
 @dataclass(frozen=True)
-class _Header:
+class VideoHeader:
     """What a file says of its first video stream; None where it says nothing."""
 
     width: int
@@ -81,7 +81,7 @@ class VideoReader(ABC):
         return decoded[positions]
 
     @functools.cached_property
-    def _header(self) -> _Header:
+    def _header(self) -> VideoHeader:
         with _open_container(self.path) as container:
             return _read_header(container)
 
@@ -123,21 +123,24 @@ class _PyAVReader(VideoReader):
 
     @functools.cached_property
     def _length(self) -> int:
-        return sum(1 for _ in _decoded_frames(self.path))
+        return examine(self.path)[1]
 
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         reformatter = av.video.reformatter.VideoReformatter()
         pictures: list[NDArray[np.uint8]] = []
         seen = 0
-        for position, frame in enumerate(_decoded_frames(self.path)):
-            seen = position + 1
-            if position == ascending[len(pictures)]:
-                picture: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
-                pictures.append(picture)
-                if len(pictures) == len(ascending):
-                    break
-        else:
-            raise DecodeError(f"{self.path}: has {seen} frames, frame {ascending[-1]} was asked for")
+        with _open_container(self.path) as container:
+            for position, frame in enumerate(_decoded_frames(self.path, container)):
+                seen = position + 1
+                if position == ascending[len(pictures)]:
+                    picture: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
+                    pictures.append(picture)
+                    if len(pictures) == len(ascending):
+                        break
+        if len(pictures) < len(ascending):
+            raise DecodeError(
+                f"{self.path}: has {seen} frames, frame {ascending[-1]} was asked for", "too few frames"
+            )
         if any(picture.shape != pictures[0].shape for picture in pictures):
             raise DecodeError(f"{self.path}: its frames change size", "frames change size")
         return np.stack(pictures)
@@ -202,7 +205,7 @@ def open_video(path: Path | str) -> VideoReader:
     return _PyAVReader(path)
 
 
-def count_frames(path: Path | str) -> int:
+def examine(path: Path | str) -> tuple[VideoHeader, int]:
     """Decode a whole video and count its frames; damage anywhere in it is an error.
 
     PyAV does this on every platform, so an index does not depend on the decoder that is installed. It makes no RGB
@@ -212,17 +215,19 @@ def count_frames(path: Path | str) -> int:
         path: The video file.
 
     Returns:
-        The number of frames that decode, at least 1.
+        What the header says, and the number of frames that decode, at least 1.
 
     Raises:
         DecodeError: The file does not decode to its end, or to no frame at all.
     """
     path = Path(path)
     _require_content(path)
-    frames = sum(1 for _ in _decoded_frames(path))
+    with _open_container(path) as container:
+        header = _read_header(container)
+        frames = sum(1 for _ in _decoded_frames(path, container))
     if frames == 0:
-        raise DecodeError(f"{path}: not one frame decodes")
-    return frames
+        raise DecodeError(f"{path}: {DOES_NOT_DECODE} (not one frame)")
+    return header, frames
 
 
 def _require_content(path: Path) -> None:
@@ -246,7 +251,7 @@ def _open_container(path: Path) -> Any:
     return container
 
 
-def _read_header(container: Any) -> _Header:
+def _read_header(container: Any) -> VideoHeader:
     stream = container.streams.video[0]
     duration = None
     if container.duration is not None:
@@ -254,7 +259,7 @@ def _read_header(container: Any) -> _Header:
     elif stream.duration is not None:
         duration = float(stream.duration * stream.time_base)
     context = stream.codec_context
-    return _Header(
+    return VideoHeader(
         width=context.width,
         height=context.height,
         fps=float(stream.average_rate) if stream.average_rate else None,
@@ -263,15 +268,14 @@ def _read_header(container: Any) -> _Header:
     )
 
 
-def _decoded_frames(path: Path) -> Iterator[Any]:
+def _decoded_frames(path: Path, container: Any) -> Iterator[Any]:
     """Yield every frame of the first video stream; a damaged packet anywhere is a DecodeError."""
-    with _open_container(path) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        try:
-            yield from container.decode(stream)
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise DecodeError(f"{path}: {DOES_NOT_DECODE} ({_words(error)})") from error
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1
+    try:
+        yield from container.decode(stream)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise DecodeError(f"{path}: {DOES_NOT_DECODE} ({_words(error)})") from error
 
 
 def _words(error: BaseException) -> str:
