@@ -41,7 +41,7 @@ def test_a_seed_gives_its_files_whatever_the_number_of_processes(small, tmp_path
     again = contents(tmp_path / "again")
     assert again == contents(small)
     assert len(again) == 36 + 5
-    assert not any(name.endswith(".tmp") for name in again)
+    assert not any(Path(name).name.startswith(".") for name in again)
 
 
 def test_another_seed_gives_other_clips(small, tmp_path):

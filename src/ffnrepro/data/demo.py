@@ -13,7 +13,6 @@ VP9 ``.webm`` a video. Lengths are in units of the picture's width, x to the rig
 import hashlib
 import io
 import json
-import logging
 import multiprocessing
 import os
 import threading
@@ -28,8 +27,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ffnrepro.errors import UserError
-
-log = logging.getLogger(__name__)
+from ffnrepro.files import replacing
 
 Array = NDArray[np.float32]
 Span = tuple[float, float]
@@ -180,7 +178,7 @@ def make_demo_data(
     ]
     texts = [labels / "labels.json", *(labels / f"{split}.json" for split in SPLITS), folder / "README.txt"]
     if not missing and all(path.is_file() for path in texts):
-        return _said(f"{folder}: already complete, {len(clips)} clips")
+        return f"{folder}: already complete, {len(clips)} clips"
 
     for _ in tqdm(
         _write_all(missing, workers), total=len(missing), desc="clips", unit="clip", disable=not progress
@@ -191,7 +189,7 @@ def make_demo_data(
     for split, path in enumerate(texts[1:-1]):
         _write(path, _as_json([_row(name, clip) for name, clip in named.items() if clip.split == split]))
     _write(texts[-1], README.encode())
-    return _said(f"{folder}: made {len(missing)} of {len(clips)} clips, complete")
+    return f"{folder}: made {len(missing)} of {len(clips)} clips, complete"
 
 
 def plan(clip: Clip) -> tuple[list[Thing], np.random.Generator]:
@@ -460,7 +458,7 @@ def _claim(folder: Path, recipe: dict[str, Any]) -> None:
         if found != recipe["digest"]:
             raise UserError(f"{folder} holds a built-in data set of another recipe (see {marker}): {mend}")
         return
-    if folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir()):
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder} holds other files and no recipe.json of a built-in data set: {mend}")
     folder.mkdir(parents=True, exist_ok=True)
     _write(marker, _as_json(recipe))
@@ -499,13 +497,8 @@ def _write_clip(task: tuple[Path, Clip]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    # Not by files.replacing, which keeps the ending: what a killed process leaves must not pass for a clip.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _row(name: str, clip: Clip) -> dict[str, Any]:
@@ -523,8 +516,3 @@ def _class_name(template: str) -> str:
 
 def _as_json(content: Any) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def _said(sentence: str) -> str:
-    log.info("%s", sentence)
-    return sentence
