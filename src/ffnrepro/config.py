@@ -316,3 +316,31 @@ def _check_table(config: Config) -> None:
                     f"config: {key}.experiments names {name!r}, which is not in experiments "
                     f"({', '.join(config.experiments)})"
                 )
+
+
+def training_settings(config: Config, experiment: str, seed: int) -> dict[str, Any]:
+    """What decides an experiment's result beside its data and pretrained weights, as plain values.
+
+    Nothing else of the configuration reaches a training rule, so nothing else can rerun it.
+    """
+    own = config.experiments[experiment]
+    settings: dict[str, Any] = {
+        "method": own.method,
+        "train_frames": list(own.train_frames),
+        "seed": seed,
+        "short_side": config.data.short_side,
+        "crop_size": config.data.crop_size,
+        "network": {
+            "depth": own.depth or config.network.depth,
+            "width": config.network.width,
+            "stem": config.network.stem,
+            "dropout": config.network.dropout,
+        },
+        "training": {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(config.training).items()
+        },
+    }
+    if own.method == "ffn":
+        settings["distillation_weight"] = own.distillation_weight
+    return settings

@@ -1,14 +1,12 @@
 """The device that computes."""
 
-from typing import Literal
-
 import torch
 
 from ffnrepro.errors import UserError
 
 
-def choose_device(name: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
-    """The device of a name; `auto` takes cuda, then mps, then cpu.
+def choose_device(name: str) -> torch.device:
+    """The device of a name, `cuda`, `mps` or `cpu`; `auto` takes the first of them that is there.
 
     Raises:
         UserError: the device that is asked for is not there.

@@ -45,3 +45,9 @@ def write_json(path: Path, value: Any) -> None:
 def settings_digest(value: Any) -> str:
     """sha256 of plain values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -33,7 +33,7 @@ def start_logging(log: Path | None = None) -> None:
         logger.addHandler(file)
 
 
-def run(work: Callable[[], None], log: Path | None = None) -> int:
+def run(work: Callable[[], object], log: Path | None = None) -> int:
     """Run a script's work and return its exit code.
 
     A `UserError` ends in one line and code 1. Anything else is a fault of ours: its traceback goes to the log file,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ffnrepro.models.weight_alteration import AlteredConv2d
 
@@ -34,7 +34,7 @@ def parameter_groups(model: nn.Module, *, learning_rate: float, weight_decay: fl
     Raises:
         TypeError: a layer of a kind for which the recipe has no group.
     """
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in _MULTIPLIERS}
+    members: dict[str, list[Tensor]] = {name: [] for name in _MULTIPLIERS}
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         if isinstance(module, nn.Conv2d):

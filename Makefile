@@ -1,0 +1,40 @@
+# Each target sets up .venv by itself; only Python 3.11+ and make are needed.
+PYTHON ?= python3
+CORES ?= 2
+SEED ?= 0
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test lint format clean-demo
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("ffnrepro needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; call make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## make the built-in data set and run the whole workflow on it, to demo/results/table1.csv
+	@$(BIN)/ffnrepro make-demo-data demo/data
+	@$(BIN)/snakemake --directory demo --configfile config/config.yaml config/demo.yaml --config seed=$(SEED) --cores $(CORES) --quiet host
+	@echo && cat demo/results/table1.md && echo && echo "demo/results/table1.csv, table1.md and figures/accuracy.png are up to date."
+
+test: $(READY)  ## run all tests
+	$(BIN)/pytest
+
+lint: $(READY)  ## style, types, and the workflow's own linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+format: $(READY)  ## bring every file into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+clean-demo:  ## delete the demo's data and results
+	rm -rf demo

@@ -1,0 +1,116 @@
+"""Predictions, one row a video, and their top-1 and top-5 accuracy."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ffnrepro.data.dataset import ClipDataset, collate_clips
+from ffnrepro.errors import UserError
+from ffnrepro.metrics import correct_within, top_k
+from ffnrepro.training import to_device
+
+logger = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def score(
+    model: nn.Module, batches: DataLoader[Any], *, frame_counts: Sequence[int], device: torch.device
+) -> dict[str, float]:
+    """Top-1 and top-5 in percent at each frame count: `top1_16f`, `top5_16f`.
+
+    Args:
+        model: one output for each frame count, or one tensor where there is one.
+        batches: clips as the model takes them, and labels.
+        frame_counts: of the clips, in their order.
+        device: where the model is.
+    """
+    model.eval()
+    correct = {(k, n): 0 for n in frame_counts for k in (1, 5)}
+    videos = 0
+    for clips, labels in tqdm(batches, desc="validation", leave=False, disable=None, unit="step"):
+        output = model(to_device(clips, device))
+        for frames, logits in zip(
+            frame_counts, [output] if isinstance(output, Tensor) else output, strict=True
+        ):
+            best = top_k(logits)[1].cpu()
+            for k in (1, 5):
+                correct[k, frames] += correct_within(best, labels, k)
+        videos += len(labels)
+    return {f"top{k}_{n}f": 100 * hits / videos for (k, n), hits in correct.items()}
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    manifest: pd.DataFrame,
+    *,
+    videos: Path,
+    frames: int,
+    short_side: int,
+    crop_size: int,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> pd.DataFrame:
+    """Evaluate the centre crop of one clip a video; each video of the manifest exactly once, in its order.
+
+    Args:
+        model: TSM or FrameFlexibleNetwork, on the device.
+        manifest: a split's rows: `id`, `path`, `frames`, `class`.
+        videos: folder that `path` starts from.
+        frames: frame count T of the clips.
+        short_side: pixels.
+        crop_size: pixels.
+        batch_size: videos a step; changes no prediction.
+        workers: processes that decode.
+        device: where the model is.
+
+    Returns:
+        A row a video: `id`, `label`, `class_1` ... `class_5` and `score_1` ... `score_5` (probabilities).
+
+    Raises:
+        UserError: the split has videos without a class.
+    """
+    if manifest["class"].isna().any():
+        raise UserError(
+            f"{int(manifest['class'].isna().sum())} of {len(manifest)} videos of the split have no class: nothing to "
+            "compare with; choose evaluation.split: validation"
+        )
+    dataset = ClipDataset(
+        manifest=manifest, videos=videos, frames=frames, size=crop_size, short_side=short_side, crop="centre"
+    )
+    batches = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=collate_clips,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    model.eval()
+    scores, classes = [], []
+    for clips, _ in tqdm(batches, desc=f"{frames} frames", leave=False, disable=None, unit="step"):
+        values, indices = top_k(model(to_device(clips, device)))
+        scores.append(values.cpu())
+        classes.append(indices.cpu())
+    table = pd.DataFrame(
+        {"id": manifest["id"].to_numpy(), "label": manifest["class"].to_numpy(dtype="int64")}
+    )
+    for rank, column in enumerate(torch.cat(classes).unbind(dim=1), start=1):
+        table[f"class_{rank}"] = column.numpy()
+    for rank, column in enumerate(torch.cat(scores).unbind(dim=1), start=1):
+        table[f"score_{rank}"] = column.numpy()
+    return table
+
+
+def accuracy(predictions: pd.DataFrame) -> dict[str, float]:
+    """`top1` and `top5`, in percent, of the rows of `predict`."""
+    best = torch.from_numpy(predictions.filter(regex=r"^class_\d+$").to_numpy())
+    labels = torch.from_numpy(predictions["label"].to_numpy())
+    return {f"top{k}": 100 * correct_within(best, labels, k) / len(predictions) for k in (1, 5)}

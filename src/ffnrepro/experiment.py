@@ -1,0 +1,198 @@
+"""One experiment, wired: from a manifest and settings to a trained network's files.
+
+The scripts of the training rules build the network and name its loss, and call `run_experiment`.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset, collate_clips
+from ffnrepro.devices import choose_device
+from ffnrepro.errors import UserError
+from ffnrepro.evaluation import score
+from ffnrepro.files import replacing, write_json, write_text
+from ffnrepro.losses import Loss
+from ffnrepro.models.ffn import FrameFlexibleNetwork
+from ffnrepro.models.tsm import TSM
+from ffnrepro.models.weights import load_pretrained, save_checkpoint, tensors_digest
+from ffnrepro.optim import learning_rate_factor, parameter_groups
+from ffnrepro.provenance import provenance
+from ffnrepro.state import StateDirectory
+from ffnrepro.training import train
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    """Command line of the training scripts; `settings` is `config.training_settings` as JSON."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--name", required=True, help="of the experiment")
+    parser.add_argument("--settings", required=True, type=json.loads, help="what decides the result, as JSON")
+    parser.add_argument("--classes", required=True, type=Path, help="classes.csv")
+    parser.add_argument("--manifest", required=True, type=Path, help="folder of the manifest")
+    parser.add_argument(
+        "--videos", required=True, type=Path, help="folder that the manifest's paths start from"
+    )
+    parser.add_argument(
+        "--weights", type=Path, help="pretrained weights; without them training starts at random"
+    )
+    parser.add_argument("--state", required=True, type=Path, help="folder of resumable states")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the finished files")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--threads", type=int, default=1, help="CPU cores of the computation")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode")
+    parser.add_argument("--cache-decoded", action="store_true", help="keep decoded clips in memory")
+    parser.add_argument("--log", type=Path)
+    return parser.parse_args()
+
+
+def run_experiment(
+    *,
+    build_model: Callable[[int], TSM | FrameFlexibleNetwork],
+    compute_loss: Callable[[Any, Tensor], Loss],
+    arguments: argparse.Namespace,
+) -> None:
+    """Train one experiment and write `model.pt`, `model.sha256`, `history.parquet` and `run.json`.
+
+    Args:
+        build_model: number of classes -> network, drawn from torch's seeded generator.
+        compute_loss: (output of the network, labels) -> loss.
+        arguments: of `parse_arguments`.
+
+    Raises:
+        UserError: too few videos for a batch, unfit weights, a loss that is not finite.
+    """
+    settings: dict[str, Any] = arguments.settings
+    recipe: dict[str, Any] = settings["training"]
+    frame_counts: list[int] = settings["train_frames"]
+    device = choose_device(arguments.device)
+    torch.set_num_threads(arguments.threads)
+
+    classes = len(pd.read_csv(arguments.classes))
+    torch.manual_seed(settings["seed"])
+    model = build_model(classes)
+    if arguments.weights is not None:
+        load_pretrained(model, arguments.weights)
+    model.to(device).to(memory_format=torch.channels_last)
+
+    loader = partial(_loader, settings=settings, arguments=arguments, device=device)
+    batches = loader("train", crop=recipe["crop"], colour_jitter=recipe["colour_jitter"])
+    validation = loader("validation", crop="centre")
+
+    groups = parameter_groups(
+        model, learning_rate=recipe["learning_rate"], weight_decay=recipe["weight_decay"]
+    )
+    decides = {
+        "settings": settings,
+        "data": (arguments.manifest / "manifest.sha256").read_text().strip(),
+        "weights": _weights_digest(arguments.weights),
+    }
+    state = StateDirectory(arguments.state, decides)
+    trained = train(
+        model=model,
+        batches=batches,
+        compute_loss=compute_loss,
+        optimizer=torch.optim.SGD(groups, momentum=recipe["momentum"]),
+        learning_rate_factor=partial(
+            learning_rate_factor,
+            epochs=recipe["epochs"],
+            schedule=recipe["schedule"],
+            milestones=recipe["milestones"],
+            warmup_epochs=recipe["warmup_epochs"],
+        ),
+        validate=partial(score, batches=validation, frame_counts=frame_counts, device=device),
+        select_by=f"top1_{frame_counts[-1]}f",
+        epochs=recipe["epochs"],
+        clip_norm=recipe["clip_norm"],
+        mixed_precision=recipe["mixed_precision"],
+        seed=settings["seed"],
+        device=device,
+        state=state,
+        name=arguments.name,
+    )
+
+    model.load_state_dict(trained.best_model)
+    digest = tensors_digest(trained.best_model)
+    history = pd.DataFrame(trained.history)
+    scores = history.filter(like="validation_")
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(output / "model.pt", model)
+    write_text(output / "model.sha256", digest + "\n")
+    with replacing(output / "history.parquet") as temporary:
+        history.to_parquet(temporary, index=False)
+    write_json(
+        output / "run.json",
+        {
+            "experiment": arguments.name,
+            **decides,
+            "state": state.key,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "model": digest,
+            "best_epoch": trained.best_epoch,
+            "best": scores.iloc[trained.best_epoch - 1].to_dict(),
+            "last": scores.iloc[-1].to_dict(),
+            "wall_seconds": history["seconds"].sum(),
+            **provenance(device),
+        },
+    )
+
+
+def _loader(
+    split: str,
+    *,
+    crop: str,
+    settings: dict[str, Any],
+    arguments: argparse.Namespace,
+    device: torch.device,
+    colour_jitter: bool = False,
+) -> DataLoader[Any]:
+    """Batches of a split: shuffled and whole in training, in order and complete in validation."""
+    manifest = pd.read_parquet(arguments.manifest / f"{split}.parquet")
+    batch_size = settings["training"]["batch_size"]
+    frame_counts = settings["train_frames"]
+    training = split == "train"
+    if training and len(manifest) < batch_size:
+        raise UserError(
+            f"{arguments.manifest / 'train.parquet'}: {len(manifest)} videos do not fill one batch of "
+            f"training.batch_size {batch_size}; lower it, or add videos"
+        )
+    common: dict[str, Any] = {
+        "manifest": manifest,
+        "videos": arguments.videos,
+        "size": settings["crop_size"],
+        "short_side": settings["short_side"],
+        "crop": crop,
+        "colour_jitter": colour_jitter,
+        "seed": settings["seed"],
+        "cache": arguments.cache_decoded,
+    }
+    return DataLoader(
+        ClipDataset(frames=frame_counts[0], **common)
+        if len(frame_counts) == 1
+        else FrameCountsDataset(frame_counts=frame_counts, **common),
+        batch_size=batch_size,
+        collate_fn=collate_clips,
+        sampler=EpochSampler(len(manifest), seed=settings["seed"]) if training else None,
+        drop_last=training,
+        num_workers=arguments.workers,
+        persistent_workers=arguments.workers > 0,
+        pin_memory=device.type == "cuda",
+        # A generator of its own: making an iterator must not draw from the one that dropout uses.
+        generator=torch.Generator(),
+    )
+
+
+def _weights_digest(weights: Path | None) -> str | None:
+    """Digest of the pretrained weights, from the small file beside them."""
+    return None if weights is None else weights.with_suffix(".sha256").read_text().strip()

@@ -1,0 +1,77 @@
+"""Pictures: accuracy against frame count."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from ffnrepro.files import replacing
+from ffnrepro.table import REFERENCE, frame_counts, published_accuracy
+
+_COLOURS = {"TSM": "#c44e52", "TSM-ST": "#8c8c8c", "TSM-FFN": "#4c72b0"}
+
+
+def plot_accuracy(table: pd.DataFrame, *, published: pd.DataFrame, dataset: str, path: Path) -> None:
+    """Draw top-1 accuracy against frame count, a line a method; published figures dashed.
+
+    Where nothing is published on the data set, the published figures of Something-Something V2 stand in a panel of
+    their own, to compare the shape with.
+
+    Args:
+        table: of `assemble_table`.
+        published: `resources/published.csv`.
+        dataset: that was evaluated.
+        path: of the picture; its ending gives the format.
+    """
+    frames = frame_counts(table)
+    own = {str(row["method"]): {n: row[f"top1_{n}f"] for n in frames} for _, row in table.iterrows()}
+    same = _curves(published_accuracy(published, dataset), list(own), frames)
+    elsewhere = {} if same else _curves(published_accuracy(published, REFERENCE), list(own), frames)
+
+    figure = Figure(figsize=(9 if elsewhere else 5.5, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2 if elsewhere else 1, sharey=True, squeeze=False)[0]
+    _draw(panels[0], f"{dataset} (ours)" if elsewhere else dataset, own, frames, "o-", "")
+    _draw(panels[0], None, same, frames, "s--", " (published)")
+    if elsewhere:
+        _draw(panels[1], f"{REFERENCE} (published)", elsewhere, frames, "s--", "")
+    panels[0].set_ylabel("top-1 accuracy (%)")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _curves(
+    figures: Mapping[str, Mapping[int, float]], methods: list[str], frames: list[int]
+) -> dict[str, dict[int, float]]:
+    """Published figures of the table's methods and frame counts, where there are any."""
+    curves = {
+        method: {n: curve[n] for n in frames if n in curve}
+        for method, curve in figures.items()
+        if method in methods
+    }
+    return {method: curve for method, curve in curves.items() if curve}
+
+
+def _draw(
+    axes: Axes,
+    title: str | None,
+    curves: Mapping[str, Mapping[int, float]],
+    frames: list[int],
+    style: str,
+    suffix: str,
+) -> None:
+    for method, curve in curves.items():
+        axes.plot(list(curve), list(curve.values()), style, color=_COLOURS.get(method), label=method + suffix)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(frames, [str(n) for n in frames])
+    axes.set_xlabel("frames at inference")
+    axes.grid(alpha=0.3)
+    if title is not None:
+        axes.set_title(title)
+    if curves:
+        axes.legend()

@@ -1,0 +1,143 @@
+# What the rules share: the checked configuration, how scripts are called, input functions.
+
+import json
+import os
+import shlex
+import sys
+from functools import cache
+from pathlib import Path
+
+from ffnrepro.config import read_config, training_settings
+from ffnrepro.data.labels import read_labels
+from ffnrepro.data.video_index import list_videos, listing_digest, shard_of
+from ffnrepro.errors import UserError
+
+try:
+    CONFIG = read_config(config)
+except UserError as error:
+    sys.exit(f"error: {error}")  # one line, before anything is planned
+
+# Neither the interpreter nor the place of the scripts is a param: moving the tree reruns nothing.
+PYTHON = shlex.quote(sys.executable)
+SCRIPTS = shlex.quote(os.path.join(workflow.basedir, "workflow", "scripts"))
+PUBLISHED = os.path.relpath(
+    os.path.join(workflow.basedir, "resources", "published.csv")
+)
+
+EXPERIMENT_FOLDER = "results/experiments/{experiment}/seed{seed}"
+EVALUATION_FOLDER = "results/evaluation/{experiment}/seed{seed}"
+
+# How heavy jobs are run; it decides no number, so it stands in the command and not in params.
+RUNTIME = f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}"
+CACHE = "--cache-decoded" if CONFIG.runtime.cache_decoded else ""
+GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
+VIDEOS = shlex.quote(CONFIG.data.videos)
+LABELS = shlex.quote(CONFIG.data.labels)
+
+
+wildcard_constraints:
+    experiment="[A-Za-z0-9_-]+",
+    seed=r"\d+",
+    frames=r"\d+",
+    shard=r"\d+",
+    depth=r"\d+",
+
+
+def experiments_of(method):
+    """Regular expression of the experiments of a method, so that only its rule makes their files."""
+    names = [
+        name
+        for name, experiment in CONFIG.experiments.items()
+        if experiment.method == method
+    ]
+    return "|".join(names) or "(?!)"
+
+
+def label_files(wildcards):
+    """The label files that are there; the rule itself says what is missing."""
+    folder = CONFIG.data.labels
+    if not os.path.isdir(folder):
+        return []
+    names = sorted(
+        name for name in os.listdir(folder) if name.endswith((".json", ".csv", ".txt"))
+    )
+    return [os.path.join(folder, name) for name in names]
+
+
+@cache
+def shard_digests():
+    """Digest of the names in each shard of the videos; empty where there are none yet."""
+    try:
+        names = list_videos(Path(CONFIG.data.videos))
+    except UserError:
+        return {}
+    shards = CONFIG.data.index_shards
+    return {
+        shard: listing_digest(shard_of(names, shard, shards)) for shard in range(shards)
+    }
+
+
+def shard_digest(wildcards):
+    return shard_digests().get(int(wildcards.shard), "no videos")
+
+
+def weights_of(experiment):
+    """Stem of the files of an experiment's pretrained weights, or None."""
+    if CONFIG.network.weights is None:
+        return None
+    return f"results/weights/resnet{CONFIG.depth_of(experiment)}"
+
+
+def weights_digest(wildcards):
+    """The small file that stands for the pretrained weights."""
+    stem = weights_of(wildcards.experiment)
+    return [] if stem is None else f"{stem}.sha256"
+
+
+def weights_file(wildcards):
+    stem = weights_of(wildcards.experiment)
+    return [] if stem is None else f"{stem}.pth"
+
+
+def weights_argument(wildcards):
+    stem = weights_of(wildcards.experiment)
+    return "" if stem is None else f"--weights {stem}.pth"
+
+
+def weights_source(wildcards):
+    """The user's own file of pretrained weights, where the configuration names one."""
+    return (
+        [] if CONFIG.network.weights in (None, "imagenet") else CONFIG.network.weights
+    )
+
+
+def experiment_settings(wildcards):
+    return json.dumps(
+        training_settings(CONFIG, wildcards.experiment, int(wildcards.seed)),
+        sort_keys=True,
+    )
+
+
+def table_rows():
+    """Each row of the table: its method, and the summary behind each of its cells."""
+    return [
+        [
+            row.method,
+            [
+                [
+                    frames,
+                    EVALUATION_FOLDER.format(
+                        experiment=row.experiment_at(frames), seed=CONFIG.seed
+                    )
+                    + f"/{frames}f.json",
+                ]
+                for frames in CONFIG.evaluation.frame_counts
+            ],
+        ]
+        for row in CONFIG.table
+    ]
+
+
+def summaries(wildcards):
+    """The evaluations that the table asks for, and through them the trainings."""
+    return sorted({path for _, cells in table_rows() for _, path in cells})

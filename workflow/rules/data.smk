@@ -1,0 +1,92 @@
+# Label files and videos -> labels, index of the videos, manifest.
+
+
+localrules:
+    parse_labels,
+    build_manifest,
+
+
+onstart:
+    # What is wrong with the data is said in one line before any job starts. A dry run does not come here: it plans
+    # whether or not the data is there.
+    planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    try:
+        if "parse_labels" in planned:
+            read_labels(Path(CONFIG.data.labels))
+        if "index_videos" in planned:
+            list_videos(Path(CONFIG.data.videos))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+rule parse_labels:
+    input:
+        label_files,
+    output:
+        classes="results/labels/classes.csv",
+        table="results/labels/labels.parquet",
+    log:
+        "logs/parse_labels.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        runtime=15,
+        mem_mb=4000,
+    params:
+        dataset=CONFIG.dataset,
+    message:
+        "Reading the label files"
+    shell:
+        "{PYTHON} {SCRIPTS}/parse_labels.py --labels {LABELS} --classes {output.classes} --table {output.table} "
+        "--log {log}"
+
+
+rule index_videos:
+    output:
+        "results/video_index/part-{shard}.parquet",
+    log:
+        "logs/index_videos/{shard}.log",
+    benchmark:
+        "logs/benchmarks/index_videos/{shard}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        runtime=120,
+        mem_mb=2000,
+    params:
+        names=shard_digest,
+        shards=CONFIG.data.index_shards,
+    message:
+        "Indexing the videos: shard {wildcards.shard}"
+    shell:
+        "{PYTHON} {SCRIPTS}/index_videos.py --videos {VIDEOS} --shard {wildcards.shard} --shards {params.shards} "
+        "--output {output} --log {log}"
+
+
+rule build_manifest:
+    input:
+        classes="results/labels/classes.csv",
+        table="results/labels/labels.parquet",
+        index=expand(
+            "results/video_index/part-{shard}.parquet",
+            shard=range(CONFIG.data.index_shards),
+        ),
+    output:
+        splits=expand(
+            "results/manifest/{split}.parquet", split=["train", "validation", "test"]
+        ),
+        excluded="results/manifest/excluded.csv",
+        summary="results/manifest/summary.json",
+        digest="results/manifest/manifest.sha256",
+    log:
+        "logs/build_manifest.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        runtime=15,
+        mem_mb=4000,
+    message:
+        "Joining labels and videos into the manifest"
+    shell:
+        "{PYTHON} {SCRIPTS}/build_manifest.py --classes {input.classes} --table {input.table} --index {input.index} "
+        "--output results/manifest --log {log}"

@@ -1,0 +1,35 @@
+# Trained networks -> a row a video, and a summary, for each experiment and frame count.
+
+
+rule evaluate:
+    input:
+        digest=f"{EXPERIMENT_FOLDER}/model.sha256",
+        model=ancient(f"{EXPERIMENT_FOLDER}/model.pt"),
+        data="results/manifest/manifest.sha256",
+        split=ancient(f"results/manifest/{CONFIG.evaluation.split}.parquet"),
+    output:
+        predictions=f"{EVALUATION_FOLDER}/{{frames}}f.parquet",
+        summary=f"{EVALUATION_FOLDER}/{{frames}}f.json",
+    log:
+        "logs/evaluate/{experiment}/seed{seed}/{frames}f.log",
+    benchmark:
+        "logs/benchmarks/evaluate/{experiment}/seed{seed}/{frames}f.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.runtime.threads
+    resources:
+        gpu=GPUS,
+        runtime=60,
+        mem_mb=16000,
+    params:
+        split=CONFIG.evaluation.split,
+        short_side=CONFIG.data.short_side,
+        crop_size=CONFIG.data.crop_size,
+    message:
+        "Evaluating {wildcards.experiment}, seed {wildcards.seed}, at {wildcards.frames} frames"
+    shell:
+        "{PYTHON} {SCRIPTS}/evaluate.py --name {wildcards.experiment} --model {input.model} "
+        "--frames {wildcards.frames} --manifest results/manifest --split {params.split} --videos {VIDEOS} "
+        "--short-side {params.short_side} --crop-size {params.crop_size} "
+        "--batch-size {CONFIG.evaluation.batch_size} --threads {threads} {RUNTIME} "
+        "--predictions {output.predictions} --summary {output.summary} --log {log}"

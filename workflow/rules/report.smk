@@ -1,0 +1,52 @@
+# Summaries of the evaluations -> Table 1 and its picture.
+
+
+localrules:
+    assemble_table,
+    plot_accuracy,
+
+
+rule assemble_table:
+    input:
+        summaries=summaries,
+        published=PUBLISHED,
+    output:
+        csv="results/table1.csv",
+        markdown="results/table1.md",
+    log:
+        "logs/assemble_table.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        runtime=5,
+        mem_mb=1000,
+    params:
+        rows=json.dumps(table_rows()),
+        dataset=CONFIG.dataset,
+    message:
+        "Assembling Table 1"
+    shell:
+        "{PYTHON} {SCRIPTS}/assemble_table.py --rows {params.rows:q} --dataset {params.dataset:q} "
+        "--published {input.published} --csv {output.csv} --markdown {output.markdown} --log {log}"
+
+
+rule plot_accuracy:
+    input:
+        table="results/table1.csv",
+        published=PUBLISHED,
+    output:
+        "results/figures/accuracy.png",
+    log:
+        "logs/plot_accuracy.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        runtime=5,
+        mem_mb=1000,
+    params:
+        dataset=CONFIG.dataset,
+    message:
+        "Drawing accuracy against frame count"
+    shell:
+        "{PYTHON} {SCRIPTS}/plot_accuracy.py --table {input.table} --published {input.published} "
+        "--dataset {params.dataset:q} --output {output} --log {log}"

@@ -1,0 +1,43 @@
+"""Assemble Table 1 from the summaries of the evaluations."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ffnrepro.files import replacing, write_text
+from ffnrepro.logs import logger, run
+from ffnrepro.table import assemble_table, read_published, read_summary, table_markdown
+
+
+def main() -> int:
+    """Parse the arguments, assemble, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--rows", required=True, type=json.loads, help="JSON: a list of [method, [[frames, summary], ...]]"
+    )
+    parser.add_argument("--dataset", required=True, help="that was evaluated")
+    parser.add_argument("--published", required=True, type=Path, help="published figures")
+    parser.add_argument("--csv", required=True, type=Path, help="written")
+    parser.add_argument("--markdown", required=True, type=Path, help="written")
+    parser.add_argument("--log", type=Path)
+    arguments = parser.parse_args()
+
+    def work() -> None:
+        published = read_published(arguments.published)
+        rows = [
+            (method, {frames: read_summary(Path(path)) for frames, path in cells})
+            for method, cells in arguments.rows
+        ]
+        table = assemble_table(rows, published=published, dataset=arguments.dataset)
+        text = table_markdown(table, published=published, dataset=arguments.dataset)
+        with replacing(arguments.csv) as temporary:
+            table.to_csv(temporary, index=False)
+        write_text(arguments.markdown, text)
+        logger.info("%s", text)
+
+    return run(work, arguments.log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Join labels and index: what each split trains and evaluates on, and what is excluded."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from ffnrepro.data.manifest import build_manifest
+from ffnrepro.logs import logger, run
+
+
+def main() -> int:
+    """Parse the arguments, join, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--classes", required=True, type=Path)
+    parser.add_argument("--table", required=True, type=Path, help="labels.parquet")
+    parser.add_argument("--index", required=True, type=Path, nargs="+", help="shards of the index")
+    parser.add_argument("--output", required=True, type=Path, help="folder that is written to")
+    parser.add_argument("--log", type=Path)
+    arguments = parser.parse_args()
+
+    def work() -> None:
+        classes = pd.read_csv(arguments.classes)["class"].tolist()
+        index = pd.concat([pd.read_parquet(part) for part in arguments.index], ignore_index=True)
+        manifest = build_manifest(classes, pd.read_parquet(arguments.table), index)
+        manifest.save(arguments.output)
+        counts = ", ".join(f"{len(rows):,} {split}" for split, rows in manifest.splits.items())
+        logger.info("manifest: %s; %d excluded", counts, len(manifest.excluded))
+
+    return run(work, arguments.log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Decode one shard of the videos and note what each holds."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ffnrepro.data.video_index import index_videos, list_videos, shard_of
+from ffnrepro.files import replacing
+from ffnrepro.logs import logger, run
+
+
+def main() -> int:
+    """Parse the arguments, index, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
+    parser.add_argument("--shard", required=True, type=int, help="counted from 0")
+    parser.add_argument("--shards", required=True, type=int, help="in all")
+    parser.add_argument("--output", required=True, type=Path, help="written: a row a video")
+    parser.add_argument("--log", type=Path)
+    arguments = parser.parse_args()
+
+    def work() -> None:
+        names = shard_of(list_videos(arguments.videos), arguments.shard, arguments.shards)
+        index = index_videos(arguments.videos, names)
+        with replacing(arguments.output) as temporary:
+            index.to_parquet(temporary, index=False)
+        usable = int((index["status"] == "ok").sum())
+        logger.info(
+            "index: shard %d of %d, %d videos, %d of them excluded",
+            arguments.shard + 1,
+            arguments.shards,
+            len(index),
+            len(index) - usable,
+        )
+
+    return run(work, arguments.log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
