@@ -1,0 +1,89 @@
+"""Frame Flexible Network: one network for every number of frames (paper, "Frame Flexible Network").
+
+Convolutions and classifier are shared by the frame counts that are trained (Weight Sharing); normalisation
+and weight alteration are private to each of them (Specialized Normalization, Weight Alteration). Any other
+frame count is given to the nearest sub-network (inference at any frame, Table 7).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, overload
+
+from torch import Tensor
+
+from ffnrepro.models.specialized_norm import SpecializedBatchNorm2d
+from ffnrepro.models.tsm import ShiftedResNet
+
+
+class FrameFlexibleNetwork(ShiftedResNet):
+    """TSM with specialised normalisation and weight alteration for each trained frame count.
+
+    Args:
+        classes: number of classes.
+        frame_counts: the frame counts that are trained, each with a sub-network.
+        depth: 10, 18, 50 or 101.
+        width: channels of the first convolution; the stages have 1, 2, 4 and 8 times as many.
+        stem: kernel size of the first convolution.
+        dropout: probability with which a feature is dropped before the classifier.
+
+    Raises:
+        ValueError: an argument makes no network.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        frame_counts: Sequence[int] = (4, 8, 16),
+        depth: int = 50,
+        width: int = 64,
+        stem: int = 7,
+        dropout: float = 0.5,
+    ) -> None:
+        if not frame_counts or min(frame_counts) < 1 or len(set(frame_counts)) < len(frame_counts):
+            raise ValueError(f"frame_counts must be different positive numbers, not {list(frame_counts)}")
+        super().__init__(
+            classes=classes,
+            depth=depth,
+            width=width,
+            stem=stem,
+            dropout=dropout,
+            norm=partial(SpecializedBatchNorm2d, frame_counts=frame_counts),
+            altered=frame_counts,
+        )
+        self.frame_counts = tuple(frame_counts)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The arguments that make this network again, as plain values."""
+        return {**super().architecture, "frame_counts": list(self.frame_counts)}
+
+    def nearest(self, frames: int) -> int:
+        """The trained frame count that is nearest to `frames`; of two as near, the larger."""
+        return min(self.frame_counts, key=lambda count: (abs(count - frames), -count))
+
+    @overload
+    def forward(self, clips: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, clips: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def forward(self, clips: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Logits of clips of one frame count, or of several in one call.
+
+        In training all frame counts of a sample go through one call: what wraps the network for several
+        devices counts a step's gradients by its forward calls.
+
+        Args:
+            clips: normalised clips `(N, 3, T, H, W)`, or one such tensor for each frame count.
+
+        Returns:
+            Logits `(N, classes)`, or a list of them in the order of the clips.
+
+        Raises:
+            ValueError: clips have another shape, or are not of a floating-point type.
+        """
+        if isinstance(clips, Tensor):
+            # The sub-network is the nearest; the shift goes over the frames that there are.
+            return self.score(clips, self.nearest(clips.shape[2] if clips.dim() == 5 else 0))
+        return [self(clip) for clip in clips]

@@ -1,0 +1,235 @@
+"""The Temporal Shift Module on a ResNet, the baseline of the tables (Lin et al., TSM, ICCV 2019).
+
+`ShiftedResNet` is the network that TSM and FFN share: a ResNet over single frames, in which the input of each
+residual branch is shifted in time ("blockres"), and the scores of the frames are averaged. Weights are named
+as torchvision names them. Shapes: `N` clips of `T` frames, folded to `N*T` rows in the convolutional part.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ffnrepro.models.specialized_norm import SharedBatchNorm2d
+from ffnrepro.models.temporal_shift import SHIFT_FRACTION, temporal_shift
+from ffnrepro.models.weight_alteration import AlteredConv2d
+
+Norm = Callable[[int], nn.Module]
+"""Makes the normalisation of so many channels; it is called with the features and the sub-network."""
+
+
+class BasicBlock(nn.Module):
+    """Residual block of two 3x3 convolutions, its branch shifted in time (ResNet-10 and 18).
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the output.
+        stride: spatial stride of the first convolution and of the shortcut.
+        norm: makes a normalisation.
+        altered: the frame counts with a weight alteration.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int, norm: Norm, altered: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.conv1 = AlteredConv2d(in_channels, channels, 3, stride=stride, frame_counts=altered)
+        self.bn1 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = norm(channels)
+        self.downsample = _downsample(in_channels, channels, stride, norm)
+
+    def forward(self, x: Tensor, frames: int, subnetwork: int) -> Tensor:
+        """Map features `(N*T, C, H, W)` of `frames` frames a clip to `(N*T, C', H', W')`."""
+        out = self.conv1(temporal_shift(x, frames), subnetwork)
+        out = F.relu(self.bn1(out, subnetwork), inplace=True)
+        out = self.bn2(self.conv2(out), subnetwork)
+        out += _shortcut(self.downsample, x, subnetwork)
+        return F.relu(out, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """Residual block of 1x1, 3x3 and 1x1 convolutions, its branch shifted in time (ResNet-50 and 101).
+
+    The stride is in the 3x3 convolution, as in torchvision.
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the 3x3 convolution; the output has four times as many.
+        stride: spatial stride of the 3x3 convolution and of the shortcut.
+        norm: makes a normalisation.
+        altered: the frame counts with a weight alteration.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int, norm: Norm, altered: Sequence[int]
+    ) -> None:
+        super().__init__()
+        out_channels = self.expansion * channels
+        self.conv1 = AlteredConv2d(in_channels, channels, 1, frame_counts=altered)
+        self.bn1 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = norm(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = norm(out_channels)
+        self.downsample = _downsample(in_channels, out_channels, stride, norm)
+
+    def forward(self, x: Tensor, frames: int, subnetwork: int) -> Tensor:
+        """Map features `(N*T, C, H, W)` of `frames` frames a clip to `(N*T, C', H', W')`."""
+        out = self.conv1(temporal_shift(x, frames), subnetwork)
+        out = F.relu(self.bn1(out, subnetwork), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out), subnetwork), inplace=True)
+        out = self.bn3(self.conv3(out), subnetwork)
+        out += _shortcut(self.downsample, x, subnetwork)
+        return F.relu(out, inplace=True)
+
+
+def _downsample(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.ModuleList | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.ModuleList(
+        [nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm(out_channels)]
+    )
+
+
+def _shortcut(downsample: nn.ModuleList | None, x: Tensor, subnetwork: int) -> Tensor:
+    if downsample is None:
+        return x
+    convolution, norm = downsample
+    out: Tensor = norm(convolution(x), subnetwork)
+    return out
+
+
+BLOCKS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
+    18: (BasicBlock, (2, 2, 2, 2)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+"""Kind of block and number of blocks of each stage, by the depth of the ResNet."""
+
+
+class ShiftedResNet(nn.Module):
+    """ResNet over frames with temporal shift, and the mean of the frames' scores.
+
+    Args:
+        classes: number of classes.
+        depth: 10, 18, 50 or 101.
+        width: channels of the first convolution; the stages have 1, 2, 4 and 8 times as many.
+        stem: kernel size of the first convolution.
+        dropout: probability with which a feature is dropped before the classifier.
+        norm: makes a normalisation.
+        altered: the frame counts with a weight alteration.
+
+    Raises:
+        ValueError: an argument makes no network.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        depth: int,
+        width: int,
+        stem: int,
+        dropout: float,
+        norm: Norm,
+        altered: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f"depth {depth} is none of {', '.join(map(str, BLOCKS))}")
+        if width < SHIFT_FRACTION:
+            raise ValueError(f"width {width} leaves no channel to shift: at least {SHIFT_FRACTION}")
+        if classes < 1 or stem < 1 or stem % 2 == 0:
+            raise ValueError(f"classes ({classes}) must be positive, and stem ({stem}) odd and positive")
+        self.classes, self.depth, self.width, self.stem = classes, depth, width, stem
+        block, blocks = BLOCKS[depth]
+
+        self.conv1 = nn.Conv2d(3, width, stem, stride=2, padding=stem // 2, bias=False)
+        self.bn1 = norm(width)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        in_channels = width
+        stages = []
+        for stage, count in enumerate(blocks):
+            channels = width * 2**stage
+            stages.append(nn.ModuleList())
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                stages[-1].append(block(in_channels, channels, stride=stride, norm=norm, altered=altered))
+                in_channels = block.expansion * channels
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(in_channels, classes)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.fc.weight, 0.0, 0.001)
+        nn.init.zeros_(self.fc.bias)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The arguments that make this network again, as plain values."""
+        return {
+            "classes": self.classes,
+            "depth": self.depth,
+            "width": self.width,
+            "stem": self.stem,
+            "dropout": self.dropout.p,
+        }
+
+    def score(self, clip: Tensor, subnetwork: int) -> Tensor:
+        """Logits `(N, classes)` of clips `(N, 3, T, H, W)`, by the sub-network of one frame count.
+
+        Raises:
+            ValueError: the clips have another shape, or are not of a floating-point type.
+        """
+        if clip.dim() != 5 or clip.shape[1] != 3:
+            raise ValueError(f"clips must have the shape (N, 3, T, H, W), not {tuple(clip.shape)}")
+        if not clip.is_floating_point():
+            raise ValueError(f"clips must be normalised floating-point values, not {clip.dtype}")
+        clips, _, frames = clip.shape[:3]
+        x = clip.transpose(1, 2).flatten(0, 1)
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x), subnetwork), inplace=True))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x = block(x, frames, subnetwork)
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        logits: Tensor = self.fc(self.dropout(x))
+        return logits.view(clips, frames, -1).mean(1)
+
+
+class TSM(ShiftedResNet):
+    """Temporal Shift Module: one set of weights, whatever the number of frames.
+
+    Args:
+        classes: number of classes.
+        depth: 10, 18, 50 or 101.
+        width: channels of the first convolution; the stages have 1, 2, 4 and 8 times as many.
+        stem: kernel size of the first convolution.
+        dropout: probability with which a feature is dropped before the classifier.
+
+    Raises:
+        ValueError: an argument makes no network.
+    """
+
+    def __init__(
+        self, *, classes: int, depth: int = 50, width: int = 64, stem: int = 7, dropout: float = 0.5
+    ) -> None:
+        super().__init__(
+            classes=classes, depth=depth, width=width, stem=stem, dropout=dropout, norm=SharedBatchNorm2d
+        )
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Logits `(N, classes)` of normalised clips `(N, 3, T, H, W)`.
+
+        Raises:
+            ValueError: the clips have another shape, or are not of a floating-point type.
+        """
+        return self.score(clip, subnetwork=0)

@@ -1,0 +1,156 @@
+import re
+
+import pytest
+import torch
+
+from ffnrepro.models.ffn import FrameFlexibleNetwork
+from ffnrepro.models.tsm import TSM
+
+SMALL = {"classes": 5, "depth": 10, "width": 8, "stem": 3}
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    model = FrameFlexibleNetwork(**SMALL, dropout=0.0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if "alteration" in name or name.endswith(("running_mean", "bias")):
+                tensor.normal_(0, 0.3)
+            elif name.endswith("running_var") or (re.search("bn|downsample.1", name) and "weight" in name):
+                tensor.uniform_(0.5, 1.5)
+        model.fc.weight.normal_()
+    return model.eval()
+
+
+def subnetwork_as_tsm(model, count):
+    """One sub-network as a TSM: its normalisations, and its alterations multiplied into the weights."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if ".alteration." in name:
+            continue
+        private = re.fullmatch(r"(.*(?:bn\d|downsample\.1))\.(\d+)\.(\w+)", name)
+        if private is None:
+            alteration = model.state_dict().get(name.replace("conv1.weight", f"conv1.alteration.{count}"))
+            if alteration is None or not name.endswith("conv1.weight"):
+                state[name] = tensor
+            else:
+                state[name] = tensor * (1 + alteration.view(1, -1, 1, 1))
+        elif private[2] == str(count):
+            state[f"{private[1]}.{private[3]}"] = tensor
+    tsm = TSM(**SMALL, dropout=0.0).eval()
+    tsm.load_state_dict(state)
+    return tsm
+
+
+def parameters(model, part=""):
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if part in name)
+
+
+def test_parameters():
+    with torch.device("meta"):
+        model, tsm = FrameFlexibleNetwork(classes=174), TSM(classes=174)
+    assert parameters(tsm) == 23_864_558
+    assert parameters(model) == 24_010_158
+    assert parameters(model, ".alteration.") == 39_360
+    assert parameters(model) - parameters(tsm) == 39_360 + 106_240
+
+
+@pytest.mark.parametrize("frames", [3, 4, 6, 8, 12, 16])
+def test_shapes_at_full_size(frames):
+    with torch.device("meta"):  # shapes without the arithmetic
+        assert FrameFlexibleNetwork(classes=174)(torch.empty(2, 3, frames, 224, 224)).shape == (2, 174)
+
+
+def test_runs_at_full_size():
+    with torch.no_grad():
+        logits = FrameFlexibleNetwork(classes=174).eval()(torch.randn(2, 3, 3, 224, 224))
+    assert logits.shape == (2, 174)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("frames", "count"),
+    [(1, 4), (3, 4), (4, 4), (5, 4), (6, 8), (7, 8), (8, 8), (11, 8), (12, 16), (16, 16), (24, 16), (64, 16)],
+)
+def test_nearest_subnetwork_and_ties_to_the_larger(frames, count):
+    for frame_counts in ((4, 8, 16), (16, 4, 8)):
+        with torch.device("meta"):
+            assert FrameFlexibleNetwork(**SMALL, frame_counts=frame_counts).nearest(frames) == count
+
+
+@pytest.mark.parametrize(("frames", "count"), [(3, 4), (4, 4), (6, 8), (8, 8), (12, 16), (16, 16)])
+def test_nearest_subnetwork_shifts_over_the_frames_that_there_are(network, frames, count):
+    clip = torch.randn(2, 3, frames, 24, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network(clip), subnetwork_as_tsm(network, count)(clip), atol=1e-5, rtol=1e-4
+        )
+        other = {4: 8, 8: 16, 16: 4}[count]
+        assert not torch.allclose(network(clip), subnetwork_as_tsm(network, other)(clip), atol=1e-2)
+
+
+@pytest.mark.parametrize(("frames", "count"), [(4, 4), (8, 8), (6, 8), (16, 16)])
+def test_training_updates_the_statistics_of_one_frame_count_everywhere(network, frames, count):
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.train()(torch.randn(2, 3, frames, 24, 24)).sum().backward()
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if re.search(rf"\.{count}\.(running|num_batches)", name)}
+    assert f"bn1.{count}.running_mean" in changed
+    assert f"layer2.0.downsample.1.{count}.running_var" in changed
+    with_gradient = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    private = {name for name in with_gradient if re.search(r"\.(4|8|16)(\.|$)", name)}
+    assert private == {name for name, _ in network.named_parameters() if re.search(rf"\.{count}(\.|$)", name)}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_alteration_of_a_frame_count_changes_that_frame_count_only(network, stage):
+    clips = [torch.randn(2, 3, frames, 24, 24) for frames in (4, 8, 16)]
+    with torch.no_grad():
+        before = network(clips)
+        getattr(network, f"layer{stage}")[0].conv1.alteration["4"].add_(0.5)
+        after = network(clips)
+    assert not torch.allclose(after[0], before[0], atol=1e-3)
+    assert torch.equal(after[1], before[1])
+    assert torch.equal(after[2], before[2])
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_several_frame_counts_in_one_call(network, kind):
+    clips = kind(torch.randn(2, 3, frames, 24, 24) for frames in (16, 4, 8))
+    with torch.no_grad():
+        logits = network(clips)
+        assert isinstance(logits, list)
+        for clip, own in zip(clips, logits, strict=True):
+            assert torch.equal(own, network(clip))
+
+
+def test_one_call_gives_every_parameter_a_gradient(network):
+    network.train()
+    sum(
+        logits.square().sum() for logits in network([torch.randn(2, 3, t, 24, 24) for t in (4, 8, 16)])
+    ).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+def test_forward_leaves_no_state(network):
+    clip = torch.randn(1, 3, 4, 24, 24)
+    with torch.no_grad():
+        first = network(clip)
+        network(torch.randn(1, 3, 16, 24, 24))
+        assert torch.equal(network(clip), first)
+
+
+@pytest.mark.parametrize("clip", [torch.zeros(3, 4, 24, 24), torch.zeros(2, 4, 3, 24, 24)])
+def test_refuses_other_clips(network, clip):
+    for clips in (clip, [clip]):
+        with pytest.raises(ValueError, match=r"clips must have the shape \(N, 3, T, H, W\)"):
+            network(clips)
+
+
+@pytest.mark.parametrize("frame_counts", [(), (4, 4), (0, 4)])
+def test_refuses_other_frame_counts(frame_counts):
+    with pytest.raises(ValueError, match="frame_counts must be different positive numbers"):
+        FrameFlexibleNetwork(**SMALL, frame_counts=frame_counts)
