@@ -1,0 +1,394 @@
+"""Weights of the networks: checkpoints of our own, of other people's code, and pretrained on ImageNet.
+
+`load_checkpoint` returns a ready network from our own files and from the files of FFN's authors, of
+mit-han-lab's TSM and of mmaction2's TSM. They are told apart by their keys, which are renamed to ours
+(torchvision's). Either every weight is filled, or one error lists what is not.
+"""
+
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights
+
+from ffnrepro.errors import UserError
+from ffnrepro.models.ffn import FrameFlexibleNetwork
+from ffnrepro.models.tsm import BLOCKS, TSM, Bottleneck, ShiftedResNet
+
+FORMAT = "ffnrepro checkpoint 1"
+"""Marks our own files; the number changes when an older file can no longer be read."""
+
+_METHODS: dict[str, type[TSM | FrameFlexibleNetwork]] = {"tsm": TSM, "ffn": FrameFlexibleNetwork}
+_DROPOUT = 0.5  # of every published network; their files do not say
+_PLAIN = (type(None), bool, int, float, str)
+_scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
+_NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    # Other people's checkpoints hold numpy scalars (`best_prec1`), under the name of numpy 1 or of numpy 2.
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+]
+
+
+class Pretrained(NamedTuple):
+    """A file of ImageNet weights: its name, the beginning of its SHA-256, and where it is fetched."""
+
+    file: str
+    sha256_prefix: str
+    url: str
+
+
+def _pretrained(url: str) -> Pretrained:
+    file = urlsplit(url).path.rsplit("/", 1)[-1]
+    return Pretrained(file, file.removesuffix(".pth").rsplit("-", 1)[-1], url)
+
+
+PRETRAINED: dict[int, Pretrained] = {
+    18: _pretrained(ResNet18_Weights.IMAGENET1K_V1.url),
+    50: _pretrained(ResNet50_Weights.IMAGENET1K_V1.url),
+    101: _pretrained(ResNet101_Weights.IMAGENET1K_V1.url),
+}
+"""torchvision's ImageNet-1k V1 weights, from which the published networks start, by depth."""
+
+
+def tensors_digest(state_dict: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: of their names, types, shapes and values in the order of the names.
+
+    A file's bytes would not do: they depend on the file's name, and the tensors' on the memory format.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# --- Our own files ---------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: Path | str, model: TSM | FrameFlexibleNetwork, **extra: Any) -> None:
+    """Write a network, as `load_checkpoint` reads it: tensors and plain values, in one step.
+
+    Args:
+        path: the file to write; its folder is made if need be.
+        model: the network, without a wrapper for several devices.
+        extra: what else the file keeps, as plain values (numbers, strings, lists, dictionaries) or tensors.
+
+    Raises:
+        TypeError: the network has no method, or an extra value is not plain.
+    """
+    path = Path(path)
+    method = next((name for name, kind in _METHODS.items() if type(model) is kind), None)
+    if method is None:
+        raise TypeError(f"cannot save a {type(model).__name__}: give the TSM or FrameFlexibleNetwork itself")
+    content = {
+        "format": FORMAT,
+        "architecture": {"method": method, **model.architecture},
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+    }
+    for name, value in extra.items():
+        if name in content or not _is_plain(value):
+            raise TypeError(
+                f"cannot keep {name!r} in a checkpoint: its name is taken, or its value not plain"
+            )
+        content[name] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(content, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is dict:
+        return all(_is_plain(item) for pair in value.items() for item in pair)
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    # By type and not isinstance: a numpy float is a float, and could not be loaded with weights_only.
+    return type(value) in (*_PLAIN, Tensor)
+
+
+def load_checkpoint(path: Path | str) -> TSM | FrameFlexibleNetwork:
+    """Read a network from a checkpoint of ours, of FFN's authors, of mit-han-lab's TSM or of mmaction2's TSM.
+
+    Args:
+        path: the file. Depth, width, classes and frame counts are read from it.
+
+    Returns:
+        The network on the CPU, in evaluation mode, every weight filled.
+
+    Raises:
+        UserError: the file is missing or no checkpoint, its format is unknown, or its weights do not make up
+            exactly one network; the message lists those that are missing, left over or of another shape.
+    """
+    path = Path(path)
+    content = _read(path)
+    if "format" in content:
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{path}: format {content['format']!r} is not read by this version ({FORMAT!r} is)"
+            )
+        try:
+            architecture = dict(content["architecture"])
+            make, state = _METHODS[architecture.pop("method")], _tensors(path, content["state_dict"])
+            with torch.device("meta"):
+                model = make(**architecture)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: not a complete checkpoint of ffnrepro ({error!r}); write it again"
+            ) from error
+    else:
+        state = _rename(path, _tensors(path, content))
+        with torch.device("meta"):
+            model = _network_of(path, state)
+    _require_match(path, model.state_dict(), state)
+    # Made without memory first, so that no random numbers are drawn and nothing is initialised in vain.
+    model.to_empty(device="cpu")
+    model.load_state_dict(state)
+    return model.eval()
+
+
+# --- Reading files and telling formats apart -------------------------------------------------------------------
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of a checkpoint")
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise UserError(
+            f"{path}: not a checkpoint of tensors and plain values ({type(error).__name__}: {reason}); "
+            "fetch it again, or save its state_dict alone with torch.save where it was made"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"{path}: holds a {type(content).__name__}, not a state_dict; save the model's state_dict"
+        )
+    return content
+
+
+def _tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The named tensors of a state dict, raw or under "state_dict", without a wrapper's `module.`."""
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path}: its state_dict is empty or no dictionary; save the model's state_dict")
+    strange = [str(name) for name, tensor in state.items() if not isinstance(tensor, Tensor)]
+    if strange:
+        raise UserError(f"{path}: no state_dict of tensors ({_some(strange)}); save the model's state_dict")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+_BASE_MODEL = (  # FFN's authors and mit-han-lab's TSM
+    (r"^base_model\.", ""),
+    (r"^new_fc\.", "fc."),
+    (r"\.conv1\.net\.", ".conv1."),
+    (r"(^|\.)bn(\d)_(\d+)\.", r"\1bn\2.\3."),
+    (r"\.adaconv_(\d+)\.weight$", r".conv1.alteration.\1"),
+    (r"\.downsample_conv\.", ".downsample.0."),
+    (r"\.downsample_bn_(\d+)\.", r".downsample.1.\1."),
+)
+_MMACTION2 = (
+    (r"^backbone\.", ""),
+    (r"^cls_head\.fc_cls\.", "fc."),
+    (r"\.downsample\.conv\.", ".downsample.0."),
+    (r"\.downsample\.bn\.", ".downsample.1."),
+    (r"(^|\.)conv(\d)\.bn\.", r"\1bn\2."),
+    (r"\.conv1\.conv\.net\.", ".conv1."),
+    (r"(^|\.)conv(\d)\.conv\.", r"\1conv\2."),
+)
+
+
+def _rename(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by our names, from another code's state dict without `module.`."""
+    if any(name.startswith("base_model.") for name in state):
+        rules = _BASE_MODEL
+    elif any(name.startswith("backbone.") for name in state):
+        rules = _MMACTION2
+    elif "conv1.weight" in state and "fc.weight" in state:
+        raise UserError(
+            f"{path}: a bare state_dict without ffnrepro's format, maybe of an image network: give ImageNet weights "
+            "as the pretrained ones, or write the checkpoint with save_checkpoint"
+        )
+    else:
+        raise UserError(
+            f"{path}: its keys ({_some(list(state))}) are of no known format; known are ffnrepro's own, FFN's "
+            "authors', mit-han-lab's TSM and mmaction2's TSM"
+        )
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        ours = name
+        for pattern, replacement in rules:
+            ours = re.sub(pattern, replacement, ours)
+        if ours in renamed:
+            raise UserError(f"{path}: holds {ours} twice, once as {name}; keep one of them")
+        renamed[ours] = tensor.flatten() if ".alteration." in ours else tensor
+    for name in [name for name in renamed if name.endswith(".running_var")]:
+        # Files from before PyTorch 0.4.1 do not count the batches, and nothing depends on it.
+        renamed.setdefault(name.removesuffix("running_var") + "num_batches_tracked", torch.tensor(0))
+    return renamed
+
+
+def _network_of(path: Path, state: Mapping[str, Tensor]) -> TSM | FrameFlexibleNetwork:
+    """The network whose weights have these names and shapes; what is missing is found out afterwards."""
+    stages = tuple(
+        len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")})
+        for stage in (1, 2, 3, 4)
+    )
+    bottleneck = any(".conv3." in name for name in state)
+    depths = [
+        depth
+        for depth, (block, blocks) in BLOCKS.items()
+        if blocks == stages and (block is Bottleneck) == bottleneck
+    ]
+    if not depths:
+        kind = "of three convolutions" if bottleneck else "of two convolutions"
+        raise UserError(
+            f"{path}: stages of {stages} blocks {kind} make no known ResNet ({', '.join(map(str, BLOCKS))}); "
+            "fetch a checkpoint of one of these"
+        )
+    stem, classifier = state.get("conv1.weight"), state.get("fc.weight")
+    private = (re.search(r"(?:bn\d|downsample\.1|alteration)\.(\d+)(?:\.|$)", name) for name in state)
+    frame_counts = sorted({int(match[1]) for match in private if match})
+    try:
+        arguments: dict[str, Any] = {
+            "classes": 1 if classifier is None else classifier.shape[0],
+            "depth": depths[0],
+            "width": 64 if stem is None else stem.shape[0],
+            "stem": 7 if stem is None else stem.shape[-1],
+            "dropout": _DROPOUT,
+        }
+        if frame_counts:
+            return FrameFlexibleNetwork(frame_counts=frame_counts, **arguments)
+        return TSM(**arguments)
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{path}: its weights make no network ({error}); fetch it again") from error
+
+
+def _require_match(path: Path | str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    missing = [name for name in wanted if name not in found]
+    left_over = [name for name in found if name not in wanted]
+    shapes = [
+        f"{name} {tuple(found[name].shape)} in place of {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    kinds = (("missing", missing), ("left over", left_over), ("of another shape", shapes))
+    wrong = [f"{kind}: {_some(names)}" for kind, names in kinds if names]
+    if wrong:
+        raise UserError(
+            f"{path}: its weights do not fit the network ({'; '.join(wrong)}); give the file of this network"
+        )
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+# --- Pretrained on ImageNet ------------------------------------------------------------------------------------
+
+
+def load_pretrained(model: ShiftedResNet, source: Path | str | Mapping[str, Tensor]) -> None:
+    """Start a network from torchvision's ImageNet weights, cloned into every private BatchNorm.
+
+    Classifier and weight alteration stay as they were initialised.
+
+    Args:
+        model: the network, changed in place.
+        source: torchvision's state dict of the same depth, or the path of its file.
+
+    Raises:
+        UserError: the file is missing or no checkpoint, or its weights do not fit the network.
+    """
+    if isinstance(source, Mapping):
+        label, content = "the pretrained weights", source
+    else:
+        label, content = str(source), _read(Path(source))
+    weights = _tensors(Path(label), content)
+    targets: dict[str, list[Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        if not (name.startswith("fc.") or ".alteration." in name):
+            targets.setdefault(re.sub(r"(bn\d|downsample\.1)\.\d+\.", r"\1.", name), []).append(tensor)
+    # Their files are older than the count of batches, which starts at zero.
+    wanted = {
+        name: copies[0] for name, copies in targets.items() if not name.endswith(".num_batches_tracked")
+    }
+    found = {
+        name: tensor
+        for name, tensor in weights.items()
+        if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
+    }
+    _require_match(label, wanted, found)
+    with torch.no_grad():
+        for name in wanted:
+            for copy in targets[name]:
+                copy.copy_(found[name])
+
+
+def check_pretrained(path: Path | str, sha256_prefix: str) -> None:
+    """Check that a file's SHA-256 begins as it must.
+
+    Raises:
+        UserError: the file is missing, or is another one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; fetch the pretrained weights first")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(sha256_prefix):
+        raise UserError(
+            f"{path}: SHA-256 {found[: max(8, len(sha256_prefix))]}... in place of {sha256_prefix}...; "
+            "it is damaged or another file: delete it and fetch it again"
+        )
+
+
+def fetch_pretrained(depth: int, path: Path | str) -> None:
+    """Download torchvision's ImageNet weights of a depth, unless the file is there; checked by its hash.
+
+    Args:
+        depth: 18, 50 or 101.
+        path: the file to write; its folder is made if need be, and a partial file is never left there.
+
+    Raises:
+        UserError: there are no such weights, the file there is another one, or it cannot be downloaded.
+    """
+    path = Path(path)
+    if depth not in PRETRAINED:
+        raise UserError(
+            f"depth {depth}: torchvision has no ImageNet weights for it, only for {', '.join(map(str, PRETRAINED))}; "
+            "train without pretrained weights"
+        )
+    weights = PRETRAINED[depth]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        timeout = socket.getdefaulttimeout()
+        try:
+            # Compute nodes often drop what goes out, and the download would wait for minutes.
+            socket.setdefaulttimeout(30)
+            torch.hub.download_url_to_file(weights.url, str(path), weights.sha256_prefix, progress=False)
+        except (OSError, RuntimeError, HTTPException) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path}: cannot be downloaded ({reason}); on a machine with internet fetch {weights.url} "
+                f"and copy it to {path}"
+            ) from error
+        finally:
+            socket.setdefaulttimeout(timeout)
+    check_pretrained(path, weights.sha256_prefix)

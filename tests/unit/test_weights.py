@@ -1,0 +1,542 @@
+import hashlib
+import pickle
+import re
+import struct
+import urllib.error
+from pathlib import Path
+
+import golden
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from ffnrepro.errors import UserError
+from ffnrepro.models import weights
+from ffnrepro.models.ffn import FrameFlexibleNetwork
+from ffnrepro.models.tsm import TSM
+from ffnrepro.models.weights import (
+    PRETRAINED,
+    Pretrained,
+    check_pretrained,
+    fetch_pretrained,
+    load_checkpoint,
+    load_pretrained,
+    save_checkpoint,
+    tensors_digest,
+)
+
+SMALL = {"classes": 5, "depth": 10, "width": 8, "stem": 3}
+
+
+def to_mmaction2(name, net=".net"):
+    """The name in mmaction2's TSM of a tensor that mit-han-lab's names `name`."""
+    name = name.replace("module.base_model.", "backbone.").replace("module.new_fc.", "cls_head.fc_cls.")
+    name = name.replace(".downsample.0.", ".downsample.conv.").replace(".downsample.1.", ".downsample.bn.")
+    name = re.sub(r"\.bn(\d)\.", r".conv\1.bn.", name)
+    name = re.sub(r"\.conv(\d)\.(weight|net\.weight)$", r".conv\1.conv.\2", name)
+    return name.replace(".conv.net.", f".conv{net}.")
+
+
+def to_authors(name):
+    """The name in the authors' code of a tensor of our FrameFlexibleNetwork, or of our TSM."""
+    name = re.sub(r"\.alteration\.(\d+)$", r".adaconv_\1.weight", name).replace(".conv1.adaconv", ".adaconv")
+    name = re.sub(r"bn(\d)\.(\d+)\.", r"bn\1_\2.", name)
+    if re.search(r"downsample\.1\.\d+\.", name):
+        name = re.sub(r"downsample\.1\.(\d+)\.", r"downsample_bn_\1.", name)
+    return "module.base_model." + name if not name.startswith("fc.") else "module.new_" + name
+
+
+def authors_state(model):
+    private = hasattr(model, "frame_counts")
+    state = {}
+    for name, tensor in model.state_dict().items():
+        theirs = to_authors(name)
+        if private:
+            theirs = theirs.replace("downsample.0.", "downsample_conv.")
+        state[theirs] = tensor.view(-1, 1, 1, 1) if "adaconv" in theirs else tensor
+    return state
+
+
+@pytest.fixture
+def small_ffn():
+    torch.manual_seed(1)
+    model = FrameFlexibleNetwork(**SMALL, frame_counts=(4, 8))
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.1, 0.9)
+    return model.eval()
+
+
+def equal_states(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- The original networks' logits -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden_networks(tmp_path_factory):
+    """Networks loaded from files that the originals' code would have written, by the name of their figures."""
+    folder = tmp_path_factory.mktemp("golden")
+    authors, mit = golden.figures("authors"), golden.figures("tsm")
+    mit_weights = golden.weights(mit["keys"])
+    files = {
+        "authors/tsm": {
+            "epoch": 50,
+            "arch": "resnet50",
+            "state_dict": golden.weights(authors["keys"]["tsm"]),
+            "best_prec1": torch.tensor(61.0),
+            "optimizer": {"state": {}, "param_groups": [{"lr": 0.01, "params": [0, 1]}]},
+        },
+        "authors/tsm_ffn": {
+            "epoch": 50,
+            "state_dict": golden.weights(authors["keys"]["tsm_ffn"]),
+            "best_prec1": np.float64(63.6),
+        },
+        "mit/tsm": {"epoch": 50, "state_dict": mit_weights, "best_prec1": np.float32(61.0)},
+        "mmaction2/tsm": {
+            "meta": {"epoch": 50},
+            "state_dict": {to_mmaction2(name): tensor for name, tensor in mit_weights.items()},
+        },
+        "mmaction2-old/tsm": {to_mmaction2(name, net=""): tensor for name, tensor in mit_weights.items()},
+    }
+    networks = {}
+    for name, content in files.items():
+        path = folder / (name.replace("/", "_") + ".pth.tar")
+        torch.save(content, path)
+        networks[name] = load_checkpoint(path)
+        path.unlink()
+    return networks
+
+
+FIGURES = [
+    *(
+        (f"authors/{network}", "authors", network, frames)
+        for network in ("tsm", "tsm_ffn")
+        for frames in (4, 8, 16)
+    ),
+    *(
+        (source, "tsm", "tsm", frames)
+        for source, frames in (("mit/tsm", 8), ("mit/tsm", 16), ("mmaction2/tsm", 8))
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "file", "network", "frames"), FIGURES)
+def test_logits_are_the_original_networks(golden_networks, source, file, network, frames):
+    expected = torch.tensor(golden.figures(file)["logits"][f"{network}@{frames}"])
+    with torch.no_grad():
+        logits = golden_networks[source](golden.clips(frames))
+    assert (logits - expected).abs().max() < 1e-3
+
+
+def test_golden_networks_are_what_their_files_say(golden_networks):
+    assert all(isinstance(model, TSM) == name.endswith("/tsm") for name, model in golden_networks.items())
+    same = golden_networks["mit/tsm"].state_dict()
+    assert equal_states(golden_networks["mmaction2/tsm"].state_dict(), same)
+    assert equal_states(golden_networks["mmaction2-old/tsm"].state_dict(), same)
+    assert golden_networks["authors/tsm_ffn"].architecture == {
+        "classes": 174,
+        "depth": 50,
+        "width": 64,
+        "stem": 7,
+        "dropout": 0.5,
+        "frame_counts": [4, 8, 16],
+    }
+
+
+# --- Our own files ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        TSM(**SMALL, dropout=0.2),
+        FrameFlexibleNetwork(**SMALL, frame_counts=(16, 2), dropout=0.1),
+        FrameFlexibleNetwork(classes=3, depth=50, width=8).to(memory_format=torch.channels_last),
+    ],
+)
+def test_own_checkpoint_comes_back_as_it_was(model, tmp_path):
+    clip = torch.randn(1, 3, 3, 32, 32)
+    model.train()(torch.randn(2, 3, 2, 32, 32))  # statistics that are not those of a new network
+    path = tmp_path / "new folder" / "model.pt"
+    save_checkpoint(path, model, epoch=3, top1=51.5, classes=["a", "b"], settings={"depth": 10, "seed": None})
+    random = torch.get_rng_state()
+    loaded = load_checkpoint(path)
+    assert torch.equal(random, torch.get_rng_state())  # reading a file draws no random numbers
+    assert type(loaded) is type(model)
+    assert loaded.architecture == model.architecture
+    assert not loaded.training
+    assert equal_states(loaded.state_dict(), model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(clip), model.eval()(clip))
+    loaded.train()(torch.randn(2, 3, 2, 32, 32)).sum().backward()
+    content = torch.load(path, weights_only=True)
+    assert content["epoch"] == 3
+    assert content["settings"] == {"depth": 10, "seed": None}
+    assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    path.write_text("old")
+
+    def fail(_content, file):
+        Path(file).write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, TSM(**SMALL))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"top1": np.float64(1)}, {"x": {"y": [object()]}}, {"x": Path()}, {"state_dict": {}}, {"format": "x"}],
+)
+def test_refuses_to_save_what_could_not_be_loaded(tmp_path, extra):
+    with pytest.raises(TypeError, match=f"cannot keep '{next(iter(extra))}'"):
+        save_checkpoint(tmp_path / "model.pt", TSM(**SMALL), **extra)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_to_save_a_wrapped_network(tmp_path):
+    with pytest.raises(TypeError, match="cannot save a DataParallel"):
+        save_checkpoint(tmp_path / "model.pt", torch.nn.DataParallel(TSM(**SMALL)))
+
+
+# --- Other people's files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_with_and_without_wrappers(small_ffn, tmp_path, prefix, wrapped):
+    state = {name.replace("module.", prefix): tensor for name, tensor in authors_state(small_ffn).items()}
+    torch.save({"state_dict": state} if wrapped else state, tmp_path / "x.pth")
+    loaded = load_checkpoint(tmp_path / "x.pth")
+    assert equal_states(loaded.state_dict(), small_ffn.state_dict())
+    assert loaded.architecture == small_ffn.architecture
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("depth", [18, 101])
+def test_depth_is_seen_from_the_weights(tmp_path, depth):
+    model = TSM(classes=7, depth=depth, width=8)
+    torch.save(authors_state(model), tmp_path / "x.pth")
+    assert load_checkpoint(tmp_path / "x.pth").architecture == model.architecture
+
+
+def test_files_of_numpy_1_and_without_counted_batches(small_ffn, tmp_path):
+    state = {name: tensor for name, tensor in authors_state(small_ffn).items() if "num_batches" not in name}
+    path = tmp_path / "x.pth.tar"
+    content = {"best_prec1": np.float64(1), "arch": np.int64(1), "state_dict": state}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    old = path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    assert b"numpy.core.multiarray" in old
+    path.write_bytes(old)
+    loaded = load_checkpoint(path).state_dict()
+    assert loaded["bn1.4.num_batches_tracked"] == 0
+    assert torch.equal(
+        loaded["layer4.0.bn2.8.running_var"], small_ffn.state_dict()["layer4.0.bn2.8.running_var"]
+    )
+
+
+def _without(state, pattern):
+    return {name: tensor for name, tensor in state.items() if not re.search(pattern, name)}
+
+
+BROKEN = {
+    "one missing": (
+        lambda state: _without(state, r"layer3\.0\.conv2"),
+        r"missing: layer3\.0\.conv2\.weight\)",
+    ),
+    "many missing": (
+        lambda state: _without(state, r"layer4\.0\.bn\d_8"),
+        r"missing: layer4\.0\.bn1\.8\.weight, .* and 5 more\)",
+    ),
+    "stem missing": (lambda state: _without(state, r"base_model\.conv1"), r"missing: conv1\.weight"),
+    "classifier missing": (lambda state: _without(state, "new_fc"), r"missing: fc\.weight, fc\.bias"),
+    "adapter missing": (
+        lambda state: _without(state, "layer2.*adaconv_4"),
+        r"missing: layer2\.0\.conv1\.alteration\.4",
+    ),
+    "left over": (
+        lambda state: state | {"module.base_model.layer1.0.extra": torch.zeros(1)},
+        r"left over: layer1\.0\.extra\)",
+    ),
+    "shift around the block": (
+        lambda state: {name.replace("layer1.0.", "layer1.0.net."): tensor for name, tensor in state.items()},
+        r"missing: layer1\.0\.conv1\.weight.*left over: layer1\.0\.net\.",
+    ),
+    "another shape": (
+        lambda state: state | {"module.base_model.layer2.0.conv2.weight": torch.zeros(16, 16, 1, 1)},
+        r"of another shape: layer2\.0\.conv2\.weight \(16, 16, 1, 1\) in place of \(16, 16, 3, 3\)",
+    ),
+    "stage missing": (lambda state: _without(state, "layer4"), r"stages of \(1, 1, 1, 0\) blocks"),
+    "narrow": (
+        lambda state: state | {"module.base_model.conv1.weight": torch.zeros(2, 3, 3, 3)},
+        "make no network",
+    ),
+    "scalar": (lambda state: state | {"module.new_fc.weight": torch.zeros(())}, "make no network"),
+    "twice": (
+        lambda state: state | {"module.base_model.layer1.0.conv1.net.weight": torch.zeros(8, 8, 3, 3)},
+        r"holds layer1\.0\.conv1\.weight twice",
+    ),
+    "not tensors": (lambda state: {"epoch": 1, "model": state}, r"no state_dict of tensors \(epoch, model\)"),
+    "empty": (lambda state: {"state_dict": {}}, "empty"),  # noqa: ARG005
+    "list": (lambda state: list(state.values()), "holds a list"),
+    "unknown": (lambda state: {f"encoder.{name}": x for name, x in state.items()}, "of no known format"),
+    "future": (
+        lambda state: {"format": "ffnrepro checkpoint 9", "state_dict": state},
+        "not read by this version",
+    ),
+    "own, half": (lambda state: {"format": weights.FORMAT, "state_dict": state}, "KeyError.*architecture"),
+    "own, method": (
+        lambda state: {"format": weights.FORMAT, "architecture": {"method": "x"}, "state_dict": state},
+        "not a complete checkpoint",
+    ),
+    "own, arguments": (
+        lambda state: {
+            "format": weights.FORMAT,
+            "architecture": {"method": "tsm", "depth": 34},
+            "state_dict": state,
+        },
+        "not a complete checkpoint",
+    ),
+    "own, weights": (
+        lambda state: {
+            "format": weights.FORMAT,
+            "architecture": {"method": "tsm", **SMALL},
+            "state_dict": state,
+        },
+        "do not fit the network.*missing.*left over",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_with_the_weights_is_listed_in_one_line(small_ffn, tmp_path, case):
+    change, message = BROKEN[case]
+    path = tmp_path / "x.pth"
+    torch.save(change(authors_state(small_ffn)), path)
+    with pytest.raises(UserError, match=message) as error:
+        load_checkpoint(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(path)) + 500
+
+
+def test_image_weights_are_no_checkpoint(tmp_path):
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(UserError, match="give ImageNet weights as the pretrained ones"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+class Anything:
+    pass
+
+
+UNREADABLE = {
+    "empty": b"",
+    "text": b"<html><body>404 not found</body></html>\n",
+    "version": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "pickle": pickle.dumps(Anything()),
+    "zip": b"PK\x03\x04" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a checkpoint of tensors and plain values") as error:
+        load_checkpoint(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_cut_and_whole_model_checkpoints_are_refused(small_ffn, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(small_ffn, path)
+    with pytest.raises(UserError, match="save its state_dict alone"):
+        load_checkpoint(path)
+    torch.save(authors_state(small_ffn), path)
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(UserError, match="fetch it again"):
+        load_checkpoint(path)
+
+
+def test_missing_file(tmp_path):
+    for path in (tmp_path / "x.pth", tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            load_checkpoint(path)
+
+
+# --- Digest ----------------------------------------------------------------------------------------------------
+
+
+def test_digest_is_sha256_over_name_type_shape_and_bytes():
+    digest = hashlib.sha256(b"a torch.int64 ()\n" + struct.pack("<q", 7))
+    digest.update(b"b torch.float32 (1, 2)\n" + struct.pack("<2f", 1.5, -2))
+    state = {"b": torch.tensor([[1.5, -2]]), "a": torch.tensor(7)}
+    assert tensors_digest(state) == digest.hexdigest()
+
+
+def test_digest_is_of_the_values_and_not_of_their_layout_or_order():
+    x = torch.randn(4, 3, 2, 2)
+    known = tensors_digest({"x": x, "y": x[0]})
+    assert tensors_digest({"y": x[0].clone(), "x": x.to(memory_format=torch.channels_last)}) == known
+    others = [
+        {"x": x, "z": x[0]},
+        {"x": x, "y": x[1]},
+        {"x": x, "y": x[0].double()},
+        {"x": x, "y": x[0].flatten()},
+    ]
+    assert len({known, *map(tensors_digest, others)}) == 5
+    assert tensors_digest({"x": x.bfloat16(), "e": torch.empty(0)})
+
+
+# --- Pretrained ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def image_weights():
+    model = torchvision.models.resnet18(weights=None)
+    for name, tensor in model.state_dict().items():
+        if "bn" in name or "downsample.1" in name:
+            tensor.copy_(torch.rand(tensor.shape) * 10)
+    return model.state_dict()
+
+
+def test_pretrained_weights_are_cloned_into_every_private_norm(image_weights):
+    model = FrameFlexibleNetwork(classes=7, depth=18)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    load_pretrained(model, image_weights)
+    after = model.state_dict()
+    for name, tensor in image_weights.items():
+        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
+            continue
+        if "bn" in name or "downsample.1" in name:
+            module, _, kind = name.rpartition(".")
+            for count in (4, 8, 16):
+                assert torch.equal(after.pop(f"{module}.{count}.{kind}"), tensor)
+        else:
+            assert torch.equal(after.pop(name), tensor)
+    rest = _without(after, "num_batches_tracked")
+    assert len(rest) == 2 + 8 * 3
+    for name, tensor in rest.items():
+        assert name.startswith("fc.") or ".alteration." in name
+        assert torch.equal(tensor, before[name])
+    model.bn1["4"].weight.data.zero_()
+    assert model.bn1["8"].weight.any()  # copies, not one tensor
+
+
+def test_pretrained_weights_from_a_file_without_counted_batches(image_weights, tmp_path):
+    path = tmp_path / "resnet18.pth"
+    torch.save(_without(image_weights, "num_batches_tracked"), path)
+    model = TSM(classes=7, depth=18)
+    load_pretrained(model, path)
+    state = model.state_dict()
+    assert all(
+        torch.equal(state[name], x) for name, x in image_weights.items() if not re.search("fc|num_b", name)
+    )
+    assert state["bn1.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: _without(state, r"layer1\.0\.bn1\.weight"), r"missing: layer1\.0\.bn1\.weight\)"),
+        (
+            lambda state: state | {"layer3.5.conv1.weight": torch.zeros(1)},
+            r"left over: layer3\.5\.conv1\.weight",
+        ),
+        (
+            lambda state: state | {"conv1.weight": torch.zeros(64, 3, 5, 5)},
+            r"conv1\.weight \(64, 3, 5, 5\) in place of",
+        ),
+        (lambda state: {"model": state}, "no state_dict of tensors"),
+    ],
+)
+def test_pretrained_weights_that_do_not_fit(image_weights, tmp_path, change, message):
+    path = tmp_path / "weights.pth"
+    torch.save(change(image_weights), path)
+    model = FrameFlexibleNetwork(classes=7, depth=18)
+    before = tensors_digest(model.state_dict())
+    for source, label in ((path, str(path)), (change(image_weights), "the pretrained weights")):
+        with pytest.raises(UserError, match=message) as error:
+            load_pretrained(model, source)
+        assert str(error.value).startswith(f"{label}: ")
+        assert "\n" not in str(error.value)
+    assert tensors_digest(model.state_dict()) == before
+
+
+def test_pretrained_files_are_named_by_their_hash():
+    assert PRETRAINED.keys() == {18, 50, 101}
+    assert PRETRAINED[50].file == "resnet50-0676ba61.pth"
+    assert PRETRAINED[50].sha256_prefix == "0676ba61"
+    assert PRETRAINED[50].url.endswith("/resnet50-0676ba61.pth")
+
+
+def test_check_pretrained(tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"weights")
+    found = hashlib.sha256(b"weights").hexdigest()
+    check_pretrained(path, found[:8])
+    with pytest.raises(UserError, match=f"SHA-256 {found[:8]}... in place of 01234567"):
+        check_pretrained(path, "01234567")
+    with pytest.raises(UserError, match="no such file"):
+        check_pretrained(tmp_path / "y.pth", found[:8])
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Weights of ResNet-50 to be fetched from a file."""
+    (tmp_path / "served.pth").write_bytes(b"weights")
+    prefix = hashlib.sha256(b"weights").hexdigest()[:8]
+    served = Pretrained(f"resnet50-{prefix}.pth", prefix, (tmp_path / "served.pth").as_uri())
+    monkeypatch.setitem(PRETRAINED, 50, served)
+    return served
+
+
+def test_fetch_pretrained_once(served, tmp_path):
+    path = tmp_path / "new folder" / served.file
+    fetch_pretrained(50, path)
+    assert path.read_bytes() == b"weights"
+    assert list(path.parent.iterdir()) == [path]
+    (tmp_path / "served.pth").unlink()
+    fetch_pretrained(50, path)  # there already
+
+
+def test_fetch_pretrained_of_another_hash(served, tmp_path):
+    (tmp_path / "served.pth").write_bytes(b"an error page")
+    path = tmp_path / "new folder" / served.file
+    with pytest.raises(UserError, match=r"cannot be downloaded.*hash.*and copy it to"):
+        fetch_pretrained(50, path)
+    assert not list(path.parent.iterdir())
+    path.write_bytes(b"an error page")
+    with pytest.raises(UserError, match="delete it and fetch it again"):
+        fetch_pretrained(50, path)
+
+
+def test_fetch_pretrained_without_network(tmp_path, monkeypatch):
+    def fail(*_arguments, **_keywords):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    path = tmp_path / "resnet50.pth"
+    with pytest.raises(UserError) as error:
+        fetch_pretrained(50, path)
+    assert str(error.value) == (
+        f"{path}: cannot be downloaded (<urlopen error Name or service not known>); on a machine with internet "
+        f"fetch {PRETRAINED[50].url} and copy it to {path}"
+    )
+
+
+def test_fetch_pretrained_of_a_depth_without_weights(tmp_path):
+    with pytest.raises(UserError, match=r"depth 10: .*only for 18, 50, 101; train without"):
+        fetch_pretrained(10, tmp_path / "x.pth")
