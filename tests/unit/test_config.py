@@ -1,0 +1,141 @@
+"""The configuration is read typed, and every slip is refused in one line that names the key and the mend."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ffnrepro.config import read_config, training_settings
+from ffnrepro.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def mapping() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    return loaded
+
+
+def put(mapping: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        mapping = mapping[parent]
+    mapping[last] = value
+
+
+def test_the_default_is_the_published_recipe(mapping: dict[str, Any]) -> None:
+    config = read_config(mapping)
+    assert config.training.epochs == 50
+    assert config.training.milestones == (20, 40)
+    assert (config.training.batch_size, config.training.learning_rate) == (32, 0.01)
+    assert (config.training.momentum, config.training.weight_decay) == (0.9, 5e-4)
+    assert config.training.crop == "multi_scale"
+    assert (config.data.short_side, config.data.crop_size) == (256, 224)
+    assert config.experiments["ffn"].train_frames == (4, 8, 16)
+    assert config.experiments["ffn"].distillation_weight == 1.0
+    assert config.network.weights == "imagenet"
+
+
+def test_the_demo_changes_only_schedule_augmentation_network_and_epochs(mapping: dict[str, Any]) -> None:
+    demo = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    assert set(demo) <= {"dataset", "data", "network", "training", "runtime"}
+    assert set(demo["training"]) <= {
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "schedule",
+        "warmup_epochs",
+        "crop",
+        "colour_jitter",
+    }
+    merged = {
+        k: {**v, **demo.get(k, {})} if isinstance(v, dict) else demo.get(k, v) for k, v in mapping.items()
+    }
+    read_config(merged)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("training.leraning_rate", 0.1, r"training\.leraning_rate is not a key; did you mean training\.learning_rate\?"),
+        ("colour", "red", r"colour is not a key; legal: dataset, seed"),
+        ("experiments.ffn.train_frame", [4, 8], r"experiments\.ffn\.train_frame is not a key; did you mean .*train_frames"),
+        ("evaluation.frame_counts", [4, 0], r"evaluation\.frame_counts holds 0; a frame count lies between 1 and"),
+        ("evaluation.frame_counts", [4, -8], r"evaluation\.frame_counts holds -8"),
+        ("evaluation.frame_counts", [4, 1600], r"evaluation\.frame_counts holds 1600"),
+        ("evaluation.frame_counts", [16, 4], r"rising order: \[4, 16\]"),
+        ("evaluation.frame_counts", [4, 4, 8], r"write each frame count once"),
+        ("evaluation.frame_counts", [], r"evaluation\.frame_counts is empty"),
+        ("evaluation.frame_counts", 16, r"must be a list, such as \[16\]"),
+        ("evaluation.frame_counts", [4.5], r"frame_counts\[0\] is 4\.5; it must be a whole number"),
+        ("experiments.ffn.train_frames", [16], r"experiments\.ffn\.train_frames is \[16\]; ffn trains at two"),
+        ("experiments.tsm.train_frames", [4, 16], r"tsm trains at one frame count"),
+        ("experiments.tsm.distillation_weight", 2.0, r"is for the method ffn"),
+        ("experiments.ffn.method", "fnn", r"experiments\.ffn\.method is 'fnn'; it must be one of tsm, ffn"),
+        ("experiments.a/b", {"method": "tsm", "train_frames": [4]}, r"letters, digits"),
+        ("experiments.ffn.depth", 34, r"experiments\.ffn\.depth is 34; it must be one of 10, 18, 50, 101"),
+        ("training.weight_decay", "5e-4", r"weight_decay is '5e-4'; it must be a number \(YAML wants a point: 5\.0e-4\)"),
+        ("training.epochs", 0, r"training\.epochs is 0; it must be more than 0"),
+        ("training.epochs", True, r"training\.epochs is True; it must be a whole number"),
+        ("training.warmup_epochs", 50, r"must be below training\.epochs 50"),
+        ("training.learning_rate", None, r"training\.learning_rate is None"),
+        ("data.crop_size", 300, r"data\.crop_size 300 exceeds data\.short_side 256"),
+        ("data", None, r"data is None; it must be a mapping"),
+        ("network.stem", 6, r"network\.stem is 6; a kernel size is odd"),
+        ("network.width", 20, r"multiple of 8"),
+        ("network.dropout", 1.0, r"must be below 1"),
+        ("seed", -1, r"seed is -1"),
+        ("table", [], r"table is empty"),
+        ("table", [{"method": "TSM", "experiments": "tms"}], r"table\[0\]\.experiments names 'tms', which is not in"),
+        ("table", [{"method": "A", "experiments": {4: "tsm_4f", 8: "tsm_8f"}}], r"each of evaluation\.frame_counts"),
+        ("table", [{"method": "A", "experiments": "tsm"}] * 2, r"stands twice"),
+        ("runtime.device", "gpu", r"runtime\.device is 'gpu'; it must be one of auto, cpu, cuda, mps"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_refused_in_one_line(mapping: dict[str, Any], key: str, value: Any, says: str) -> None:
+    put(mapping, key, value)
+    with pytest.raises(UserError, match=says) as error:
+        read_config(mapping)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named(mapping: dict[str, Any]) -> None:
+    del mapping["data"]["videos"]
+    with pytest.raises(UserError, match=r"data\.videos is missing"):
+        read_config(mapping)
+
+
+def test_null_switches_clipping_and_weights_off(mapping: dict[str, Any]) -> None:
+    put(mapping, "training.clip_norm", None)
+    put(mapping, "network.weights", None)
+    config = read_config(mapping)
+    assert config.training.clip_norm is None
+    assert config.network.weights is None
+
+
+def test_separate_training_is_three_experiments_in_a_row(mapping: dict[str, Any]) -> None:
+    mapping["table"].append({"method": "TSM-ST", "experiments": {4: "tsm_4f", 8: "tsm_8f", 16: "tsm"}})
+    row = read_config(mapping).table[-1]
+    assert [row.experiment_at(frames) for frames in (4, 8, 16)] == ["tsm_4f", "tsm_8f", "tsm"]
+
+
+def test_training_settings_hold_what_decides_a_result_and_nothing_else(mapping: dict[str, Any]) -> None:
+    config = read_config(mapping)
+    tsm, ffn = (training_settings(config, name, 3) for name in ("tsm", "ffn"))
+    assert tsm["seed"] == 3
+    assert "distillation_weight" not in tsm
+    assert ffn["distillation_weight"] == 1.0
+    for key, value in (
+        ("runtime.workers", 0),
+        ("runtime.threads", 1),
+        ("data.videos", "elsewhere"),
+        ("experiments.ffn.distillation_weight", 0.5),
+        ("evaluation.frame_counts", [4]),
+        ("dataset", "other"),
+    ):
+        put(mapping, key, value)
+    mapping["table"] = [{"method": "TSM", "experiments": "tsm"}]
+    assert training_settings(read_config(mapping), "tsm", 3) == tsm
+    assert training_settings(read_config(mapping), "ffn", 3) != ffn

@@ -1,0 +1,189 @@
+"""The loop: resumed runs end as unbroken ones, frames and losses are right, faults stop it."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ffnrepro.data.dataset import EpochSampler, collate_clips
+from ffnrepro.errors import UserError
+from ffnrepro.losses import classification_loss, frame_flexible_loss
+from ffnrepro.models.ffn import FrameFlexibleNetwork
+from ffnrepro.models.tsm import TSM
+from ffnrepro.optim import learning_rate_factor, parameter_groups
+from ffnrepro.state import StateDirectory
+from ffnrepro.training import Trained, train
+
+CPU = torch.device("cpu")
+NETWORK: dict[str, Any] = {"classes": 3, "depth": 10, "width": 8, "stem": 5}
+COUNTS = (2, 4)
+
+
+class Noise(Dataset[Any]):
+    """Clips that are a function of epoch and index, as those of the real data sets are."""
+
+    def __init__(self, several: bool) -> None:
+        self.several = several
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int]:
+        generator = torch.Generator().manual_seed(1000 * key[0] + key[1])
+        clips = tuple(
+            torch.randint(0, 256, (3, t, 16, 16), generator=generator, dtype=torch.uint8) for t in COUNTS
+        )
+        return clips if self.several else clips[-1], key[1] % 3
+
+
+class Killed(Exception):
+    """Stands for a kill at a moment that the test chooses."""
+
+
+def run(
+    root: Path,
+    method: str,
+    *,
+    epochs: int = 4,
+    kill_at: int | None = None,
+    learning_rate: float = 0.02,
+    clip_norm: float | None = 20.0,
+    scores: list[float] | None = None,
+    watch: Callable[[nn.Module], None] = lambda _: None,
+) -> tuple[Trained, dict[str, Tensor]]:
+    torch.manual_seed(7)
+    model = TSM(**NETWORK) if method == "tsm" else FrameFlexibleNetwork(frame_counts=COUNTS, **NETWORK)
+    calls = 0
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        watch(network)
+        if calls == kill_at:
+            raise Killed
+        weight = network.state_dict()["fc.weight"]
+        return {"top1_4f": float(weight.abs().sum()) if scores is None else scores[calls - 1]}
+
+    trained = train(
+        model=model,
+        batches=DataLoader(
+            Noise(method == "ffn"),
+            batch_size=4,
+            sampler=EpochSampler(10, seed=1),
+            drop_last=True,
+            collate_fn=collate_clips,
+            generator=torch.Generator(),
+        ),
+        compute_loss=classification_loss
+        if method == "tsm"
+        else partial(frame_flexible_loss, frame_counts=COUNTS, distillation_weight=1.0),
+        optimizer=torch.optim.SGD(
+            parameter_groups(model, learning_rate=learning_rate, weight_decay=5e-4), momentum=0.9
+        ),
+        learning_rate_factor=partial(learning_rate_factor, epochs=epochs, schedule="cosine", warmup_epochs=1),
+        validate=validate,
+        select_by="top1_4f",
+        epochs=epochs,
+        clip_norm=clip_norm,
+        mixed_precision=True,
+        seed=1,
+        device=CPU,
+        state=StateDirectory(root, {"method": method}),
+        name=method,
+    )
+    return trained, model.state_dict()
+
+
+def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [
+        {key: value for key, value in row.items() if key not in ("seconds", "frames_per_second")}
+        for row in history
+    ]
+
+
+@pytest.mark.parametrize("method", ["tsm", "ffn"])
+def test_a_run_killed_at_each_epoch_ends_as_an_unbroken_one(tmp_path: Path, method: str) -> None:
+    unbroken, tensors = run(tmp_path / "unbroken", method)
+    for _ in range(3):  # each attempt saves one epoch and dies in the next
+        with pytest.raises(Killed):
+            run(tmp_path / "broken", method, kill_at=2)
+    resumed, resumed_tensors = run(tmp_path / "broken", method)
+    assert without_times(resumed.history) == without_times(unbroken.history)
+    assert resumed.best_epoch == unbroken.best_epoch
+    assert all(torch.equal(tensors[name], resumed_tensors[name]) for name in tensors)
+    assert all(torch.equal(unbroken.best_model[n], resumed.best_model[n]) for n in tensors)
+
+
+def test_a_finished_run_trains_no_more(tmp_path: Path) -> None:
+    first, _ = run(tmp_path, "tsm")
+    again, _ = run(tmp_path, "tsm", kill_at=1)
+    assert again.history == first.history
+    assert all(torch.equal(first.best_model[n], again.best_model[n]) for n in first.best_model)
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path) -> None:
+    seen: list[dict[str, Tensor]] = []
+    trained, _ = run(
+        tmp_path,
+        "tsm",
+        scores=[10.0, 30.0, 30.0, 20.0],
+        watch=lambda network: seen.append({k: v.clone() for k, v in network.state_dict().items()}),
+    )
+    assert trained.best_epoch == 2
+    assert all(torch.equal(trained.best_model[name], seen[1][name]) for name in seen[1])
+    assert not torch.equal(seen[1]["fc.weight"], seen[3]["fc.weight"])
+
+
+def test_history_tells_of_each_epoch(tmp_path: Path) -> None:
+    trained, _ = run(tmp_path, "ffn")
+    assert [row["epoch"] for row in trained.history] == [1, 2, 3, 4]
+    for row in trained.history:
+        assert row["train_loss"] == pytest.approx(row["train_cross_entropy"] + row["train_kl_2f"], rel=1e-5)
+        assert 0 <= row["train_top1"] <= 100
+    # The rate of an epoch's last step: step 2 of 2 in the first epoch of warm-up is half the way up.
+    assert trained.history[0]["learning_rate"] == pytest.approx(0.02 * 0.5)
+
+
+def test_each_frame_count_trains_its_own_normalisation(tmp_path: Path) -> None:
+    _, tensors = run(tmp_path, "ffn", epochs=2)
+    for count in COUNTS:
+        assert (
+            tensors[f"bn1.{count}.num_batches_tracked"] == 4
+        )  # 2 epochs of 2 whole batches of 4 of 10 videos
+    assert not torch.equal(tensors["bn1.2.running_mean"], tensors["bn1.4.running_mean"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"the loss is .* at epoch \d, step \d; lower training\.learning_rate"
+    ):
+        run(tmp_path, "tsm", learning_rate=1e30, clip_norm=None)
+
+
+def test_clipping_bounds_the_step(tmp_path: Path) -> None:
+    """With a bound of almost nothing the first step moves the weights by almost nothing."""
+    torch.manual_seed(7)
+    start = TSM(**NETWORK).state_dict()["conv1.weight"]
+    _, free = run(tmp_path / "free", "tsm", epochs=2, clip_norm=None)
+    _, bound = run(tmp_path / "bound", "tsm", epochs=2, clip_norm=1e-9)
+    assert (bound["conv1.weight"] - start).norm() < 0.05 * (free["conv1.weight"] - start).norm()
+
+
+def test_state_of_other_settings_is_never_taken(tmp_path: Path) -> None:
+    first = StateDirectory(tmp_path, {"learning_rate": 0.1})
+    first.save({"epoch": torch.tensor(1)})
+    assert StateDirectory(tmp_path, {"learning_rate": 0.2}).load() is None
+    assert StateDirectory(tmp_path, {"learning_rate": 0.1}).load() == {"epoch": torch.tensor(1)}
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path, {})
+    state.save({"tensor": torch.zeros(1000)})
+    state.file.write_bytes(state.file.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"state\.pt: the saved state cannot be read .* delete it"):
+        state.load()
