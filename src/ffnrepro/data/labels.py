@@ -230,7 +230,7 @@ def _checked_table(classes: list[str], labels_file: Path, parts: list[_Rows]) ->
                     "id": pd.array(part.ids, dtype="str"),
                     "split": part.split,
                     "number": part.numbers,
-                    "name": pd.Series(part.names, dtype="str"),
+                    "name": pd.Series(part.names, dtype="object"),
                 }
             )
             for part in parts

@@ -1,0 +1,201 @@
+"""The join of labels and index, and what it leaves out."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from ffnrepro.data.manifest import build_manifest
+from ffnrepro.errors import UserError
+
+CLASSES = ["moving up", "moving down"]
+
+
+def labels(rows):
+    table = pd.DataFrame(rows, columns=["id", "split", "class"])
+    return table.astype({"id": "str", "split": "str", "class": "Int64"})
+
+
+def index(rows):
+    """Rows of (path, frames, reason)."""
+    table = pd.DataFrame(rows, columns=["path", "frames", "reason"])
+    table["id"] = [path.rsplit(".", 1)[0] for path in table["path"]]
+    table["status"] = ["excluded" if reason else "ok" for reason in table["reason"]]
+    return table.astype({"frames": "Int64"})
+
+
+LABELS = labels(
+    [
+        ("10", "train", 1), ("9", "train", 0), ("2", "train", 0), ("100", "train", 1), ("7", "train", 1),
+        ("20", "validation", 0), ("3", "validation", 1),
+        ("5", "test", None), ("40", "test", None),
+    ]
+)  # fmt: skip
+INDEX = index(
+    [
+        ("100.webm", 48, ""), ("9.webm", 30, ""), ("10.mp4", 48, ""), ("2.webm", None, "does not decode"),
+        ("20.webm", 12, ""), ("3.webm", None, "empty file"), ("40.webm", 16, ""), ("stray.webm", 4, ""),
+        ("broken stray.webm", None, "empty file"),
+    ]
+)  # fmt: skip
+
+
+def rows(table):
+    return [
+        tuple(None if pd.isna(value) else value for value in row) for row in table.itertuples(index=False)
+    ]
+
+
+def test_what_is_usable_and_what_is_left_out():
+    manifest = build_manifest(CLASSES, LABELS, INDEX)
+    assert list(manifest.splits) == ["train", "validation", "test"]
+    assert rows(manifest.splits["train"]) == [
+        ("9", "9.webm", 30, 0), ("10", "10.mp4", 48, 1), ("100", "100.webm", 48, 1),
+    ]  # fmt: skip
+    assert rows(manifest.splits["validation"]) == [("20", "20.webm", 12, 0)]
+    assert rows(manifest.splits["test"]) == [("40", "40.webm", 16, None)]
+    assert list(manifest.excluded.columns) == ["id", "split", "path", "reason"]
+    assert sorted(rows(manifest.excluded)) == [
+        ("2", "train", "2.webm", "does not decode"),
+        ("3", "validation", "3.webm", "empty file"),
+        ("5", "test", "", "no video file"),
+        ("7", "train", "", "no video file"),
+        ("broken stray", "", "broken stray.webm", "no label"),
+        ("stray", "", "stray.webm", "no label"),
+    ]
+    for table in manifest.splits.values():
+        assert table.dtypes.astype(str).to_dict() == {
+            "id": "str", "path": "str", "frames": "int64", "class": "Int64",
+        }  # fmt: skip
+
+
+def test_summary_counts_by_hand():
+    summary = build_manifest(CLASSES, LABELS, INDEX).summary
+    assert summary == {
+        "labelled": {"train": 5, "validation": 2, "test": 2},
+        "videos": {"train": 3, "validation": 1, "test": 1},
+        "excluded": {
+            "train": {"does not decode": 1, "no video file": 1},
+            "validation": {"empty file": 1},
+            "test": {"no video file": 1},
+            "no label": {"no label": 2},
+        },
+        "classes": {
+            "moving up": {"train": 1, "validation": 1, "test": 0},
+            "moving down": {"train": 2, "validation": 0, "test": 0},
+        },
+        "frames": {"train": {"30": 1, "48": 2}, "validation": {"12": 1}, "test": {"16": 1}},
+    }
+    labelled, videos, excluded = summary["labelled"], summary["videos"], summary["excluded"]
+    for split in labelled:
+        assert labelled[split] == videos[split] + sum(excluded[split].values())
+
+
+def test_ids_sort_as_people_count():
+    names = ["clip10", "clip2", "b", "clip2b", "2", "10", "010"]
+    table = labels([(name, "train", 0) for name in names] + [("v", "validation", 0)])
+    manifest = build_manifest(
+        ["moving up"], table, index([(f"{name}.webm", 4, "") for name in [*names, "v"]])
+    )
+    assert manifest.splits["train"]["id"].tolist() == ["2", "010", "10", "b", "clip2", "clip2b", "clip10"]
+
+
+def test_saved_files_hold_the_manifest(tmp_path):
+    manifest = build_manifest(CLASSES, LABELS, INDEX)
+    manifest.save(tmp_path / "manifest")
+    folder = tmp_path / "manifest"
+    assert {path.name for path in folder.iterdir()} == {
+        "train.parquet", "validation.parquet", "test.parquet", "excluded.csv", "summary.json", "manifest.sha256",
+    }  # fmt: skip
+    for split, table in manifest.splits.items():
+        pd.testing.assert_frame_equal(pd.read_parquet(folder / f"{split}.parquet"), table)
+    read = pd.read_csv(folder / "excluded.csv", dtype="str", keep_default_na=False)
+    assert rows(read) == rows(manifest.excluded)
+    assert json.loads((folder / "summary.json").read_text()) == manifest.summary
+    assert (folder / "manifest.sha256").read_text() == manifest.digest + "\n"
+    assert len(manifest.digest) == 64
+
+
+def test_the_same_content_gives_the_same_files(tmp_path):
+    shuffled = LABELS.sample(frac=1, random_state=1), INDEX.sample(frac=1, random_state=2)
+    build_manifest(CLASSES, LABELS, INDEX).save(tmp_path / "a")
+    build_manifest(CLASSES, *shuffled).save(tmp_path / "b")
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_the_digest_follows_the_content():
+    digest = build_manifest(CLASSES, LABELS, INDEX).digest
+    other_class, other_length, other_path = LABELS.copy(), INDEX.copy(), INDEX.copy()
+    other_class.loc[0, "class"] = 0
+    other_length.loc[0, "frames"] = 47
+    other_path.loc[0, "path"] = "100.mp4"
+    changed = [
+        build_manifest(CLASSES, other_class, INDEX),
+        build_manifest(CLASSES, LABELS, other_length),
+        build_manifest(CLASSES, LABELS, other_path),
+        build_manifest(CLASSES, LABELS, INDEX.drop(index=0)),
+        build_manifest(CLASSES[::-1], LABELS, INDEX),
+    ]
+    assert len({digest, *(manifest.digest for manifest in changed)}) == 6
+    # A stray file changes what is listed, but no result.
+    without_stray = build_manifest(CLASSES, LABELS, INDEX[INDEX["id"] != "stray"])
+    assert without_stray.digest == digest
+    assert len(without_stray.excluded) == 5
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    manifest = build_manifest(CLASSES, LABELS, INDEX)
+    manifest.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(_table, path, **_options):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", fail)
+    with pytest.raises(OSError, match="disk full"):
+        manifest.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_names_that_do_not_match_are_shown():
+    strangers = index([("video_1.webm", 4, ""), ("video_2.webm", 4, "")])
+    with pytest.raises(UserError) as caught:
+        build_manifest(CLASSES, LABELS, strangers)
+    message = str(caught.value)
+    for word in [
+        "none of the 5 videos of train",
+        "no video file: 5",
+        "2 files",
+        "data.videos",
+        "video_1.webm",
+        "'10'",
+    ]:
+        assert word in message
+    assert "\n" not in message
+
+
+def test_a_split_of_damaged_files_is_told():
+    damaged = INDEX.copy()
+    damaged.loc[damaged["path"] == "20.webm", ["status", "reason"]] = ["excluded", "does not decode"]
+    with pytest.raises(UserError, match=r"2 videos of validation.*does not decode: 1.*damaged.*again"):
+        build_manifest(CLASSES, LABELS, damaged)
+
+
+def test_a_split_without_labels_is_told():
+    with pytest.raises(UserError, match=r"no rows for validation.*data\.labels"):
+        build_manifest(CLASSES, LABELS[LABELS["split"] != "validation"], INDEX)
+
+
+def test_two_files_of_one_id():
+    both = index([*zip(INDEX["path"], INDEX["frames"], INDEX["reason"], strict=True), ("9.mp4", 30, "")])
+    with pytest.raises(UserError, match=r"9\.mp4 and 9\.webm.*id 9"):
+        build_manifest(CLASSES, LABELS, both)
+    both.loc[both["path"] == "9.mp4", ["status", "reason"]] = ["excluded", "empty file"]
+    assert build_manifest(CLASSES, LABELS, both).digest == build_manifest(CLASSES, LABELS, INDEX).digest
+
+
+def test_a_class_without_training_videos_is_told(caplog):
+    build_manifest([*CLASSES, "juggling"], LABELS, INDEX)
+    assert "1 of 3 classes, such as 'juggling'" in caplog.text
