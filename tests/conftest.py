@@ -15,7 +15,7 @@ VideoWriter = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def write_video() -> VideoWriter:
-    """Give a function that writes frames (n, H, W, 3) to a video: VP9 at 12 frames a second if not told otherwise."""
+    """Give a function that writes frames (n, H, W, 3) to a video: VP9, 12 frames a second by default."""
 
     def write(
         target: Any,

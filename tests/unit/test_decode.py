@@ -137,6 +137,14 @@ def test_any_name(write_video, numbered_frames, tmp_path, name):
     assert examine(path)[1] == 4
 
 
+@pytest.mark.usefixtures("decoder")
+def test_a_relative_name_with_a_colon_is_no_address(write_video, numbered_frames, tmp_path, monkeypatch):
+    write_video(tmp_path / "plain.webm", numbered_frames(4)).rename(tmp_path / "a:b.webm")
+    monkeypatch.chdir(tmp_path)
+    assert levels(open_video("a:b.webm").frames([3])) == [3]
+    assert examine("a:b.webm")[1] == 4
+
+
 def audio_only(path):
     with av.open(str(path), "w", format="matroska") as output:
         stream = output.add_stream("pcm_s16le", rate=8000, layout="mono")

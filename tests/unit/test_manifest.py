@@ -105,7 +105,8 @@ def test_saved_files_hold_the_manifest(tmp_path):
     manifest.save(tmp_path / "manifest")
     folder = tmp_path / "manifest"
     assert {path.name for path in folder.iterdir()} == {
-        "train.parquet", "validation.parquet", "test.parquet", "excluded.csv", "summary.json", "manifest.sha256",
+        "train.parquet", "validation.parquet", "test.parquet",
+        "excluded.csv", "summary.json", "manifest.sha256",
     }  # fmt: skip
     for split, table in manifest.splits.items():
         pd.testing.assert_frame_equal(pd.read_parquet(folder / f"{split}.parquet"), table)

@@ -34,7 +34,7 @@ def test_no_folder_and_no_videos_are_named_with_the_key(tmp_path):
 def test_listing_digest_changes_with_the_names_only():
     digest = listing_digest(["1.webm", "2.webm"])
     assert digest == listing_digest(["2.webm", "1.webm"])
-    others = [["1.webm"], ["1.webm", "2.webm", "3.webm"], ["1.webm", "22.webm"], ["1.webm2", ".webm"]]
+    others = [["1.webm"], ["1.webm", "2.webm", "3.webm"], ["1.webm", "22.webm"], ["1.webm2.webm"]]
     assert len({digest, *map(listing_digest, others)}) == 5
 
 

@@ -1,12 +1,12 @@
 """Clips of videos as PyTorch data sets: one frame count, or all frame counts of a video from one decoding.
 
-What a sample looks like is a function of (seed, epoch, index) alone: of no worker, no rank and no resumption. Therefore the
-sampler hands out pairs ``(epoch, index)`` (:class:`EpochSampler`), so that a loader's workers, which outlive an epoch,
-know which epoch they work for.
+What a sample looks like is a function of (seed, epoch, index) alone: of no worker, no rank and no resumption.
+Therefore the sampler hands out pairs ``(epoch, index)`` (:class:`EpochSampler`), so that a loader's workers,
+which outlive an epoch, know which epoch they work for.
 
 A clip has the shape (3, T, S, S), but its memory is that of (T, S, S, 3), as decoders and resizing want it.
-:func:`collate_clips` keeps this for a batch, and folding the batch to (N*T, 3, S, S) in channels-last memory is then a
-view, where PyTorch's default collation (which works too) copies every pixel twice more.
+:func:`collate_clips` keeps this for a batch, and folding the batch to (N*T, 3, S, S) in channels-last memory
+is then a view, where PyTorch's default collation (which works too) copies every pixel twice more.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,14 +31,15 @@ class _VideoDataset(Dataset[Any]):
     """What the two data sets share: the rows, and a sample's clips from one decoding and one crop.
 
     Args:
-        manifest: Rows of one split with the columns ``id``, ``path`` (relative to ``videos``), ``frames`` and ``class``.
+        manifest: Rows of one split with the columns ``id``, ``path`` (relative to ``videos``), ``frames`` and
+            ``class``.
         videos: Folder of the videos.
         frame_counts: Frames T of each clip of a sample.
         size: Edge S of the clips in pixels.
         short_side: Short side in pixels that a picture is resized to before it is cropped to ``size`` (not by
             ``multi_scale``, whose crops are fractions of the short side).
-        crop: ``multi_scale`` or ``random`` for training, with random frames; ``centre`` for evaluation, with the centre
-            frames: nothing is random then.
+        crop: ``multi_scale`` or ``random`` for training, with random frames; ``centre`` for evaluation, with
+            the centre frames: nothing is random then.
         colour_jitter: Change colours too (:func:`ffnrepro.data.transforms.colour_jitter`); in training only.
         seed: With epoch and index, decides all that is random.
         cache: Keep every decoded video in memory, in each process; for a data set that is small enough.
@@ -67,7 +68,8 @@ class _VideoDataset(Dataset[Any]):
             raise ValueError("colour jitter is for training: with crop='centre' nothing is random")
         if manifest["class"].isna().any():
             raise ValueError("the manifest has rows without a class: a data set needs a label for each")
-        # Arrays of fixed width, not lists of objects: forked workers would copy each page whose counts they touch.
+        # Arrays of fixed width, not lists of objects: forked workers would copy each page whose counts they
+        # touch.
         self._paths = np.asarray(manifest["path"], dtype=np.str_)
         self._frames = np.asarray(manifest["frames"], dtype=np.int64)
         self._classes = np.asarray(manifest["class"], dtype=np.int64)
@@ -133,8 +135,8 @@ class _VideoDataset(Dataset[Any]):
 class ClipDataset(_VideoDataset):
     """One clip a video: ``(clip, label)`` with a uint8 clip of shape (3, T, S, S).
 
-    A training sample is asked for by ``(epoch, index)``, an evaluation sample by ``index``. A video that does not decode
-    raises :class:`ffnrepro.data.decode.DecodeError`, which names the file.
+    A training sample is asked for by ``(epoch, index)``, an evaluation sample by ``index``. A video that does
+    not decode raises :class:`ffnrepro.data.decode.DecodeError`, which names the file.
 
     Args:
         manifest: Rows of one split: ``id``, ``path`` (relative to ``videos``), ``frames``, ``class``.
@@ -180,10 +182,10 @@ class ClipDataset(_VideoDataset):
 
 
 class FrameCountsDataset(_VideoDataset):
-    """The L, M and H clips of a video (section 3.2 of the paper): ``(clips, label)``, one uint8 clip a frame count.
+    """The L, M and H clips of a video in one sample: ``(clips, label)``, one uint8 clip a frame count.
 
-    One decoding, one crop and one change of colours serve all clips of a sample; each frame count draws its frames on
-    its own. A sample is asked for as in :class:`ClipDataset`.
+    One decoding, one crop and one change of colours serve all clips of a sample; each frame count draws its
+    frames on its own. A sample is asked for as in :class:`ClipDataset`.
 
     Args:
         manifest: Rows of one split: ``id``, ``path`` (relative to ``videos``), ``frames``, ``class``.
@@ -261,8 +263,8 @@ def collate_clips(samples: list[tuple[Any, int]]) -> tuple[Any, torch.Tensor]:
         samples: Of :class:`ClipDataset` or :class:`FrameCountsDataset`, N of them.
 
     Returns:
-        Clips, uint8 of shape (N, 3, T, S, S) (for a sample of several clips, a tuple of them), and labels, int64 of
-        shape (N,). The memory of the clips is that of (N, T, S, S, 3).
+        Clips, uint8 of shape (N, 3, T, S, S) (for a sample of several clips, a tuple of them), and labels,
+        int64 of shape (N,). The memory of the clips is that of (N, T, S, S, 3).
     """
     clips = [clip for clip, _ in samples]
     labels: torch.Tensor = default_collate([label for _, label in samples])

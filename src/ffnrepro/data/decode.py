@@ -1,9 +1,9 @@
-"""One small reader over two decoders: decord where it is installed and accepts the file, PyAV everywhere else.
+"""One reader over two decoders: decord where it is installed and takes the file, PyAV everywhere else.
 
-decord refuses sound files (a single frame, no duration in the header, AV1, widths that it pads) and has no wheel for
-every platform; PyAV reads them all. A reader belongs to one process: decord hangs in a child when it was
-opened before the fork, so it is opened where it is used, in the loader's worker. One thread a reader: the workers
-are the parallelism.
+decord refuses sound files (a single frame, no duration in the header, AV1, widths that it pads) and has no
+wheel for every platform; PyAV reads them all. A reader belongs to one process: decord hangs in a child when
+it was opened before the fork, so it is opened where it is used, in the loader's worker. One thread a reader:
+the workers are the parallelism.
 """
 
 import contextlib
@@ -112,7 +112,7 @@ class VideoReader(ABC):
 
 
 class _PyAVReader(VideoReader):
-    """Reads from the first frame on: exact whatever the key frames, and clips of a few seconds need no seeking."""
+    """Reads from the first frame on: exact whatever the key frames; short clips need no seeking."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -208,8 +208,8 @@ def open_video(path: Path | str) -> VideoReader:
 def examine(path: Path | str) -> tuple[VideoHeader, int]:
     """Decode a whole video and count its frames; damage anywhere in it is an error.
 
-    PyAV does this on every platform, so an index does not depend on the decoder that is installed. It makes no RGB
-    pictures, and it cannot hang as decord does on a file that promises more frames than it holds.
+    PyAV does this on every platform, so an index does not depend on the decoder that is installed. It makes
+    no RGB pictures, and it cannot hang as decord does on a file that promises more frames than it holds.
 
     Args:
         path: The video file.

@@ -1,7 +1,7 @@
-"""Class names and labels from the files of a data set's release: Something-Something V2's JSON, in both namings.
+"""Class names and labels from a release's files: Something-Something V2's JSON, in both namings.
 
-One reader function a format returns class names and rows as they stand in the files; one check, the same for every
-format, turns them into the table or says what is wrong with them, where, and what to do about it.
+One reader function a format returns class names and rows as they stand in the files; one check, the same for
+every format, turns them into the table or says what is wrong with them, where, and what to do about it.
 """
 
 import json
@@ -33,14 +33,15 @@ class _Rows:
 
 
 def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
-    """Read the label files of a folder: labels, train and validation; test and its answers when they are there.
+    """Read the label files of a folder: labels, train, validation, and test and its answers if there.
 
     Args:
         folder: Holds ``labels.json``, ``train.json``, ... or ``something-something-v2-labels.json``, ...
 
     Returns:
-        The class names in the order of their indices, and a table with the columns ``id`` (text), ``split`` (``train``,
-        ``validation`` or ``test``) and ``class`` (Int64; missing for test rows without answers), in the order of the files.
+        The class names in the order of their indices, and a table with the columns ``id`` (text), ``split``
+        (``train``, ``validation`` or ``test``) and ``class`` (Int64; missing for test rows without answers),
+        in the order of the files.
 
     Raises:
         UserError: A file is missing, damaged or contradicts another.
@@ -52,7 +53,7 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
 
 
 def _read_something_something_v2(folder: Path) -> tuple[list[str], Path, list[_Rows]]:
-    """Read ``labels``, ``train``, ``validation`` and ``test``, and the ``id;class`` lines of ``test-answers``."""
+    """Read labels, train, validation and test, and the ``id;class`` lines of ``test-answers.csv``."""
     labels_file = _required_file(folder, "labels.json")
     required = {split: _required_file(folder, f"{split}.json") for split in ("train", "validation")}
     classes = _read_class_indices(labels_file)
@@ -132,14 +133,15 @@ def _read_class_indices(file: Path) -> list[str]:
             raise UserError(f"{file}: class {name!r} has no index but {value!r}: download it again")
         if index in names:
             raise UserError(
-                f"{file}: classes {names[index]!r} and {name!r} have the same index {index}: download it again"
+                f"{file}: classes {names[index]!r} and {name!r} have the same index {index}: "
+                "download it again"
             )
         names[index] = name
     gap = next((index for index in range(len(names)) if index not in names), None)
     if gap is not None:
         raise UserError(
-            f"{file}: no class has index {gap}, though {names[max(names)]!r} has {max(names)}: indices must be "
-            f"0 to {len(names) - 1} for {len(names)} classes: download it again"
+            f"{file}: no class has index {gap}, though {names[max(names)]!r} has {max(names)}: "
+            f"indices must be 0 to {len(names) - 1} for {len(names)} classes: download it again"
         )
     classes = [names[index] for index in range(len(names))]
     twice = next((name for number, name in enumerate(classes) if name in classes[:number]), None)
@@ -181,7 +183,7 @@ def _no_class(file: Path, number: int, row: dict[str, Any]) -> None:
 
 
 def _with_answers(test: _Rows | None, file: Path) -> _Rows:
-    """Give each test row the class of its ``id;class`` line; the rows are the lines where there is no test file."""
+    """Give each test row the class of its ``id;class`` line; without a test file the lines are the rows."""
     numbers, ids, names = [], [], []
     answers: dict[str, tuple[int, str]] = {}
     for number, line in enumerate(_read_text(file).splitlines(), start=1):
@@ -207,7 +209,8 @@ def _with_answers(test: _Rows | None, file: Path) -> _Rows:
     unknown = next((video for video in answers if video not in asked), None)
     if unknown is not None:
         raise UserError(
-            f"{file}, row {answers[unknown][0]} (id {unknown}): is not in {test.file.name}: take both from one release"
+            f"{file}, row {answers[unknown][0]} (id {unknown}): is not in {test.file.name}: "
+            "take both from one release"
         )
     found = [answers[video] for video in test.ids]
     return _Rows("test", file, [number for number, _ in found], test.ids, [name for _, name in found])
@@ -245,8 +248,8 @@ def _checked_table(classes: list[str], labels_file: Path, parts: list[_Rows]) ->
         row = unknown.iloc[0]
         more = f" ({len(unknown)} such rows)" if len(unknown) > 1 else ""
         raise UserError(
-            f"{files[row['split']]}, row {row['number']} (id {row['id']}): the class {row['name']!r} is not in "
-            f"{labels_file.name}{more}: take both files from one release, or add the class"
+            f"{files[row['split']]}, row {row['number']} (id {row['id']}): the class {row['name']!r} "
+            f"is not in {labels_file.name}{more}: take both files from one release, or add the class"
         )
 
     repeated = table[table.duplicated("id")]
@@ -255,8 +258,9 @@ def _checked_table(classes: list[str], labels_file: Path, parts: list[_Rows]) ->
         file, known = files[again["split"]], first.loc[again["id"]]
         if known["split"] != again["split"]:
             raise UserError(
-                f"{file}, row {again['number']} (id {again['id']}): is also in {files[known['split']].name}, row "
-                f"{known['number']}: remove it from one of them, or scores count what was trained on"
+                f"{file}, row {again['number']} (id {again['id']}): is also in "
+                f"{files[known['split']].name}, row {known['number']}: "
+                "remove it from one of them, or scores count what was trained on"
             )
         if pd.notna(again["class"]) and known["class"] != again["class"]:
             raise _two_classes(

@@ -1,7 +1,7 @@
 """The manifest: which videos each split has, and which are left out and why.
 
-Labels and index are joined by id. What is left out is named with its reason (the published loader replaces a missing video
-by another one without a word), so a score can say how many videos it counts.
+Labels and index are joined by id. What is left out is named with its reason (the published loader replaces a
+missing video by another one without a word), so a score can say how many videos it counts.
 """
 
 import functools
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 NO_VIDEO_FILE = "no video file"
 NO_LABEL = "no label"
 
+_COLUMNS = {"id": "str", "path": "str", "frames": "int64", "class": "Int64"}
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -32,9 +34,10 @@ class Manifest:
 
     Attributes:
         classes: Class names in index order.
-        splits: For ``train``, ``validation`` and ``test`` a table with ``id``, ``path``, ``frames`` and ``class`` (Int64;
-            missing in a test split without answers), sorted by id.
-        excluded: ``id``, ``split`` (empty without a label), ``path`` (empty without a file) and ``reason``, sorted by id.
+        splits: For ``train``, ``validation`` and ``test`` a table with ``id``, ``path``, ``frames`` and
+            ``class`` (Int64; missing in a test split without answers), sorted by id.
+        excluded: ``id``, ``split`` (empty without a label), ``path`` (empty without a file) and ``reason``,
+            sorted by id.
         summary: Counts by split, by reason, by class, and the histogram of lengths in frames.
     """
 
@@ -47,8 +50,8 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 of the class names and the videos of the splits.
 
-        Of the content, not of files: it is the same on every machine. What is left out is not part of it, as no result
-        depends on it.
+        Of the content, not of files: it is the same on every machine. What is left out is not part of it, as
+        no result depends on it.
         """
         content = hashlib.sha256(json.dumps(self.classes).encode())
         for split in SPLITS:
@@ -63,7 +66,7 @@ class Manifest:
         return content.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write the splits, ``excluded.csv``, ``summary.json``, and last ``manifest.sha256``; each file atomically.
+        """Write splits, ``excluded.csv``, ``summary.json`` and last ``manifest.sha256``, each atomically.
 
         The same manifest gives the same bytes (with the same version of pyarrow).
 
@@ -114,10 +117,9 @@ def build_manifest(classes: list[str], labels: pd.DataFrame, index: pd.DataFrame
     )
     excluded = _sorted_by_id(excluded)
     splits = {
-        split: _sorted_by_id(joined.loc[usable & (joined["split"] == split), ["id", "path", "frames", "class"]])
-        .astype({"frames": "int64", "class": "Int64"})
+        split: _sorted_by_id(joined.loc[usable & (joined["split"] == split), list(_COLUMNS)]).astype(_COLUMNS)
         for split in SPLITS
-    }  # fmt: skip
+    }
     for split in ("train", "validation"):
         if splits[split].empty:
             raise _empty_split(split, labels, index, excluded)
@@ -126,7 +128,7 @@ def build_manifest(classes: list[str], labels: pd.DataFrame, index: pd.DataFrame
 
 
 def _one_file_an_id(index: pd.DataFrame) -> pd.DataFrame:
-    """Keep the usable file where an id has a damaged one too (1.mp4 beside 1.webm); two usable ones are an error."""
+    """Keep the usable file where an id has a damaged one too; two usable ones are an error."""
     ordered = index.sort_values(
         ["status", "path"], ascending=[False, True], kind="stable"
     )  # ok before excluded
@@ -135,8 +137,8 @@ def _one_file_an_id(index: pd.DataFrame) -> pd.DataFrame:
         row = twice.iloc[0]
         other = ordered.loc[ordered["id"] == row["id"], "path"].iloc[0]
         raise UserError(
-            f"{other} and {row['path']}: two videos with the id {row['id']} ({len(twice)} such pairs): keep one of "
-            "them in the folder `data.videos`"
+            f"{other} and {row['path']}: two videos with the id {row['id']} ({len(twice)} such pairs): keep "
+            "one of them in the folder `data.videos`"
         )
     return ordered.drop_duplicates("id")
 
@@ -159,12 +161,13 @@ def _empty_split(split: str, labels: pd.DataFrame, index: pd.DataFrame, excluded
     if reasons.index[0] == NO_VIDEO_FILE:
         strangers = excluded.loc[excluded["reason"] == NO_LABEL, "path"]
         example = f" (a file is {strangers.iloc[0]!r}, an id {labelled.iloc[0]!r})" if len(strangers) else ""
-        mend = f"check that `data.videos` is the folder of these labels, with all archive parts unpacked{example}"
+        mend = f"check that `data.videos` is their folder, with all archive parts unpacked{example}"
     else:
         damaged = excluded.loc[(excluded["split"] == split) & (excluded["path"] != ""), "path"].iloc[0]
         mend = f"the files are damaged (such as {damaged!r}): download and unpack the archive again"
     return UserError(
-        f"manifest: none of the {len(labelled)} videos of {split} can be used ({counts}; {len(index)} files found): {mend}"
+        f"manifest: none of the {len(labelled)} videos of {split} can be used "
+        f"({counts}; {len(index)} files found): {mend}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: one frame of each of T equal segments (paper, section 4.1: "sparse sampling").
+"""Which frames of a video make a clip: one of each of T equal segments, as TSN, TSM and the paper sample.
 
 The segments are real intervals, so together they cover the whole video. (The published code takes segments of
 ``n // T`` whole frames: of 46 frames and T = 16 the last 14 would never be seen. See docs/deviations.md.)
@@ -13,10 +13,11 @@ def segment_indices(
 ) -> NDArray[np.int64]:
     """Choose one frame of each of ``segments`` equal parts of a video.
 
-    Part i is the real interval ``[i * n / T, (i + 1) * n / T)`` with n ``frames`` and T ``segments``. With a generator
-    (training) the choice is uniform over the whole frames in it; without (evaluation) it is the centre,
-    ``floor((2 i + 1) n / 2 T)``. A video of fewer than T frames has parts without a whole frame: then the centres are
-    taken in both modes, which repeats the frames evenly and in order. A video of T frames gives each frame once.
+    Part i is the real interval ``[i * n / T, (i + 1) * n / T)`` with n ``frames`` and T ``segments``. With a
+    generator (training) the choice is uniform over the whole frames in it; without (evaluation) it is the
+    centre, ``floor((2 i + 1) n / 2 T)``. A video of fewer than T frames has parts without a whole frame: then
+    the centres are taken in both modes, which repeats the frames evenly and in order. A video of T frames
+    gives each frame once.
 
     Args:
         frames: Number of frames of the video, n >= 1.

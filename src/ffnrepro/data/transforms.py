@@ -1,11 +1,11 @@
-"""Crops, colour and normalisation of a clip (section 4.1 of the paper; the augmentation of TSN and TSM).
+"""Crops, colour and normalisation of a clip (the augmentation of TSN and TSM, which the paper uses).
 
-Pure functions: what is drawn comes from the generator that is passed in. Pixels stay uint8, and the channel stays the
-last dimension in memory, until the batch is on the device: resizing is about three times as fast that way, a quarter of
-the bytes cross to the device, and the convolutions want channels-last memory anyway.
+Pure functions: what is drawn comes from the generator that is passed in. Pixels stay uint8, and the channel
+stays the last dimension in memory, until the batch is on the device: resizing is about three times as fast
+that way, a quarter of the bytes cross to the device, and the convolutions want channels-last memory anyway.
 
-There is no horizontal flip: Something-Something has classes such as "Pushing something from left to right" and its
-counterpart from right to left, and a mirrored clip of one is a clip of the other.
+There is no horizontal flip: Something-Something has classes such as "Pushing something from left to right"
+and its counterpart from right to left, and a mirrored clip of one is a clip of the other.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _SCALES = (1.0, 0.875, 0.75, 0.66)
 # Width and height may differ by at most one scale step, so that objects are not stretched too much.
 _SCALE_PAIRS = tuple((h, w) for h in range(4) for w in range(4) if abs(h - w) <= 1)
-# Quarters of the free margin, (down, right): corners, middles of the edges and the centre; then the inner quarter points.
+# Quarters of the free margin, (down, right): corners, middles of the edges and the centre; then the inner
+# quarter points.
 _OFFSETS = (
     *((down, right) for down in (0, 2, 4) for right in (0, 2, 4)),
     *((down, right) for down in (1, 3) for right in (1, 3)),
@@ -122,8 +123,8 @@ def evaluation_crop(frames: NDArray[np.uint8], short_side: int = 256, size: int 
 def colour_jitter(clip: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
     """Shuffle the channels and change gain and bias of each, the same for every frame.
 
-    For the small built-in data set only, whose clips are too few to teach a network that colour does not matter; the
-    published recipe has no such augmentation.
+    For the small built-in data set only, whose clips are too few to teach a network that colour does not
+    matter; the published recipe has no such augmentation.
 
     Args:
         clip: uint8 of shape (3, T, S, S).
@@ -153,8 +154,9 @@ def normalise(clip: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.T
     std = torch.tensor(IMAGENET_STD, device=clip.device)
     scale, shift = 1 / (255 * std), -mean / std
     if clip.stride(1) == 1:
-        # Channels-last: three numbers a pixel are too short a row for the vector unit. Spelled out along the width,
-        # scale and shift have a row's own layout, and it takes a sixth (a small clip) to two thirds of the time.
+        # Channels-last: three numbers a pixel are too short a row for the vector unit. Spelled out along the
+        # width, scale and shift have a row's own layout, and it takes a sixth (a small clip) to two thirds of
+        # the time.
         scale, shift = (values.repeat(clip.shape[-1], 1).t()[:, None, None, :] for values in (scale, shift))
     else:
         scale, shift = (values[:, None, None, None] for values in (scale, shift))

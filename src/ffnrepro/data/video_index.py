@@ -1,8 +1,8 @@
 """What is in the folder of videos: every file decoded once, and its frames counted.
 
-The published lists count the frames of an extraction at another rate, and headers of ``.webm`` files hold no count: so
-the frames are decoded, and damaged files are found before training. The index is made in shards; a file belongs to
-a shard by its name alone, so a new file changes one shard only.
+The published lists count the frames of an extraction at another rate, and headers of ``.webm`` files hold no
+count: so the frames are decoded, and damaged files are found before training. The index is made in shards; a
+file belongs to a shard by its name alone, so a new file changes one shard only.
 """
 
 import hashlib
@@ -54,16 +54,16 @@ def list_videos(folder: Path) -> list[str]:
         ) from error
     if not names:
         raise UserError(
-            f"{folder}: holds no videos ({', '.join(ENDINGS)}){_where_instead(folder)}: unpack the videos into "
-            "it, or name their folder in `data.videos`"
+            f"{folder}: holds no videos ({', '.join(ENDINGS)}){_where_instead(folder)}: unpack the "
+            "videos into it, or name their folder in `data.videos`"
         )
     return names
 
 
 def _video_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        # Hidden files are what other systems leave behind (._1.webm of a Mac's archive). A folder is told without a
-        # look at the file itself: 220,847 such looks take minutes on a network file system.
+        # Hidden files are what other systems leave behind (._1.webm of a Mac's archive). A folder is told
+        # without a look at the file itself: 220,847 such looks take minutes on a network file system.
         return [
             entry.name
             for entry in entries
@@ -120,10 +120,10 @@ def index_videos(folder: Path, names: Sequence[str]) -> pd.DataFrame:
         names: File names in it, in any number (also none).
 
     Returns:
-        One row a video: ``id`` (file name without its ending), ``path`` (relative to the folder), ``frames`` (decoded),
-        ``width``, ``height`` (pixels), ``fps``, ``codec``, ``duration`` (seconds in the header; missing where it has
-        none), ``bytes``, ``status`` (``ok`` or ``excluded``) and ``reason`` (empty when ok). What a file does not
-        tell is missing.
+        One row a video: ``id`` (file name without its ending), ``path`` (relative to the folder), ``frames``
+        (decoded), ``width``, ``height`` (pixels), ``fps``, ``codec``, ``duration`` (seconds in the header;
+        missing where it has none), ``bytes``, ``status`` (``ok`` or ``excluded``) and ``reason`` (empty when
+        ok). What a file does not tell is missing.
     """
     rows = [_index_video(folder, name) for name in names]
     return pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
