@@ -152,8 +152,10 @@ def _read(kind: Any, value: Any, key: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping) or not value:
             raise UserError(f"config: {key} is {value!r}; it must be a mapping with at least one entry")
+        # On the command line (`--config`) the keys of a mapping arrive as text.
+        keys = {k: int(k) if arguments[0] is int and str(k).isdecimal() else k for k in value}
         return {
-            _read(arguments[0], k, f"{key}: the entry {k!r}"): _read(arguments[1], v, f"{key}.{k}")
+            _read(arguments[0], keys[k], f"{key}: the entry {k!r}"): _read(arguments[1], v, f"{key}.{k}")
             for k, v in value.items()
         }
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -31,7 +31,15 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 def _git_revision() -> str | None:
     """Revision of the checkout that the package runs from, with `+changes` where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty=+changes",
+    ]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

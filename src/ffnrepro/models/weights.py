@@ -6,7 +6,6 @@ mit-han-lab's TSM and of mmaction2's TSM. They are told apart by their keys, whi
 """
 
 import hashlib
-import os
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from torch import Tensor
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights
 
 from ffnrepro.errors import UserError
+from ffnrepro.files import file_digest, replacing
 from ffnrepro.models.ffn import FrameFlexibleNetwork
 from ffnrepro.models.tsm import BLOCKS, TSM, Bottleneck, ShiftedResNet
 
@@ -103,13 +103,8 @@ def save_checkpoint(path: Path | str, model: TSM | FrameFlexibleNetwork, **extra
                 f"cannot keep {name!r} in a checkpoint: its name is taken, or its value not plain"
             )
         content[name] = value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         torch.save(content, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_plain(value: Any) -> bool:
@@ -350,8 +345,7 @@ def check_pretrained(path: Path | str, sha256_prefix: str) -> None:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; fetch the pretrained weights first")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_digest(path)
     if not found.startswith(sha256_prefix):
         raise UserError(
             f"{path}: SHA-256 {found[: max(8, len(sha256_prefix))]}... in place of {sha256_prefix}...; "

@@ -1,0 +1,181 @@
+"""The workflow from label files to Table 1, run for real on tiny data; and what stops it."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ffnrepro.models.ffn import FrameFlexibleNetwork
+from ffnrepro.models.tsm import TSM
+from ffnrepro.models.weights import load_checkpoint, tensors_digest
+
+from .conftest import ROOT, Workflow, make_workflow
+
+Finished = tuple[Workflow, subprocess.CompletedProcess[str]]
+
+
+def test_it_ends_with_the_table_and_the_picture(finished: Finished) -> None:
+    workflow, result = finished
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(workflow.folder / "results/table1.csv")
+    assert table["method"].tolist() == ["TSM", "TSM-FFN"]
+    assert table["parameters"].tolist() == [311_628, 314_472] or table["parameters"].is_monotonic_increasing
+    markdown = (workflow.folder / "results/table1.md").read_text()
+    assert markdown in result.stderr
+    assert (workflow.folder / "results/figures/accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_is_what_the_predictions_say(finished: Finished) -> None:
+    """Accuracy and counts computed anew from the rows of predictions and the manifest."""
+    folder = finished[0].folder
+    table = pd.read_csv(folder / "results/table1.csv").set_index("method")
+    manifest = pd.read_parquet(folder / "results/manifest/validation.parquet")
+    for method, experiment in (("TSM", "tsm"), ("TSM-FFN", "ffn")):
+        assert table.loc[method, "videos"] == len(manifest)
+        for frames in (4, 8, 16):
+            rows = pd.read_parquet(folder / f"results/evaluation/{experiment}/seed0/{frames}f.parquet")
+            assert rows["id"].tolist() == manifest["id"].tolist()
+            assert rows["label"].tolist() == manifest["class"].tolist()
+            assert sorted(rows.columns) == sorted(
+                ["id", "label", *(f"class_{k}" for k in range(1, 6)), *(f"score_{k}" for k in range(1, 6))]
+            )
+            hits = sum(a == b for a, b in zip(rows["label"], rows["class_1"], strict=True))
+            assert table.loc[method, f"top1_{frames}f"] == round(100 * hits / len(rows), 2)
+
+
+def test_checkpoints_are_the_ones_that_the_table_names(finished: Finished) -> None:
+    folder = finished[0].folder
+    table = pd.read_csv(folder / "results/table1.csv").set_index("method")
+    for method, experiment, kind in (("TSM", "tsm", TSM), ("TSM-FFN", "ffn", FrameFlexibleNetwork)):
+        run = folder / f"results/experiments/{experiment}/seed0"
+        model = load_checkpoint(run / "model.pt")
+        assert isinstance(model, kind)
+        digest = tensors_digest(model.state_dict())
+        assert table.loc[method, "checkpoint"] == digest == (run / "model.sha256").read_text().strip()
+        assert table.loc[method, "parameters"] == sum(p.numel() for p in model.parameters())
+        record: dict[str, Any] = json.loads((run / "run.json").read_text())
+        history = pd.read_parquet(run / "history.parquet")
+        assert history["epoch"].tolist() == [1, 2]
+        assert record["best"]["validation_top1_16f"] == history["validation_top1_16f"].max()
+        assert record["last"]["validation_top1_16f"] == history["validation_top1_16f"].iloc[-1]
+        assert record["data"] == (folder / "results/manifest/manifest.sha256").read_text().strip()
+        assert record["packages"]["torch"]
+        assert list((folder / "state/train" / record["state"] / "tensorboard").iterdir())
+
+
+def test_what_is_left_out_is_listed_with_its_reason(finished: Finished) -> None:
+    folder = finished[0].folder
+    excluded = pd.read_csv(folder / "results/manifest/excluded.csv", dtype=str).set_index("id")
+    assert sorted(excluded.index) == ["1", "2", "999"]
+    assert excluded.loc["2", "reason"] == "no video file"
+    assert excluded.loc["999", "reason"] == "no label"
+    assert excluded.loc["1", "path"] == "1.webm"
+    kept = [
+        pd.read_parquet(folder / f"results/manifest/{split}.parquet") for split in ("train", "validation")
+    ]
+    assert sum(map(len, kept)) == 12 * 3 - 2
+
+
+def test_a_second_call_does_nothing(finished: Finished) -> None:
+    again = finished[0].run()
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stderr
+
+
+def test_another_frame_count_is_one_target(finished: Finished) -> None:
+    workflow, _ = finished
+    planned = workflow.run("--dry-run", "results/evaluation/ffn/seed0/6f.json")
+    assert planned.returncode == 0
+    assert jobs(planned.stdout) == {"evaluate": 1}
+
+
+def test_a_further_row_trains_only_what_is_new(finished: Finished) -> None:
+    workflow, _ = finished
+    rows = '[{"method": "TSM", "experiments": "tsm"}, {"method": "TSM-ST", "experiments": {4: tsm_4f, 8: tsm_8f, 16: tsm}}]'
+    planned = workflow.run("--dry-run", "results/table1.csv", "--config", f"table={rows}")
+    assert planned.returncode == 0, planned.stderr
+    assert jobs(planned.stdout) == {"train_tsm": 2, "evaluate": 2, "assemble_table": 1}
+
+
+def test_an_experiment_of_the_same_method_retrains_alone(finished: Finished) -> None:
+    workflow, _ = finished
+    planned = workflow.run(
+        "--dry-run", "results/table1.csv", "--config", "experiments={ffn: {distillation_weight: 0.5}}"
+    )
+    assert jobs(planned.stdout) == {"train_ffn": 1, "evaluate": 3, "assemble_table": 1}
+
+
+def jobs(output: str) -> dict[str, int]:
+    """Rules and their number of jobs, from the table that a dry run prints."""
+    stats = output[output.index("Job stats:") :]
+    counts = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", stats, re.MULTILINE)}
+    return {name: n for name, n in counts.items() if name not in ("total", "all")}
+
+
+def test_the_default_configuration_plans_the_real_run() -> None:
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--directory", str(ROOT), "--quiet", "reason"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert jobs(result.stdout) == {
+        "fetch_weights": 1,
+        "parse_labels": 1,
+        "index_videos": 64,
+        "build_manifest": 1,
+        "train_tsm": 1,
+        "train_ffn": 1,
+        "evaluate": 6,
+        "assemble_table": 1,
+        "plot_accuracy": 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    return make_workflow(tmp_path_factory.mktemp("unfinished"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": {"labels": "nowhere", "videos": "my data/videos"}}, r"^error: nowhere: no such folder of label files"),
+        ({"data": {"labels": "my data", "videos": "my data/videos"}}, r"^error: my data: labels\.json .* is missing"),
+        ({"data": {"labels": "my data/labels", "videos": "none"}}, r"^error: none: no such folder .*`data\.videos`"),
+        ({"data": {"labels": "my data/labels", "videos": "my data"}}, r"^error: my data: holds no videos .* but my data/videos does"),
+        ({"trainig": {"epochs": 2}}, r"^error: config: trainig is not a key; did you mean training\?"),
+        ({"evaluation": {"frame_counts": [0, 8]}}, r"^error: config: evaluation\.frame_counts holds 0"),
+        ({"experiments": {"ffn": {"train_frames": [4, -8]}}}, r"^error: config: experiments\.ffn\.train_frames holds -8"),
+    ],
+)  # fmt: skip
+def test_bad_input_stops_before_any_job_with_one_line(
+    unfinished: Workflow, changes: dict[str, Any], says: str
+) -> None:
+    unfinished.configure(**changes)
+    result = unfinished.run("results/table1.csv")
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if re.search(r"\berror\b", line, re.IGNORECASE)]
+    assert len(lines) == 1, result.stderr
+    assert re.search(says, lines[0])
+    assert "Traceback" not in result.stderr
+    assert not (unfinished.folder / "results").exists()
+
+
+def test_the_library_does_not_know_snakemake() -> None:
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "snakemake" for name in names), path
+
+
+def test_each_rule_has_a_script_of_its_name() -> None:
+    rules = {
+        name
+        for path in (ROOT / "workflow/rules").glob("*.smk")
+        for name in re.findall(r"^(?:use rule \w+ as|rule) (\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert rules == {path.stem for path in (ROOT / "workflow/scripts").glob("*.py")}
