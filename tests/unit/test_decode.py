@@ -127,6 +127,14 @@ def test_an_mp4_under_another_name(write_video, numbered_frames, tmp_path):
     assert levels(reader.frames([0, 9])) == [0, 9]
 
 
+@pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="PyAV was built without an AV1 encoder")
+@pytest.mark.usefixtures("decoder")
+def test_an_av1_clip_which_decord_refuses(write_video, numbered_frames, tmp_path):
+    path = write_video(tmp_path / "av1.mp4", numbered_frames(6), codec="libsvtav1")
+    assert levels(open_video(path).frames([5, 0])) == [5, 0]
+    assert examine(path)[1] == 6
+
+
 @pytest.mark.parametrize("name", ["name with space.webm", "a:b.webm", "%03d.webm", "ünï.webm"])
 @pytest.mark.usefixtures("decoder")
 def test_any_name(write_video, numbered_frames, tmp_path, name):
