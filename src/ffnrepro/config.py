@@ -69,7 +69,6 @@ class TrainingConfig:
     weight_decay: float
     clip_norm: float | None
     crop: Literal["multi_scale", "random"]
-    colour_jitter: bool
     mixed_precision: bool
 
 

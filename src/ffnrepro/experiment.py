@@ -86,7 +86,7 @@ def run_experiment(
     model.to(device).to(memory_format=torch.channels_last)
 
     loader = partial(_loader, settings=settings, arguments=arguments, device=device)
-    batches = loader("train", crop=recipe["crop"], colour_jitter=recipe["colour_jitter"])
+    batches = loader("train", crop=recipe["crop"])
     validation = loader("validation", crop="centre")
 
     groups = parameter_groups(
@@ -155,7 +155,6 @@ def _loader(
     settings: dict[str, Any],
     arguments: argparse.Namespace,
     device: torch.device,
-    colour_jitter: bool = False,
 ) -> DataLoader[Any]:
     """Batches of a split: shuffled and whole in training, in order and complete in validation."""
     manifest = pd.read_parquet(arguments.manifest / f"{split}.parquet")
@@ -173,7 +172,6 @@ def _loader(
         "size": settings["crop_size"],
         "short_side": settings["short_side"],
         "crop": crop,
-        "colour_jitter": colour_jitter,
         "seed": settings["seed"],
         "cache": arguments.cache_decoded,
     }

@@ -48,7 +48,6 @@ def test_the_demo_changes_only_schedule_augmentation_network_and_epochs(mapping:
         "schedule",
         "warmup_epochs",
         "crop",
-        "colour_jitter",
     }
     merged = {
         k: {**v, **demo.get(k, {})} if isinstance(v, dict) else demo.get(k, v) for k, v in mapping.items()
