@@ -111,6 +111,6 @@ def predict(
 
 def accuracy(predictions: pd.DataFrame) -> dict[str, float]:
     """`top1` and `top5`, in percent, of the rows of `predict`."""
-    best = torch.from_numpy(predictions.filter(regex=r"^class_\d+$").to_numpy())
-    labels = torch.from_numpy(predictions["label"].to_numpy())
+    best = torch.tensor(predictions.filter(regex=r"^class_\d+$").to_numpy())
+    labels = torch.tensor(predictions["label"].to_numpy())
     return {f"top{k}": 100 * correct_within(best, labels, k) / len(predictions) for k in (1, 5)}

@@ -22,9 +22,9 @@ Finished = tuple[Workflow, subprocess.CompletedProcess[str]]
 def test_it_ends_with_the_table_and_the_picture(finished: Finished) -> None:
     workflow, result = finished
     assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
     table = pd.read_csv(workflow.folder / "results/table1.csv")
     assert table["method"].tolist() == ["TSM", "TSM-FFN"]
-    assert table["parameters"].tolist() == [311_628, 314_472] or table["parameters"].is_monotonic_increasing
     markdown = (workflow.folder / "results/table1.md").read_text()
     assert markdown in result.stderr
     assert (workflow.folder / "results/figures/accuracy.png").read_bytes().startswith(b"\x89PNG")
