@@ -17,22 +17,30 @@ try:
 except UserError as error:
     sys.exit(f"error: {error}")  # one line, before anything is planned
 
-# Neither the interpreter nor the place of the scripts is a param: moving the tree reruns nothing.
-PYTHON = shlex.quote(sys.executable)
-SCRIPTS = shlex.quote(os.path.join(workflow.basedir, "workflow", "scripts"))
 PUBLISHED = os.path.relpath(
     os.path.join(workflow.basedir, "resources", "published.csv")
 )
-
-EXPERIMENT_FOLDER = "results/experiments/{experiment}/seed{seed}"
-EVALUATION_FOLDER = "results/evaluation/{experiment}/seed{seed}"
-
-# How heavy jobs are run; it decides no number, so it stands in the command and not in params.
-RUNTIME = f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}"
-CACHE = "--cache-decoded" if CONFIG.runtime.cache_decoded else ""
+EXPERIMENT = "results/experiments/{experiment}/seed{seed}"
+EVALUATION = "results/evaluation/{experiment}/seed{seed}/{frames}f"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
-VIDEOS = shlex.quote(CONFIG.data.videos)
-LABELS = shlex.quote(CONFIG.data.labels)
+
+# What decides no number reaches the commands by the shell's environment: neither params nor the command's text
+# change with it, so moving the tree or using other workers reruns nothing. `script NAME ...` calls a rule's script.
+environment = {
+    "PYTHON": sys.executable,
+    "SCRIPTS": os.path.join(workflow.basedir, "workflow", "scripts"),
+    "LABELS": CONFIG.data.labels,
+    "VIDEOS": CONFIG.data.videos,
+    "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
+    "CACHE": "--cache-decoded" if CONFIG.runtime.cache_decoded else "",
+    "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
+}
+prefix = "set -euo pipefail; "
+prefix += "".join(
+    f"{name}={shlex.quote(value)}; " for name, value in environment.items()
+)
+prefix += 'script() { "$PYTHON" "$SCRIPTS/$1.py" "${@:2}"; }; '
+shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
 
 
 wildcard_constraints:
@@ -126,10 +134,12 @@ def table_rows():
             [
                 [
                     frames,
-                    EVALUATION_FOLDER.format(
-                        experiment=row.experiment_at(frames), seed=CONFIG.seed
+                    EVALUATION.format(
+                        experiment=row.experiment_at(frames),
+                        seed=CONFIG.seed,
+                        frames=frames,
                     )
-                    + f"/{frames}f.json",
+                    + ".json",
                 ]
                 for frames in CONFIG.evaluation.frame_counts
             ],

@@ -37,7 +37,7 @@ rule parse_labels:
     message:
         "Reading the label files"
     shell:
-        "{PYTHON} {SCRIPTS}/parse_labels.py --labels {LABELS} --classes {output.classes} --table {output.table} "
+        'script parse_labels --labels "$LABELS" --classes {output.classes} --table {output.table} '
         "--log {log}"
 
 
@@ -59,7 +59,7 @@ rule index_videos:
     message:
         "Indexing the videos: shard {wildcards.shard}"
     shell:
-        "{PYTHON} {SCRIPTS}/index_videos.py --videos {VIDEOS} --shard {wildcards.shard} --shards {params.shards} "
+        'script index_videos --videos "$VIDEOS" --shard {wildcards.shard} --shards {params.shards} '
         "--output {output} --log {log}"
 
 
@@ -88,5 +88,5 @@ rule build_manifest:
     message:
         "Joining labels and videos into the manifest"
     shell:
-        "{PYTHON} {SCRIPTS}/build_manifest.py --classes {input.classes} --table {input.table} --index {input.index} "
+        "script build_manifest --classes {input.classes} --table {input.table} --index {input.index} "
         "--output results/manifest --log {log}"
