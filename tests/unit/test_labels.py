@@ -227,6 +227,13 @@ def test_wrong_answers_are_named(tmp_path, answers, words):
     assert [word for word in words if word not in str(caught.value)] == []
 
 
+def test_other_files_are_passed_over(tmp_path):
+    write(tmp_path)
+    (tmp_path / "recipe.json").write_text('{"made_by": "us", "seed": 0}')
+    (tmp_path / "README.txt").write_text("The labels\nof a release, in JSON\n")
+    check(read_labels(tmp_path)[1], [None, None])
+
+
 def test_two_releases_in_one_folder_are_refused(tmp_path):
     write(tmp_path)
     write(tmp_path, "something-something-v2-")

@@ -79,14 +79,14 @@ Content = ClassList | LabelRows
 Line = tuple[int, str]
 
 
-def read_label_file(file: Path) -> Content:
+def read_label_file(file: Path) -> Content | None:
     """Read a file of classes or of videos, whatever its format.
 
     Args:
         file: Of one of the formats below.
 
     Returns:
-        What stands in it.
+        What stands in it; None for a JSON object about something else.
 
     Raises:
         UserError: The file is damaged, or its split is told neither by its rows nor by its name.
@@ -96,6 +96,11 @@ def read_label_file(file: Path) -> Content:
         return _read_json_file(file, text)
     lines = [(row, line.strip()) for row, line in enumerate(text.splitlines(), start=1) if line.strip()]
     return next(content for reader in _READERS if (content := reader(file, lines)) is not None)
+
+
+def says_classes(file: Path) -> bool:
+    """Tell whether a file's name says that it lists classes."""
+    return any(word in file.stem.lower() for word in ("label", "class", "categor"))
 
 
 def split_in(words: str) -> str | None:
@@ -132,7 +137,7 @@ def _split_of_file(file: Path) -> str:
 # Something-Something V2: {class: index}, and lists of {"id": ..., "template": ...}
 
 
-def _read_json_file(file: Path, text: str) -> Content:
+def _read_json_file(file: Path, text: str) -> Content | None:
     is_object = text.lstrip().startswith("{")
     try:
         # An object as pairs, since a dictionary would lose without a word what stands in the file twice.
@@ -141,6 +146,9 @@ def _read_json_file(file: Path, text: str) -> Content:
         raise UserError(f"{file}: is not complete JSON ({error}): download it again") from error
     split = split_in(file.stem)
     if split is None and is_object:
+        known = all(_as_index(name) is not None or _as_index(value) is not None for name, value in content)
+        if not (known or says_classes(file)):
+            return None
         return ClassList(file, _class_names(file, content))
     if split is None and isinstance(content, list):
         raise UserError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffnrepro.data.label_formats import SOURCE, SPLITS, ClassList, LabelRows, read_label_file
+from ffnrepro.data.label_formats import SOURCE, SPLITS, ClassList, LabelRows, read_label_file, says_classes
 from ffnrepro.errors import UserError
 
 __all__ = ["SPLITS", "check_counts", "list_label_files", "read_labels"]
@@ -114,12 +114,7 @@ def _two_files(one: Path, other: Path) -> UserError:
 
 def _the_list(lists: list[ClassList]) -> ClassList | None:
     """Choose the list of classes; of several the one whose name says so (a licence is one column of text, too)."""
-    said = [
-        content
-        for content in lists
-        if any(word in content.file.stem.lower() for word in ("label", "class", "categor"))
-    ]
-    chosen = said or lists
+    chosen = [content for content in lists if says_classes(content.file)] or lists
     if len(chosen) > 1:
         raise _two_files(chosen[0].file, chosen[1].file)
     for content in lists:
