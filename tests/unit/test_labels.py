@@ -230,7 +230,8 @@ def test_wrong_answers_are_named(tmp_path, answers, words):
 def test_other_files_are_passed_over(tmp_path):
     write(tmp_path)
     (tmp_path / "recipe.json").write_text('{"made_by": "us", "seed": 0}')
-    (tmp_path / "README.txt").write_text("The labels\nof a release, in JSON\n")
+    (tmp_path / "README.txt").write_text("The labels\n\nof a release\nThe labels\n")
+    (tmp_path / "how to cite.txt").write_text("Please cite\nus\n")
     check(read_labels(tmp_path)[1], [None, None])
 
 
@@ -393,7 +394,7 @@ def test_a_table_of_ones_own_with_numbers_or_a_list(tmp_path):
     assert table["class"].tolist() == [10, 9, 2, 2]
     put(
         tmp_path,
-        **{"mine.csv": OWN, "labels.txt": "wave\nfall\njump, high\n", "LICENSE.txt": "Do what you like."},
+        **{"mine.csv": OWN, "labels.txt": "wave\nfall\njump, high\n", "how to cite.txt": "Please cite us."},
     )
     classes, table = read_labels(tmp_path)
     assert classes == ["wave", "fall", "jump, high"]

@@ -31,10 +31,11 @@ def list_label_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     # Hidden files are what other systems leave behind (._train.json of a Mac's archive).
+    others = (".", "readme", "licen", "copying")
     return sorted(
         path
         for path in folder.iterdir()
-        if path.name.lower().endswith(ENDINGS) and not path.name.startswith(".") and path.is_file()
+        if path.name.lower().endswith(ENDINGS) and not path.name.lower().startswith(others) and path.is_file()
     )
 
 
@@ -113,7 +114,7 @@ def _two_files(one: Path, other: Path) -> UserError:
 
 
 def _the_list(lists: list[ClassList]) -> ClassList | None:
-    """Choose the list of classes; of several the one whose name says so (a licence is one column of text, too)."""
+    """Choose the list of classes; of several the one whose name says so (any prose is a column of text)."""
     chosen = [content for content in lists if says_classes(content.file)] or lists
     if len(chosen) > 1:
         raise _two_files(chosen[0].file, chosen[1].file)
