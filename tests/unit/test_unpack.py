@@ -74,6 +74,13 @@ def test_a_zip_without_the_ending_is_a_zip(tmp_path):
     assert unpacked(tmp_path / "into") == FILES
 
 
+def test_a_part_with_the_ending_of_a_zip_is_a_part(tmp_path):
+    for path in write_parts(tmp_path / "downloads"):
+        path.rename(path.with_name(f"{path.name}.zip"))
+    unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
+    assert unpacked(tmp_path / "into") == FILES
+
+
 def test_no_joined_copy_is_written(tmp_path):
     paths = write_parts(tmp_path)
     unpack(tmp_path, tmp_path, expect=40)

@@ -155,9 +155,12 @@ def _find_parts(folder: Path) -> list[_Part]:
 
 
 def _part(path: Path) -> _Part:
-    """Look into a zip, told by its content: the part is the one file in it."""
+    """Look into a zip: the part is the one file in it.
+
+    The content tells it, as many a part that is no zip was saved under the name of one, and the reverse.
+    """
     with path.open("rb") as file:
-        is_zip = path.suffix.lower() == ".zip" or file.read(4) == b"PK\x03\x04"
+        is_zip = file.read(4) == b"PK\x03\x04"
     if not is_zip:
         return _Part(path, None, path.stat().st_size)
     try:
