@@ -28,6 +28,7 @@ class DataConfig:
 
     labels: str
     videos: str
+    partial: bool
     index_shards: int
     short_side: int
     crop_size: int

@@ -33,8 +33,8 @@ class Workflow:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [
             sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.folder),
-            "--cores", "2", "--configfile", str(ROOT / "config/config.yaml"), str(ROOT / "config/demo.yaml"),
-            str(self.folder / "tiny.yaml"), *arguments,
+            "--configfile", str(ROOT / "config/config.yaml"), str(ROOT / "config/demo.yaml"),
+            str(self.folder / "tiny.yaml"), "--cores", "2", *arguments,
         ]  # fmt: skip
         return subprocess.run(
             command,

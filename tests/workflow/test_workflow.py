@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -146,6 +147,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
         ({"data": {"labels": "my data", "videos": "my data/videos"}}, r"^error: my data: labels\.json .* is missing"),
         ({"data": {"labels": "my data/labels", "videos": "none"}}, r"^error: none: no such folder .*`data\.videos`"),
         ({"data": {"labels": "my data/labels", "videos": "my data"}}, r"^error: my data: holds no videos .* but my data/videos does"),
+        ({"dataset": "something-something-v2"}, r"^error: labels: not those of `dataset: .* train where it has 168,913;"),
         ({"trainig": {"epochs": 2}}, r"^error: config: trainig is not a key; did you mean training\?"),
         ({"evaluation": {"frame_counts": [0, 8]}}, r"^error: config: evaluation\.frame_counts holds 0"),
         ({"experiments": {"ffn": {"train_frames": [4, -8]}}}, r"^error: config: experiments\.ffn\.train_frames holds -8"),
@@ -162,6 +164,14 @@ def test_bad_input_stops_before_any_job_with_one_line(
     assert re.search(says, lines[0])
     assert "Traceback" not in result.stderr
     assert not (unfinished.folder / "results").exists()
+
+
+def test_a_part_of_a_data_set_is_asked_for(unfinished: Workflow) -> None:
+    data = {"labels": "my data/labels", "videos": "my data/videos", "partial": True}
+    unfinished.configure(dataset="something-something-v2", data=data)
+    result = unfinished.run("results/labels/labels.parquet")
+    assert result.returncode == 0, result.stderr
+    shutil.rmtree(unfinished.folder / "results")
 
 
 def test_the_library_does_not_know_snakemake() -> None:

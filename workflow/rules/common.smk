@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ffnrepro.config import read_config, training_settings
-from ffnrepro.data.labels import read_labels
+from ffnrepro.data.labels import check_counts, list_label_files, read_labels
 from ffnrepro.data.video_index import list_videos, listing_digest, shard_of
 from ffnrepro.errors import UserError
 
@@ -63,13 +63,7 @@ def experiments_of(method):
 
 def label_files(wildcards):
     """The label files that are there; the rule itself says what is missing."""
-    folder = CONFIG.data.labels
-    if not os.path.isdir(folder):
-        return []
-    names = sorted(
-        name for name in os.listdir(folder) if name.endswith((".json", ".csv", ".txt"))
-    )
-    return [os.path.join(folder, name) for name in names]
+    return [str(path) for path in list_label_files(Path(CONFIG.data.labels))]
 
 
 @cache

@@ -12,7 +12,11 @@ onstart:
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
     try:
         if "parse_labels" in planned:
-            read_labels(Path(CONFIG.data.labels))
+            check_counts(
+                *read_labels(Path(CONFIG.data.labels)),
+                dataset=CONFIG.dataset,
+                partial=CONFIG.data.partial,
+            )
         if "index_videos" in planned:
             list_videos(Path(CONFIG.data.videos))
     except UserError as error:
@@ -34,11 +38,12 @@ rule parse_labels:
         mem_mb=4000,
     params:
         dataset=CONFIG.dataset,
+        partial="--partial" if CONFIG.data.partial else "",
     message:
         "Reading the label files"
     shell:
-        'script parse_labels --labels "$LABELS" --classes {output.classes} --table {output.table} '
-        "--log {log}"
+        'script parse_labels --labels "$LABELS" --dataset {params.dataset:q} {params.partial} '
+        "--classes {output.classes} --table {output.table} --log {log}"
 
 
 rule index_videos:
