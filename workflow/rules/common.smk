@@ -17,9 +17,7 @@ try:
 except UserError as error:
     sys.exit(f"error: {error}")  # one line, before anything is planned
 
-PUBLISHED = os.path.relpath(
-    os.path.join(workflow.basedir, "resources", "published.csv")
-)
+PUBLISHED = os.path.relpath(os.path.join(workflow.basedir, "resources", "published.csv"))
 EXPERIMENT = "results/experiments/{experiment}/seed{seed}"
 EVALUATION = "results/evaluation/{experiment}/seed{seed}/{frames}f"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
@@ -36,9 +34,7 @@ environment = {
     "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
 }
 prefix = "set -euo pipefail; "
-prefix += "".join(
-    f"{name}={shlex.quote(value)}; " for name, value in environment.items()
-)
+prefix += "".join(f"{name}={shlex.quote(value)}; " for name, value in environment.items())
 prefix += 'script() { "$PYTHON" "$SCRIPTS/$1.py" "${@:2}"; }; '
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
 
@@ -53,11 +49,7 @@ wildcard_constraints:
 
 def experiments_of(method):
     """Regular expression of the experiments of a method, so that only its rule makes their files."""
-    names = [
-        name
-        for name, experiment in CONFIG.experiments.items()
-        if experiment.method == method
-    ]
+    names = [name for name, experiment in CONFIG.experiments.items() if experiment.method == method]
     return "|".join(names) or "(?!)"
 
 
@@ -74,9 +66,7 @@ def shard_digests():
     except UserError:
         return {}
     shards = CONFIG.data.index_shards
-    return {
-        shard: listing_digest(shard_of(names, shard, shards)) for shard in range(shards)
-    }
+    return {shard: listing_digest(shard_of(names, shard, shards)) for shard in range(shards)}
 
 
 def shard_digest(wildcards):
@@ -108,9 +98,7 @@ def weights_argument(wildcards):
 
 def weights_source(wildcards):
     """The user's own file of pretrained weights, where the configuration names one."""
-    return (
-        [] if CONFIG.network.weights in (None, "imagenet") else CONFIG.network.weights
-    )
+    return [] if CONFIG.network.weights in (None, "imagenet") else CONFIG.network.weights
 
 
 def experiment_settings(wildcards):

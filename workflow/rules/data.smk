@@ -77,9 +77,7 @@ rule build_manifest:
             shard=range(CONFIG.data.index_shards),
         ),
     output:
-        splits=expand(
-            "results/manifest/{split}.parquet", split=["train", "validation", "test"]
-        ),
+        splits=expand("results/manifest/{split}.parquet", split=["train", "validation", "test"]),
         excluded="results/manifest/excluded.csv",
         summary="results/manifest/summary.json",
         digest="results/manifest/manifest.sha256",

@@ -32,9 +32,7 @@ rule train_tsm:
     input:
         classes="results/labels/classes.csv",
         data="results/manifest/manifest.sha256",
-        splits=ancient(
-            ["results/manifest/train.parquet", "results/manifest/validation.parquet"]
-        ),
+        splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
         weights_digest=weights_digest,
         weights=ancient(weights_file),
     output:
