@@ -14,7 +14,7 @@ onstart:
         if "parse_labels" in planned:
             read_labels(Path(CONFIG.data.labels))
         if "index_videos" in planned:
-            list_videos(Path(CONFIG.data.videos))
+            list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -56,11 +56,13 @@ rule index_videos:
     params:
         names=shard_digest,
         shards=CONFIG.data.index_shards,
+        layout=CONFIG.data.layout,
+        verify=CONFIG.data.verify,
     message:
         "Indexing the videos: shard {wildcards.shard}"
     shell:
         "{PYTHON} {SCRIPTS}/index_videos.py --videos {VIDEOS} --shard {wildcards.shard} --shards {params.shards} "
-        "--output {output} --log {log}"
+        "--layout {params.layout} --verify {params.verify} --entries state/video_index --output {output} --log {log}"
 
 
 rule build_manifest:
