@@ -27,7 +27,8 @@ def test_it_ends_with_the_table_and_the_picture(finished: Finished) -> None:
     assert table["parameters"].tolist() == [311_628, 314_472] or table["parameters"].is_monotonic_increasing
     markdown = (workflow.folder / "results/table1.md").read_text()
     assert markdown in result.stderr
-    assert (workflow.folder / "results/figures/accuracy.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("accuracy", "class_counts", "clip_lengths"):
+        assert (workflow.folder / f"results/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_is_what_the_predictions_say(finished: Finished) -> None:
@@ -131,6 +132,7 @@ def test_the_default_configuration_plans_the_real_run() -> None:
         "evaluate": 6,
         "assemble_table": 1,
         "plot_accuracy": 1,
+        "plot_manifest": 1,
     }
 
 

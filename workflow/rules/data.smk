@@ -4,6 +4,7 @@
 localrules:
     parse_labels,
     build_manifest,
+    plot_manifest,
 
 
 onstart:
@@ -87,8 +88,30 @@ rule build_manifest:
     resources:
         runtime=15,
         mem_mb=4000,
+    params:
+        max_excluded=CONFIG.data.max_excluded,
     message:
         "Joining labels and videos into the manifest"
     shell:
         "{PYTHON} {SCRIPTS}/build_manifest.py --classes {input.classes} --table {input.table} --index {input.index} "
-        "--output results/manifest --log {log}"
+        "--max-excluded {params.max_excluded} --output results/manifest --log {log}"
+
+
+rule plot_manifest:
+    input:
+        "results/manifest/summary.json",
+    output:
+        classes="results/figures/class_counts.png",
+        lengths="results/figures/clip_lengths.png",
+    log:
+        "logs/plot_manifest.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        runtime=5,
+        mem_mb=1000,
+    message:
+        "Drawing class counts and clip lengths"
+    shell:
+        "{PYTHON} {SCRIPTS}/plot_manifest.py --summary {input} --classes {output.classes} "
+        "--lengths {output.lengths} --log {log}"
