@@ -87,11 +87,13 @@ def plot_clip_lengths(summary: Mapping[str, Any], path: Path) -> None:
         split: {int(n): count for n, count in rows.items()} for split, rows in summary["frames"].items()
     }
     longest = max(n for rows in lengths.values() for n in rows)
+    step = -(-longest // 60)  # whole frames: other bins would hold now more lengths, now fewer
+    edges = [0.5 + n for n in range(0, longest + step, step)]
     figure, axes = _panel(6)
     for split, colour in _SPLIT_COLOURS.items():
         if rows := lengths[split]:
             axes.hist(
-                list(rows), weights=list(rows.values()), bins=min(longest, 60), range=(0.5, longest + 0.5),
+                list(rows), weights=list(rows.values()), bins=edges,
                 histtype="step", color=colour, label=split,
             )  # fmt: skip
     axes.set_xlabel("frames of a video")

@@ -30,6 +30,7 @@ EVALUATION_FOLDER = "results/evaluation/{experiment}/seed{seed}"
 # How heavy jobs are run; it decides no number, so it stands in the command and not in params.
 RUNTIME = f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}"
 CACHE = "--cache-decoded" if CONFIG.runtime.cache_decoded else ""
+MAX_BAD = f"--max-bad-fraction {CONFIG.data.max_bad_fraction}"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 VIDEOS = shlex.quote(CONFIG.data.videos)
 LABELS = shlex.quote(CONFIG.data.labels)
