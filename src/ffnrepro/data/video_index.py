@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,9 +175,9 @@ def index_videos(
         folder: The folder of videos.
         names: Names in it, of files or of folders of frames, in any number (also none).
         verify: ``decode`` decodes each in full; ``packets`` reads containers only, and finds less damage.
-        entries: File that keeps what was found, a line a video, as soon as it is found: a call that is killed is
-            continued by the next one, and a file of the same name, size and time is not examined again. Files
-            beside it, of other divisions into shards, are read where it does not exist yet.
+        entries: File, such as ``3-of-64.jsonl``, that keeps what was found, a line a video, as soon as it is
+            found: a call that is killed is continued by the next one, and a file of the same name, size and time
+            is not examined again. Where it does not exist yet, files of other divisions beside it are read.
         workers: Child processes that decode side by side.
         seconds: Time that a file may take.
 
@@ -188,7 +188,7 @@ def index_videos(
         when ok). What a file does not tell is missing.
     """
     keys = {name: (name, *_stat(folder / name), verify, _VERSION) for name in names}
-    kept = _read_entries(entries)
+    kept = _read_entries(entries, set(keys.values()))
     rows = {name: kept[key] for name, key in keys.items() if key in kept}
     new = {folder / name: name for name in names if name not in rows}
     with _appending(entries if new else None) as append:
@@ -230,16 +230,19 @@ def _stat(path: Path) -> tuple[int, int]:
 _Key = tuple[str, int, int, str, int]
 
 
-def _read_entries(path: Path | None) -> dict[_Key, dict[str, Any]]:
+def _read_entries(path: Path | None, wanted: Collection[_Key]) -> dict[_Key, dict[str, Any]]:
     if path is None:
         return {}
+    division = path.name.partition("-of-")[2]
+    others = [file for file in path.parent.glob("*.jsonl") if file.name.partition("-of-")[2] != division]
     kept: dict[_Key, dict[str, Any]] = {}
-    for file in [path] if path.exists() else sorted(path.parent.glob("*.jsonl")):
+    for file in [path] if path.exists() else others:
         for line in file.read_text(encoding="utf-8").splitlines():
             # A line that a kill cut short is no JSON: its video is examined again.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
-                kept[tuple(entry["key"])] = entry["row"]
+                if (key := tuple(entry["key"])) in wanted:
+                    kept[key] = entry["row"]
     return kept
 
 
