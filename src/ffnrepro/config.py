@@ -29,7 +29,12 @@ class DataConfig:
     labels: str
     videos: str
     partial: bool
+    layout: Literal["videos", "frames"]
+    verify: Literal["decode", "packets"]
+    watch: Literal["names", "stat", "none"]
     index_shards: int
+    max_excluded: float
+    max_bad_fraction: float
     short_side: int
     crop_size: int
 
@@ -223,6 +228,11 @@ def _check(config: Config) -> None:
         raise UserError(
             f"config: network.width is {config.network.width}; it must be a multiple of 8 (the shift takes eighths)"
         )
+    for name in ("max_excluded", "max_bad_fraction"):
+        if getattr(config.data, name) > 1:
+            raise UserError(
+                f"config: data.{name} is {getattr(config.data, name)}; it is a fraction, from 0 to 1, such as 0.01"
+            )
     if config.data.crop_size > config.data.short_side:
         raise UserError(
             f"config: data.crop_size {config.data.crop_size} exceeds data.short_side {config.data.short_side}; "
@@ -239,7 +249,16 @@ def _check(config: Config) -> None:
     _check_table(config)
 
 
-_MAY_BE_ZERO = {"dropout", "milestones", "warmup_epochs", "momentum", "weight_decay", "workers"}
+_MAY_BE_ZERO = {
+    "dropout",
+    "milestones",
+    "warmup_epochs",
+    "momentum",
+    "weight_decay",
+    "workers",
+    "max_excluded",
+    "max_bad_fraction",
+}
 
 
 def _check_sign(key: str, name: str, value: Any) -> None:

@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
-from ffnrepro.data.dataset import ClipDataset, collate_clips
+from ffnrepro.data.dataset import ClipDataset
+from ffnrepro.data.loading import VideoBatches
 from ffnrepro.errors import UserError
 from ffnrepro.metrics import correct_within, top_k
 from ffnrepro.training import to_device
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @torch.inference_mode()
 def score(
-    model: nn.Module, batches: DataLoader[Any], *, frame_counts: Sequence[int], device: torch.device
+    model: nn.Module, batches: VideoBatches, *, frame_counts: Sequence[int], device: torch.device
 ) -> dict[str, float]:
     """Top-1 and top-5 in percent at each frame count: `top1_16f`, `top5_16f`.
 
@@ -76,7 +76,7 @@ def predict(
         A row a video: `id`, `label`, `class_1` ... `class_5` and `score_1` ... `score_5` (probabilities).
 
     Raises:
-        UserError: the split has videos without a class.
+        UserError: the split has videos without a class, or one that cannot be read.
     """
     if manifest["class"].isna().any():
         raise UserError(
@@ -86,11 +86,11 @@ def predict(
     dataset = ClipDataset(
         manifest=manifest, videos=videos, frames=frames, size=crop_size, short_side=short_side, crop="centre"
     )
-    batches = DataLoader(
+    batches = VideoBatches(
         dataset,
+        sampler=SequentialSampler(dataset),
         batch_size=batch_size,
-        collate_fn=collate_clips,
-        num_workers=workers,
+        workers=workers,
         pin_memory=device.type == "cuda",
     )
     model.eval()

@@ -14,9 +14,10 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import SequentialSampler
 
-from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset, collate_clips
+from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset
+from ffnrepro.data.loading import VideoBatches
 from ffnrepro.devices import choose_device
 from ffnrepro.errors import UserError
 from ffnrepro.evaluation import score
@@ -51,6 +52,9 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--threads", type=int, default=1, help="CPU cores of the computation")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
+    parser.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, help="of an epoch, that may be left out as unreadable"
+    )
     parser.add_argument("--cache-decoded", action="store_true", help="keep decoded clips in memory")
     parser.add_argument("--log", type=Path)
     return parser.parse_args()
@@ -155,7 +159,7 @@ def _loader(
     settings: dict[str, Any],
     arguments: argparse.Namespace,
     device: torch.device,
-) -> DataLoader[Any]:
+) -> VideoBatches:
     """Batches of a split: shuffled and whole in training, in order and complete in validation."""
     manifest = pd.read_parquet(arguments.manifest / f"{split}.parquet")
     batch_size = settings["training"]["batch_size"]
@@ -175,19 +179,21 @@ def _loader(
         "seed": settings["seed"],
         "cache": arguments.cache_decoded,
     }
-    return DataLoader(
+    dataset = (
         ClipDataset(frames=frame_counts[0], **common)
         if len(frame_counts) == 1
-        else FrameCountsDataset(frame_counts=frame_counts, **common),
+        else FrameCountsDataset(frame_counts=frame_counts, **common)
+    )
+    return VideoBatches(
+        dataset,
         batch_size=batch_size,
-        collate_fn=collate_clips,
-        sampler=EpochSampler(len(manifest), seed=settings["seed"]) if training else None,
+        sampler=EpochSampler(len(manifest), seed=settings["seed"])
+        if training
+        else SequentialSampler(dataset),
         drop_last=training,
-        num_workers=arguments.workers,
-        persistent_workers=arguments.workers > 0,
+        workers=arguments.workers,
         pin_memory=device.type == "cuda",
-        # A generator of its own: making an iterator must not draw from the one that dropout uses.
-        generator=torch.Generator(),
+        max_bad_fraction=arguments.max_bad_fraction if training else None,
     )
 
 

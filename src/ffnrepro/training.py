@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from ffnrepro.data.dataset import EpochSampler
+from ffnrepro.data.loading import VideoBatches
 from ffnrepro.data.transforms import normalise
 from ffnrepro.errors import UserError
 from ffnrepro.losses import Loss
@@ -23,9 +23,6 @@ from ffnrepro.metrics import correct_within, top_k
 from ffnrepro.state import StateDirectory
 
 logger = logging.getLogger(__name__)
-
-Batch = tuple[Tensor | Sequence[Tensor], Tensor]
-"""Clips, uint8 of (N, 3, T, S, S), or one such tensor for each frame count; and (N,) labels."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def to_device(clips: Tensor | Sequence[Tensor], device: torch.device) -> Tensor 
 def train(
     *,
     model: nn.Module,
-    batches: DataLoader[Batch],
+    batches: VideoBatches,
     compute_loss: Callable[[Any, Tensor], Loss],
     optimizer: torch.optim.Optimizer,
     learning_rate_factor: Callable[[float], float],
@@ -153,6 +150,7 @@ def train(
             "learning_rate": optimizer.param_groups[0]["lr"],
             **{f"train_{part}": value / samples for part, value in sums.items()},
             "train_top1": 100 * correct / samples,
+            "bad_videos": batches.bad_videos,
             **{f"validation_{score}": value for score, value in scores.items()},
             "seconds": time.perf_counter() - started,
             "frames_per_second": frames / seconds,

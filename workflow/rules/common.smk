@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ffnrepro.config import read_config, training_settings
 from ffnrepro.data.labels import check_counts, list_label_files, read_labels
-from ffnrepro.data.video_index import list_videos, listing_digest, shard_of
+from ffnrepro.data.video_index import list_videos, watch_digests
 from ffnrepro.errors import UserError
 
 try:
@@ -30,6 +30,7 @@ environment = {
     "LABELS": CONFIG.data.labels,
     "VIDEOS": CONFIG.data.videos,
     "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
+    "MAX_BAD": f"--max-bad-fraction {CONFIG.data.max_bad_fraction}",
     "CACHE": "--cache-decoded" if CONFIG.runtime.cache_decoded else "",
     "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
 }
@@ -60,17 +61,20 @@ def label_files(wildcards):
 
 @cache
 def shard_digests():
-    """Digest of the names in each shard of the videos; empty where there are none yet."""
+    """What tells of a change in each shard of the videos."""
     try:
-        names = list_videos(Path(CONFIG.data.videos))
+        return watch_digests(
+            Path(CONFIG.data.videos),
+            shards=CONFIG.data.index_shards,
+            layout=CONFIG.data.layout,
+            watch=CONFIG.data.watch,
+        )
     except UserError:
-        return {}
-    shards = CONFIG.data.index_shards
-    return {shard: listing_digest(shard_of(names, shard, shards)) for shard in range(shards)}
+        return ["no videos"] * CONFIG.data.index_shards
 
 
 def shard_digest(wildcards):
-    return shard_digests().get(int(wildcards.shard), "no videos")
+    return shard_digests()[int(wildcards.shard)]
 
 
 def weights_of(experiment):

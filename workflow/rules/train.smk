@@ -62,7 +62,7 @@ rule train_tsm:
     shell:
         "script train_{params.method} --name {wildcards.experiment} --settings {params.settings:q} "
         '--classes {input.classes} --manifest results/manifest --videos "$VIDEOS" {params.weights} --state state/train '
-        "--output $(dirname {output.model}) --threads {threads} $RUNTIME $CACHE --log {log}"
+        "--output $(dirname {output.model}) --threads {threads} $RUNTIME $CACHE $MAX_BAD --log {log}"
 
 
 use rule train_tsm as train_ffn with:
