@@ -7,6 +7,7 @@ takes a `Config`: each is given plain keyword arguments.
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -53,6 +54,12 @@ class ExperimentConfig:
     train_frames: tuple[int, ...]
     depth: int | None = None
     distillation_weight: float = 1.0
+    training_shift: Literal["per_clip", "authors"] = "per_clip"
+    adapter_init: Literal["near_zero", "authors"] = "near_zero"
+
+
+FFN_SWITCHES = ("distillation_weight", "training_shift", "adapter_init")
+"""Keys of an experiment that are for the method ffn alone."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +242,7 @@ def _check(config: Config) -> None:
         )
     for name, experiment in config.experiments.items():
         _check_experiment(name, experiment)
+        _check_authors_shift(name, experiment, config.training.batch_size)
     _check_frames("evaluation.frame_counts", config.evaluation.frame_counts)
     _check_table(config)
 
@@ -287,12 +295,28 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
             f"config: {key}.train_frames is {list(experiment.train_frames)}; tsm trains at one frame count, "
             "ffn at several"
         )
-    if experiment.method == "tsm" and experiment.distillation_weight != 1.0:
-        raise UserError(f"config: {key}.distillation_weight is for the method ffn; take it out")
+    if experiment.method == "tsm":
+        for switch in FFN_SWITCHES:
+            if getattr(experiment, switch) != getattr(ExperimentConfig, switch):
+                raise UserError(f"config: {key}.{switch} is for the method ffn; take it out")
     if experiment.method == "ffn" and count < 2:
         raise UserError(
             f"config: {key}.train_frames is {list(experiment.train_frames)}; ffn trains at two frame counts or "
             "more, such as [4, 8, 16]"
+        )
+
+
+def _check_authors_shift(name: str, experiment: ExperimentConfig, batch_size: int) -> None:
+    if experiment.training_shift != "authors":
+        return
+    longest = experiment.train_frames[-1]
+    # The batch sizes at which batch_size * frames is a multiple of the longest clip, for each frame count.
+    multiple = math.lcm(*(longest // math.gcd(longest, frames) for frames in experiment.train_frames))
+    if batch_size % multiple:
+        raise UserError(
+            f"config: training.batch_size is {batch_size}; experiments.{name}.training_shift: authors shifts pieces "
+            f"of {longest} frames, which batches of {list(experiment.train_frames)} frames fill only where "
+            f"training.batch_size is a multiple of {multiple}"
         )
 
 
@@ -345,5 +369,5 @@ def training_settings(config: Config, experiment: str, seed: int) -> dict[str, A
         },
     }
     if own.method == "ffn":
-        settings["distillation_weight"] = own.distillation_weight
+        settings |= {switch: getattr(own, switch) for switch in FFN_SWITCHES}
     return settings

@@ -17,7 +17,11 @@ def main() -> int:
     return run(
         lambda: run_experiment(
             build_model=lambda classes: FrameFlexibleNetwork(
-                classes=classes, frame_counts=frame_counts, **settings["network"]
+                classes=classes,
+                frame_counts=frame_counts,
+                training_shift=settings["training_shift"],
+                adapter_init=settings["adapter_init"],
+                **settings["network"],
             ),
             compute_loss=partial(
                 frame_flexible_loss,
