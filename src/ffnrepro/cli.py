@@ -5,8 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tabulate import tabulate
+
 from ffnrepro.data.demo import make_demo_data
 from ffnrepro.logs import logger, run
+from ffnrepro.state import list_states, prune, retry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,12 +19,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = commands.add_parser("make-demo-data", help="write the built-in data set: label files and videos")
     demo.add_argument("folder", type=Path)
     demo.add_argument("--seed", type=int, default=0, help="other clips of the same classes (default 0)")
+    state = commands.add_parser("state", help="resumable trainings: show them, clear them")
+    state.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
+    actions = state.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="what is there, how far it came, who is at work on it, what failed")
+    for action, words in (
+        ("prune", "delete states, with all that was computed"),
+        ("retry", "let a training that failed for good be tried again"),
+    ):
+        actions.add_parser(action, help=words).add_argument(
+            "keys", nargs="+", metavar="KEY", help="as listed, or its beginning"
+        )
     arguments = parser.parse_args(argv)
+    if arguments.command == "state":
+        return run(lambda: _state(arguments))
     return run(
         lambda: logger.info(
             make_demo_data(arguments.folder, seed=arguments.seed, progress=sys.stderr.isatty())
         )
     )
+
+
+def _state(arguments: argparse.Namespace) -> None:
+    if arguments.action == "list":
+        rows = list_states(arguments.folder)
+        print(tabulate(rows, headers="keys") if rows else f"{arguments.folder}: no states")
+        return
+    for key in arguments.keys:
+        (prune if arguments.action == "prune" else retry)(arguments.folder, key)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class TrainingConfig:
     clip_norm: float | None
     crop: Literal["multi_scale", "random"]
     colour_jitter: bool
-    mixed_precision: bool
+    precision: Literal["float16", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ class RuntimeConfig:
     threads: int
     workers: int
     cache_decoded: bool
+    save_minutes: float
+    time_budget: float | None
 
 
 @dataclass(frozen=True)

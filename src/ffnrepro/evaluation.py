@@ -1,7 +1,7 @@
 """Predictions, one row a video, and their top-1 and top-5 accuracy."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,12 @@ logger = logging.getLogger(__name__)
 
 @torch.inference_mode()
 def score(
-    model: nn.Module, batches: DataLoader[Any], *, frame_counts: Sequence[int], device: torch.device
+    model: nn.Module,
+    batches: DataLoader[Any],
+    *,
+    frame_counts: Sequence[int],
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Top-1 and top-5 in percent at each frame count: `top1_16f`, `top5_16f`.
 
@@ -30,11 +35,13 @@ def score(
         batches: clips as the model takes them, and labels.
         frame_counts: of the clips, in their order.
         device: where the model is.
+        check: called before each step; it may raise.
     """
     model.eval()
     correct = {(k, n): 0 for n in frame_counts for k in (1, 5)}
     videos = 0
     for clips, labels in tqdm(batches, desc="validation", leave=False, disable=None, unit="step"):
+        check()
         output = model(to_device(clips, device))
         for frames, logits in zip(
             frame_counts, [output] if isinstance(output, Tensor) else output, strict=True

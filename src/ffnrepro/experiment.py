@@ -6,6 +6,7 @@ The scripts of the training rules build the network and name its loss, and call 
 import argparse
 import json
 import logging
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset, collate_clips
-from ffnrepro.devices import choose_device
-from ffnrepro.errors import UserError
+from ffnrepro.devices import check_precision, choose_device
+from ffnrepro.errors import PermanentError, UserError
 from ffnrepro.evaluation import score
 from ffnrepro.files import replacing, write_json, write_text
 from ffnrepro.losses import Loss
@@ -28,7 +29,8 @@ from ffnrepro.models.weights import load_pretrained, save_checkpoint, tensors_di
 from ffnrepro.optim import learning_rate_factor, parameter_groups
 from ffnrepro.provenance import provenance
 from ffnrepro.state import StateDirectory
-from ffnrepro.training import train
+from ffnrepro.stopping import StopRequest, end_of_job
+from ffnrepro.training import Trained, train
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU cores of the computation")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
     parser.add_argument("--cache-decoded", action="store_true", help="keep decoded clips in memory")
+    parser.add_argument("--save-minutes", type=float, default=10.0, help="between two saves within an epoch")
+    parser.add_argument("--time-budget", type=float, help="minutes after which to save and stop, unfinished")
     parser.add_argument("--log", type=Path)
     return parser.parse_args()
 
@@ -70,19 +74,50 @@ def run_experiment(
         arguments: of `parse_arguments`.
 
     Raises:
-        UserError: too few videos for a batch, unfit weights, a loss that is not finite.
+        PermanentError: too few videos for a batch, unfit weights, a loss that is not finite.
+        UserError: no such device, no room for the state.
+        Unfinished: stopped in time, or another process is at work on the same training.
     """
     settings: dict[str, Any] = arguments.settings
     recipe: dict[str, Any] = settings["training"]
-    frame_counts: list[int] = settings["train_frames"]
-    device = choose_device(arguments.device)
-    torch.set_num_threads(arguments.threads)
+    decides = {
+        "settings": settings,
+        "data": (arguments.manifest / "manifest.sha256").read_text().strip(),
+        "weights": _weights_digest(arguments.weights),
+    }
+    state = StateDirectory(
+        arguments.state,
+        decides,
+        about={"experiment": arguments.name, "seed": settings["seed"], "epochs": recipe["epochs"]},
+        save_minutes=arguments.save_minutes,
+    )
+    with state.held(), StopRequest(end_of_job(arguments.time_budget)) as stop:
+        device = choose_device(arguments.device)
+        check_precision(recipe["precision"], device)
+        torch.set_num_threads(arguments.threads)
+        model, trained = _train(build_model, compute_loss, arguments, device, state, stop)
+    _write_results(model, trained, arguments, device, {**decides, "state": state.key})
 
+
+def _train(
+    build_model: Callable[[int], TSM | FrameFlexibleNetwork],
+    compute_loss: Callable[[Any, Tensor], Loss],
+    arguments: argparse.Namespace,
+    device: torch.device,
+    state: StateDirectory,
+    stop: StopRequest,
+) -> tuple[TSM | FrameFlexibleNetwork, Trained]:
+    settings: dict[str, Any] = arguments.settings
+    recipe: dict[str, Any] = settings["training"]
+    frame_counts: list[int] = settings["train_frames"]
     classes = len(pd.read_csv(arguments.classes))
     torch.manual_seed(settings["seed"])
     model = build_model(classes)
     if arguments.weights is not None:
-        load_pretrained(model, arguments.weights)
+        try:
+            load_pretrained(model, arguments.weights)
+        except UserError as error:
+            raise PermanentError(str(error)) from error
     model.to(device).to(memory_format=torch.channels_last)
 
     loader = partial(_loader, settings=settings, arguments=arguments, device=device)
@@ -92,12 +127,6 @@ def run_experiment(
     groups = parameter_groups(
         model, learning_rate=recipe["learning_rate"], weight_decay=recipe["weight_decay"]
     )
-    decides = {
-        "settings": settings,
-        "data": (arguments.manifest / "manifest.sha256").read_text().strip(),
-        "weights": _weights_digest(arguments.weights),
-    }
-    state = StateDirectory(arguments.state, decides)
     trained = train(
         model=model,
         batches=batches,
@@ -110,17 +139,33 @@ def run_experiment(
             milestones=recipe["milestones"],
             warmup_epochs=recipe["warmup_epochs"],
         ),
-        validate=partial(score, batches=validation, frame_counts=frame_counts, device=device),
+        validate=partial(
+            score,
+            batches=validation,
+            frame_counts=frame_counts,
+            device=device,
+            check=partial(stop.check, f"{arguments.name}, validation"),
+        ),
         select_by=f"top1_{frame_counts[-1]}f",
         epochs=recipe["epochs"],
         clip_norm=recipe["clip_norm"],
-        mixed_precision=recipe["mixed_precision"],
+        precision=recipe["precision"],
         seed=settings["seed"],
         device=device,
         state=state,
+        stop=stop,
         name=arguments.name,
     )
+    return model, trained
 
+
+def _write_results(
+    model: TSM | FrameFlexibleNetwork,
+    trained: Trained,
+    arguments: argparse.Namespace,
+    device: torch.device,
+    decides: dict[str, Any],
+) -> None:
     model.load_state_dict(trained.best_model)
     digest = tensors_digest(trained.best_model)
     history = pd.DataFrame(trained.history)
@@ -136,7 +181,6 @@ def run_experiment(
         {
             "experiment": arguments.name,
             **decides,
-            "state": state.key,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "model": digest,
             "best_epoch": trained.best_epoch,
@@ -163,7 +207,7 @@ def _loader(
     frame_counts = settings["train_frames"]
     training = split == "train"
     if training and len(manifest) < batch_size:
-        raise UserError(
+        raise PermanentError(
             f"{arguments.manifest / 'train.parquet'}: {len(manifest)} videos do not fill one batch of "
             f"training.batch_size {batch_size}; lower it, or add videos"
         )
@@ -188,9 +232,16 @@ def _loader(
         num_workers=arguments.workers,
         persistent_workers=arguments.workers > 0,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_trainer,
         # A generator of its own: making an iterator must not draw from the one that dropout uses.
         generator=torch.Generator(),
     )
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:  # noqa: ARG001
+    # A job's end signals every process; without its workers the trainer could not end the step and save.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _weights_digest(weights: Path | None) -> str | None:

@@ -29,7 +29,11 @@ EVALUATION_FOLDER = "results/evaluation/{experiment}/seed{seed}"
 
 # How heavy jobs are run; it decides no number, so it stands in the command and not in params.
 RUNTIME = f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}"
-CACHE = "--cache-decoded" if CONFIG.runtime.cache_decoded else ""
+TRAINING = f"--save-minutes {CONFIG.runtime.save_minutes}"
+if CONFIG.runtime.time_budget is not None:
+    TRAINING += f" --time-budget {CONFIG.runtime.time_budget}"
+if CONFIG.runtime.cache_decoded:
+    TRAINING += " --cache-decoded"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 VIDEOS = shlex.quote(CONFIG.data.videos)
 LABELS = shlex.quote(CONFIG.data.labels)

@@ -63,7 +63,7 @@ rule train_tsm:
     shell:
         "{PYTHON} {SCRIPTS}/{rule}.py --name {wildcards.experiment} --settings {params.settings:q} "
         "--classes {input.classes} --manifest results/manifest --videos {VIDEOS} {params.weights} --state state/train "
-        "--output $(dirname {output.model}) --threads {threads} {RUNTIME} {CACHE} --log {log}"
+        "--output $(dirname {output.model}) --threads {threads} {RUNTIME} {TRAINING} --log {log}"
 
 
 use rule train_tsm as train_ffn with:

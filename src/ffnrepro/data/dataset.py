@@ -241,10 +241,18 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self._length = length
         self._seed = seed
         self._epoch = 0
+        self._start = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, that the next iteration is for."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose what the next iteration is for.
+
+        Args:
+            epoch: From 0.
+            start: Samples at the beginning of the epoch that are left out: those that a run did before it was
+                interrupted. The length does not count this.
+        """
         self._epoch = epoch
+        self._start = start
 
     def __len__(self) -> int:
         return self._length
@@ -253,7 +261,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         # The spawn key keeps this stream apart from that of sample (seed, epoch, 0): NumPy pads with zeros.
         sequence = np.random.SeedSequence([self._seed, self._epoch], spawn_key=(0,))
         order = np.random.default_rng(sequence).permutation(self._length)
-        return iter([(self._epoch, index) for index in order.tolist()])
+        return iter([(self._epoch, index) for index in order[self._start :].tolist()])
 
 
 def collate_clips(samples: list[tuple[Any, int]]) -> tuple[Any, torch.Tensor]:
