@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from ffnrepro.config import read_config, read_files
 from ffnrepro.data.demo import make_demo_data
+from ffnrepro.errors import UserError
 from ffnrepro.logs import logger, run
 from ffnrepro.state import list_states, prune, retry
 
@@ -30,7 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         actions.add_parser(action, help=words).add_argument(
             "keys", nargs="+", metavar="KEY", help="as listed, or its beginning"
         )
+    doctor = commands.add_parser("doctor", help="whether a training would run here, and for how long")
+    doctor.add_argument("experiment", help="such as ffn")
+    doctor.add_argument(
+        "--configfile", type=Path, nargs="+", default=[Path("config/config.yaml")], help="as for snakemake"
+    )
+    doctor.add_argument(
+        "--directory", type=Path, default=Path(), help="where the workflow runs (default: here)"
+    )
+    doctor.add_argument("--steps", type=int, default=20, help="training steps that are tried (default 20)")
     arguments = parser.parse_args(argv)
+    if arguments.command == "doctor":
+        return run(lambda: _doctor(arguments))
     if arguments.command == "state":
         return run(lambda: _state(arguments))
     return run(
@@ -38,6 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             make_demo_data(arguments.folder, seed=arguments.seed, progress=sys.stderr.isatty())
         )
     )
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from ffnrepro.doctor import examine  # noqa: PLC0415 - the other commands do not need torch's weight
+
+    config = read_config(read_files(arguments.configfile))
+    if arguments.experiment not in config.experiments:
+        raise UserError(f"no experiment {arguments.experiment}; there are {', '.join(config.experiments)}")
+    found = examine(config, arguments.experiment, folder=arguments.directory, steps=arguments.steps)
+    for finding in found:
+        print("ok     " if finding.good else "PROBLEM", finding.text)
+    if not all(finding.good for finding in found):
+        raise UserError("this training would not run here as it is")
 
 
 def _state(arguments: argparse.Namespace) -> None:

@@ -11,9 +11,12 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from ffnrepro.errors import UserError
 
@@ -75,6 +78,7 @@ class TrainingConfig:
     momentum: float
     weight_decay: float
     clip_norm: float | None
+    batchnorm_clips: int | None
     crop: Literal["multi_scale", "random"]
     colour_jitter: bool
     precision: Literal["float16", "bfloat16", "float32"]
@@ -130,6 +134,32 @@ class Config:
     def depth_of(self, experiment: str) -> int:
         """Depth of an experiment's ResNet: its own, or the one of `network`."""
         return self.experiments[experiment].depth or self.network.depth
+
+
+def read_files(paths: Sequence[Path]) -> dict[str, Any]:
+    """The mapping of configuration files; a later one changes the keys that it names, as Snakemake has it.
+
+    Raises:
+        UserError: a file is not there or is no YAML mapping.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: cannot be read ({error})".replace("\n", " ")) from error
+        if not isinstance(mapping, dict):
+            raise UserError(f"{path}: no mapping of keys")
+        _merge(merged, mapping)
+    return merged
+
+
+def _merge(into: dict[str, Any], mapping: Mapping[str, Any]) -> None:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
 
 
 def read_config(mapping: Mapping[str, Any]) -> Config:
@@ -242,9 +272,15 @@ def _check(config: Config) -> None:
             f"config: training.warmup_epochs {config.training.warmup_epochs} must be below training.epochs "
             f"{config.training.epochs}"
         )
+    clips = config.training.batchnorm_clips
+    if clips is not None and config.training.batch_size % clips:
+        raise UserError(
+            f"config: training.batchnorm_clips is {clips}; training.batch_size {config.training.batch_size} must be a "
+            "multiple of it"
+        )
     for name, experiment in config.experiments.items():
         _check_experiment(name, experiment)
-        _check_authors_shift(name, experiment, config.training.batch_size)
+        _check_authors_shift(name, experiment, config.training)
     _check_frames("evaluation.frame_counts", config.evaluation.frame_counts)
     _check_table(config)
 
@@ -308,17 +344,18 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
         )
 
 
-def _check_authors_shift(name: str, experiment: ExperimentConfig, batch_size: int) -> None:
+def _check_authors_shift(name: str, experiment: ExperimentConfig, training: TrainingConfig) -> None:
     if experiment.training_shift != "authors":
         return
     longest = experiment.train_frames[-1]
     # The batch sizes at which batch_size * frames is a multiple of the longest clip, for each frame count.
     multiple = math.lcm(*(longest // math.gcd(longest, frames) for frames in experiment.train_frames))
-    if batch_size % multiple:
+    key = "batch_size" if training.batchnorm_clips is None else "batchnorm_clips"
+    if getattr(training, key) % multiple:
         raise UserError(
-            f"config: training.batch_size is {batch_size}; experiments.{name}.training_shift: authors shifts pieces "
-            f"of {longest} frames, which batches of {list(experiment.train_frames)} frames fill only where "
-            f"training.batch_size is a multiple of {multiple}"
+            f"config: training.{key} is {getattr(training, key)}; experiments.{name}.training_shift: authors shifts "
+            f"pieces of {longest} frames, which clips of {list(experiment.train_frames)} frames fill only where "
+            f"training.{key} is a multiple of {multiple}"
         )
 
 

@@ -1,6 +1,6 @@
 """One experiment, wired: from a manifest and settings to a trained network's files.
 
-The scripts of the training rules build the network and name its loss, and call `run_experiment`.
+The scripts of the training rules call `run_experiment`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ffnrepro.devices import check_precision, choose_device
 from ffnrepro.errors import PermanentError, UserError
 from ffnrepro.evaluation import score
 from ffnrepro.files import replacing, write_json, write_text
-from ffnrepro.losses import Loss
+from ffnrepro.losses import Loss, classification_loss, frame_flexible_loss
 from ffnrepro.models.ffn import FrameFlexibleNetwork
 from ffnrepro.models.tsm import TSM
 from ffnrepro.models.weights import load_pretrained, save_checkpoint, tensors_digest
@@ -60,17 +60,39 @@ def parse_arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_experiment(
-    *,
-    build_model: Callable[[int], TSM | FrameFlexibleNetwork],
-    compute_loss: Callable[[Any, Tensor], Loss],
-    arguments: argparse.Namespace,
-) -> None:
+def build_network(settings: dict[str, Any], classes: int) -> TSM | FrameFlexibleNetwork:
+    """The network of an experiment, drawn from torch's seeded generator.
+
+    Args:
+        settings: of `config.training_settings`.
+        classes: number of classes.
+    """
+    if settings["method"] == "tsm":
+        return TSM(classes=classes, **settings["network"])
+    return FrameFlexibleNetwork(
+        classes=classes,
+        frame_counts=settings["train_frames"],
+        training_shift=settings["training_shift"],
+        adapter_init=settings["adapter_init"],
+        **settings["network"],
+    )
+
+
+def loss_of(settings: dict[str, Any]) -> Callable[[Any, Tensor], Loss]:
+    """The loss of an experiment: (output of the network, labels) -> loss."""
+    if settings["method"] == "tsm":
+        return classification_loss
+    return partial(
+        frame_flexible_loss,
+        frame_counts=settings["train_frames"],
+        distillation_weight=settings["distillation_weight"],
+    )
+
+
+def run_experiment(arguments: argparse.Namespace) -> None:
     """Train one experiment and write `model.pt`, `model.sha256`, `history.parquet` and `run.json`.
 
     Args:
-        build_model: number of classes -> network, drawn from torch's seeded generator.
-        compute_loss: (output of the network, labels) -> loss.
         arguments: of `parse_arguments`.
 
     Raises:
@@ -95,24 +117,31 @@ def run_experiment(
         device = choose_device(arguments.device)
         check_precision(recipe["precision"], device)
         torch.set_num_threads(arguments.threads)
-        model, trained = _train(build_model, compute_loss, arguments, device, state, stop)
+        model, trained = train_experiment(arguments, device, state, stop)
     _write_results(model, trained, arguments, device, {**decides, "state": state.key})
 
 
-def _train(
-    build_model: Callable[[int], TSM | FrameFlexibleNetwork],
-    compute_loss: Callable[[Any, Tensor], Loss],
-    arguments: argparse.Namespace,
-    device: torch.device,
-    state: StateDirectory,
-    stop: StopRequest,
+def train_experiment(
+    arguments: argparse.Namespace, device: torch.device, state: StateDirectory, stop: StopRequest
 ) -> tuple[TSM | FrameFlexibleNetwork, Trained]:
+    """Wire one experiment and train it.
+
+    Args:
+        arguments: of `parse_arguments`.
+        device: that computes.
+        state: that it continues from and saves to.
+        stop: asked after each step.
+
+    Raises:
+        PermanentError: too few videos for a batch, unfit weights, a loss that is not finite.
+        Unfinished: asked to stop.
+    """
     settings: dict[str, Any] = arguments.settings
     recipe: dict[str, Any] = settings["training"]
     frame_counts: list[int] = settings["train_frames"]
     classes = len(pd.read_csv(arguments.classes))
     torch.manual_seed(settings["seed"])
-    model = build_model(classes)
+    model = build_network(settings, classes)
     if arguments.weights is not None:
         try:
             load_pretrained(model, arguments.weights)
@@ -130,7 +159,7 @@ def _train(
     trained = train(
         model=model,
         batches=batches,
-        compute_loss=compute_loss,
+        compute_loss=loss_of(settings),
         optimizer=torch.optim.SGD(groups, momentum=recipe["momentum"]),
         learning_rate_factor=partial(
             learning_rate_factor,
@@ -149,6 +178,7 @@ def _train(
         select_by=f"top1_{frame_counts[-1]}f",
         epochs=recipe["epochs"],
         clip_norm=recipe["clip_norm"],
+        batchnorm_clips=recipe["batchnorm_clips"],
         precision=recipe["precision"],
         seed=settings["seed"],
         device=device,

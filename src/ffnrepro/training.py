@@ -20,6 +20,7 @@ from ffnrepro.data.transforms import normalise
 from ffnrepro.errors import PermanentError, Unfinished
 from ffnrepro.losses import Loss
 from ffnrepro.metrics import correct_within, top_k
+from ffnrepro.models.grouped_forward import forward_in_groups
 from ffnrepro.state import StateDirectory
 from ffnrepro.stopping import StopRequest
 from ffnrepro.watching import epoch_line, warn_of_norms, warnings, write_scalars
@@ -67,6 +68,7 @@ def train(
     select_by: str,
     epochs: int,
     clip_norm: float | None,
+    batchnorm_clips: int | None,
     precision: Literal["float16", "bfloat16", "float32"],
     seed: int,
     device: torch.device,
@@ -90,6 +92,7 @@ def train(
         select_by: the score that chooses the best epoch.
         epochs: in all.
         clip_norm: bound of the gradient's norm, taken after unscaling; None leaves it alone.
+        batchnorm_clips: clips that are normalised together; None: all of a step.
         precision: of the forward pass on CUDA (float16 with loss scaling); elsewhere it is float32.
         seed: of dropout, with epoch and step.
         device: where the model is.
@@ -162,7 +165,7 @@ def train(
             inputs, targets = to_device(clips, device), labels.to(device, non_blocking=True)
 
             with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
-                output = model(inputs)
+                output = forward_in_groups(model, inputs, batchnorm_clips)
             loss = compute_loss(output, targets)
             total = loss.total.item()
             optimizer.zero_grad(set_to_none=True)

@@ -82,6 +82,9 @@ def test_the_demo_changes_only_schedule_augmentation_network_and_epochs(mapping:
         ("training.weight_decay", "5e-4", r"weight_decay is '5e-4'; it must be a number \(YAML wants a point: 5\.0e-4\)"),
         ("training.epochs", 0, r"training\.epochs is 0; it must be more than 0"),
         ("training.epochs", True, r"training\.epochs is True; it must be a whole number"),
+        ("training.batchnorm_clips", 12, r"batchnorm_clips is 12; training\.batch_size 32 must be a multiple of it"),
+        ("training.precision", "half", r"'half'; it must be one of float16, bfloat16, float32"),
+        ("runtime.save_minutes", 0, r"runtime\.save_minutes is 0; it must be more than 0"),
         ("training.warmup_epochs", 50, r"must be below training\.epochs 50"),
         ("training.learning_rate", None, r"training\.learning_rate is None"),
         ("data.crop_size", 300, r"data\.crop_size 300 exceeds data\.short_side 256"),
@@ -134,6 +137,10 @@ def test_the_authors_shift_wants_batches_that_fill_whole_pieces(
         read_config(mapping)
     put(mapping, "training.batch_size", 8 * multiple)
     read_config(mapping)
+    if multiple > 1:  # what is normalised together was on one GPU, and shifted together
+        put(mapping, "training.batchnorm_clips", 1)
+        with pytest.raises(UserError, match=rf"training\.batchnorm_clips is 1; .* a multiple of {multiple}$"):
+            read_config(mapping)
 
 
 def test_switches_of_the_authors_code_are_settings_of_the_run(mapping: dict[str, Any]) -> None:

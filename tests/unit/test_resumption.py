@@ -30,8 +30,6 @@ from ffnrepro.models.weights import load_checkpoint
 from ffnrepro.training import TIMES
 
 ROOT = Path(__file__).parents[2]
-KILLS = 6
-
 
 # --- the process that the attempts are forked from
 
@@ -70,49 +68,28 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def drive(plan: dict[str, Any]) -> dict[str, Any]:
-    """Run an unbroken training and a broken one."""
-    method, chance = plan["method"], random.Random(plan["seed"])
-
-    def arguments(name: str, workers: int) -> list[str]:
-        own = [
-            "--state",
-            f"{name}/state",
-            "--output",
-            f"{name}/output",
-            "--log",
-            f"{name}/log",
-            "--workers",
-            str(workers),
-        ]
-        often = [] if name == "unbroken" else ["--save-minutes", "0.0005"]
-        return [*plan["arguments"], *own, *often]
-
-    started = time.monotonic()
-    codes = [wait(start(method, arguments("unbroken", 0)))]
-    seconds = time.monotonic() - started
-    reached = []
-    for attempt in range(KILLS):
-        child = start(
-            method,
-            arguments("broken", workers=2 * (attempt % 2)),
-            kill_in_save={0: 2, 3: 1}.get(attempt),
-        )
-        if attempt not in (0, 3):
-            time.sleep(seconds * chance.uniform(0.2, 0.7))
-            os.killpg(child, signal.SIGKILL)
-        codes.append(wait(child))
-        reached.append(
-            [
-                json.loads(file.read_text())[key]
-                for file in Path("broken").glob("state/*/about.json")
-                for key in ("epoch", "step")
-            ]
-        )
-    codes.append(wait(start(method, arguments("broken", workers=1))))
-    started = time.monotonic()
-    codes.append(wait(start(method, [*arguments("broken", workers=0), "--videos", "not/there"])))
-    return {"codes": codes, "reached": reached, "seconds": seconds, "again": time.monotonic() - started}
+def drive(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the attempts of a plan one after the other; how long they live is counted by the time that the first took."""
+    unit = 0.0
+    ends = []
+    for attempt in plan["attempts"]:
+        name = attempt["name"]
+        arguments = [
+            *plan["arguments"], "--state", f"{name}/state", "--output", f"{name}/output", "--log", f"{name}/log",
+            "--workers", str(attempt.get("workers", 0)), *attempt.get("more", []),
+        ]  # fmt: skip
+        started = time.monotonic()
+        child = start(plan["method"], arguments, kill_in_save=attempt.get("kill_in_save"))
+        if "signal" in attempt:
+            time.sleep(unit * attempt["after"])
+            os.killpg(child, attempt["signal"])
+        code = wait(child)
+        seconds = time.monotonic() - started
+        unit = unit or seconds
+        reached = [json.loads(file.read_text()) for file in Path(name).glob("state/*/about.json")]
+        place = [[about["epoch"], about["step"]] for about in reached]
+        ends.append({"code": code, "seconds": round(seconds, 2), "epoch_and_step": place})
+    return ends
 
 
 # --- the tests
@@ -163,42 +140,102 @@ def assert_same(one: Any, other: Any, where: str = "state") -> None:
         assert one == other, where
 
 
+def carry_out(folder: Path, method: str, arguments: list[str], attempts: list[dict[str, Any]]) -> list[int]:
+    """The exit codes of attempts; what they did is printed."""
+    result = subprocess.run(
+        [
+            sys.executable,
+            __file__,
+            json.dumps({"method": method, "arguments": arguments, "attempts": attempts}),
+        ],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    print(result.stderr)
+    assert result.returncode == 0
+    ends = json.loads(result.stdout.splitlines()[-1])
+    for attempt, end in zip(attempts, ends, strict=True):
+        print(attempt, end)
+    return [end["code"] for end in ends]
+
+
+def assert_ended_as_unbroken(folder: Path) -> None:
+    unbroken, broken = folder / "unbroken", folder / "broken"
+    assert_same(newest_state(unbroken), newest_state(broken))
+    one, other = (
+        pd.read_parquet(name / "output/history.parquet").drop(columns=list(TIMES))
+        for name in (unbroken, broken)
+    )
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    first, second = (load_checkpoint(name / "output/model.pt").state_dict() for name in (unbroken, broken))
+    assert_same(dict(first), dict(second))
+    assert not list(broken.glob("state/*/.*"))
+    assert not list(broken.glob("state/*/lease.json"))
+
+
 @pytest.mark.parametrize("method", ["tsm", "ffn"])
 def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
     tmp_path: Path, data: Path, method: str
 ) -> None:
-    plan = {"method": method, "seed": random.randrange(10**6), "arguments": arguments_of(data, method)}
-    print("plan seed", plan["seed"])
-    result = subprocess.run(
-        [sys.executable, __file__, json.dumps(plan)],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    ends = json.loads(result.stdout.splitlines()[-1])
-    print(ends)
-    unbroken, *killed, last, again = ends["codes"]
-    assert (unbroken, last, again) == (0, 0, 0), result.stderr
-    assert killed.count(-signal.SIGKILL) >= 5, killed
+    often = {"name": "broken", "more": ["--save-minutes", "0.0005"]}
+    attempts: list[dict[str, Any]] = [
+        {"name": "unbroken"},
+        {**often, "kill_in_save": 2},
+        *(
+            {**often, "workers": n, "signal": signal.SIGKILL, "after": random.uniform(0.2, 0.6)}
+            for n in (0, 2)
+        ),
+        {**often, "kill_in_save": 1},
+        *(
+            {**often, "workers": n, "signal": signal.SIGKILL, "after": random.uniform(0.2, 0.6)}
+            for n in (2, 0)
+        ),
+        {**often, "workers": 1},
+        # A finished key is written out again without a video being read.
+        {**often, "more": ["--videos", "not/there"]},
+    ]
+    unbroken, *killed, last, again = carry_out(tmp_path, method, arguments_of(data, method), attempts)
+    assert (unbroken, last, again) == (0, 0, 0)
     assert killed[0] == killed[3] == -signal.SIGKILL  # those inside a save
-    assert_same(newest_state(tmp_path / "unbroken"), newest_state(tmp_path / "broken"))
-    histories = [
-        pd.read_parquet(tmp_path / name / "output/history.parquet") for name in ("unbroken", "broken")
+    assert killed.count(-signal.SIGKILL) >= 5
+    assert_ended_as_unbroken(tmp_path)
+
+
+def test_sigterm_to_the_whole_process_group_saves_and_says_so(tmp_path: Path, data: Path) -> None:
+    """As a cluster ends a job: the loader's workers are signalled too."""
+    attempts: list[dict[str, Any]] = [
+        {"name": "unbroken"},
+        {"name": "broken", "workers": 2, "signal": signal.SIGTERM, "after": 0.7},
+        {"name": "broken", "workers": 2, "more": ["--time-budget", "0"]},
+        {"name": "broken", "workers": 1},
     ]
-    pd.testing.assert_frame_equal(
-        *[history.drop(columns=list(TIMES)) for history in histories], check_exact=True
-    )
-    models = [
-        load_checkpoint(tmp_path / name / "output/model.pt").state_dict() for name in ("unbroken", "broken")
-    ]
-    assert_same(dict(models[0]), dict(models[1]))
-    # A finished key is written out again without a video being read: the folder of videos was not there.
-    assert not list((tmp_path / "broken/state").glob("*/.*"))
-    assert not list((tmp_path / "broken/state").glob("*/lease.json"))
+    arguments = arguments_of(data, "ffn", epochs=6)
+    unbroken, terminated, no_time, last = carry_out(tmp_path, "ffn", arguments, attempts)
+    assert (unbroken, last) == (0, 0)
+    # Before its handlers stand the signal simply ends it: nothing is lost then either.
+    assert terminated in (75, -signal.SIGTERM)
+    assert no_time == 75
+    assert_ended_as_unbroken(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_is_not_tried_twice(tmp_path: Path, data: Path) -> None:
+    arguments = arguments_of(data, "tsm", learning_rate=1e30, clip_norm=None)
+    # The second attempt would fail on the videos, if it got so far.
+    attempts = [{"name": "a"}, {"name": "a", "more": ["--videos", "not/there"]}]
+    assert carry_out(tmp_path, "tsm", arguments, attempts) == [1, 1]
+    assert "the loss is nan" in (tmp_path / "a/log").read_text()
+    assert "are not tried again before: ffnrepro state retry" in (tmp_path / "a/log").read_text()
+
+
+def test_too_few_videos_for_a_batch_is_a_permanent_failure(tmp_path: Path, data: Path) -> None:
+    arguments = arguments_of(data, "tsm", batch_size=100)
+    assert carry_out(tmp_path, "tsm", arguments, [{"name": "a"}] * 2) == [1, 1]
+    assert "24 videos do not fill one batch of training.batch_size 100" in (tmp_path / "a/log").read_text()
+    assert "ffnrepro state retry" in (tmp_path / "a/log").read_text()
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ def run(
         select_by="top1_4f",
         epochs=epochs,
         clip_norm=clip_norm,
+        batchnorm_clips=None,
         precision="float16",
         seed=1,
         device=CPU,
