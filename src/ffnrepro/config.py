@@ -71,6 +71,7 @@ class TrainingConfig:
 
     epochs: int
     batch_size: int
+    gpus: int
     learning_rate: float
     schedule: Literal["step", "cosine"]
     milestones: tuple[int, ...]
@@ -272,7 +273,16 @@ def _check(config: Config) -> None:
             f"config: training.warmup_epochs {config.training.warmup_epochs} must be below training.epochs "
             f"{config.training.epochs}"
         )
+    if config.training.batch_size % config.training.gpus:
+        raise UserError(
+            f"config: training.batch_size is {config.training.batch_size}; it must be a multiple of training.gpus "
+            f"{config.training.gpus}, which share each batch"
+        )
     clips = config.training.batchnorm_clips
+    if clips is not None and config.training.gpus > 1:
+        raise UserError(
+            "config: training.batchnorm_clips is for one GPU; with several each normalises its own part of a batch"
+        )
     if clips is not None and config.training.batch_size % clips:
         raise UserError(
             f"config: training.batchnorm_clips is {clips}; training.batch_size {config.training.batch_size} must be a "
@@ -350,12 +360,14 @@ def _check_authors_shift(name: str, experiment: ExperimentConfig, training: Trai
     longest = experiment.train_frames[-1]
     # The batch sizes at which batch_size * frames is a multiple of the longest clip, for each frame count.
     multiple = math.lcm(*(longest // math.gcd(longest, frames) for frames in experiment.train_frames))
+    together = training.batchnorm_clips or training.batch_size // training.gpus
     key = "batch_size" if training.batchnorm_clips is None else "batchnorm_clips"
-    if getattr(training, key) % multiple:
+    per_gpu = " a GPU" if training.gpus > 1 else ""
+    if together % multiple:
         raise UserError(
-            f"config: training.{key} is {getattr(training, key)}; experiments.{name}.training_shift: authors shifts "
-            f"pieces of {longest} frames, which clips of {list(experiment.train_frames)} frames fill only where "
-            f"training.{key} is a multiple of {multiple}"
+            f"config: training.{key} is {together}{per_gpu}; experiments.{name}.training_shift: authors shifts pieces of "
+            f"{longest} frames, which clips of {list(experiment.train_frames)} frames fill only where that is a multiple "
+            f"of {multiple}"
         )
 
 

@@ -21,6 +21,7 @@ from ffnrepro.data.decode import DecodeError, open_video
 from ffnrepro.devices import check_precision, choose_device
 from ffnrepro.errors import Unfinished, UserError
 from ffnrepro.experiment import build_network, train_experiment
+from ffnrepro.processes import Processes
 from ffnrepro.state import GENERATIONS, StateDirectory
 from ffnrepro.stopping import StopRequest
 
@@ -159,7 +160,7 @@ def _try(arguments: argparse.Namespace, device: torch.device, steps: int) -> lis
     stop = _SomeSteps(min(steps, max(1, per_epoch)))
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            train_experiment(arguments, device, StateDirectory(Path(temporary), {}), stop)
+            train_experiment(arguments, device, StateDirectory(Path(temporary), {}), stop, Processes())
         except Unfinished:
             pass
         except torch.OutOfMemoryError:

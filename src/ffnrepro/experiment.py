@@ -8,6 +8,7 @@ import json
 import logging
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ffnrepro.models.ffn import FrameFlexibleNetwork
 from ffnrepro.models.tsm import TSM
 from ffnrepro.models.weights import load_pretrained, save_checkpoint, tensors_digest
 from ffnrepro.optim import learning_rate_factor, parameter_groups
+from ffnrepro.processes import Processes, start_processes
 from ffnrepro.provenance import provenance
 from ffnrepro.state import StateDirectory
 from ffnrepro.stopping import StopRequest, end_of_job
@@ -113,16 +115,27 @@ def run_experiment(arguments: argparse.Namespace) -> None:
         about={"experiment": arguments.name, "seed": settings["seed"], "epochs": recipe["epochs"]},
         save_minutes=arguments.save_minutes,
     )
-    with state.held(), StopRequest(end_of_job(arguments.time_budget)) as stop:
-        device = choose_device(arguments.device)
-        check_precision(recipe["precision"], device)
-        torch.set_num_threads(arguments.threads)
-        model, trained = train_experiment(arguments, device, state, stop)
-    _write_results(model, trained, arguments, device, {**decides, "state": state.key})
+    device = choose_device(arguments.device)
+    check_precision(recipe["precision"], device)
+    torch.set_num_threads(arguments.threads)
+    processes, device = start_processes(device, recipe["gpus"])
+    with ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(state.held())
+        processes.wait()
+        stop = stack.enter_context(StopRequest(end_of_job(arguments.time_budget)))
+        model, trained = train_experiment(arguments, device, state, stop, processes)
+    if processes.first:
+        _write_results(model, trained, arguments, device, {**decides, "state": state.key})
+    processes.end()
 
 
 def train_experiment(
-    arguments: argparse.Namespace, device: torch.device, state: StateDirectory, stop: StopRequest
+    arguments: argparse.Namespace,
+    device: torch.device,
+    state: StateDirectory,
+    stop: StopRequest,
+    processes: Processes,
 ) -> tuple[TSM | FrameFlexibleNetwork, Trained]:
     """Wire one experiment and train it.
 
@@ -131,6 +144,7 @@ def train_experiment(
         device: that computes.
         state: that it continues from and saves to.
         stop: asked after each step.
+        processes: that share each batch.
 
     Raises:
         PermanentError: too few videos for a batch, unfit weights, a loss that is not finite.
@@ -149,7 +163,7 @@ def train_experiment(
             raise PermanentError(str(error)) from error
     model.to(device).to(memory_format=torch.channels_last)
 
-    loader = partial(_loader, settings=settings, arguments=arguments, device=device)
+    loader = partial(_loader, settings=settings, arguments=arguments, device=device, processes=processes)
     batches = loader("train", crop=recipe["crop"], colour_jitter=recipe["colour_jitter"])
     validation = loader("validation", crop="centre")
 
@@ -174,6 +188,7 @@ def train_experiment(
             frame_counts=frame_counts,
             device=device,
             check=partial(stop.check, f"{arguments.name}, validation"),
+            total=processes.total,
         ),
         select_by=f"top1_{frame_counts[-1]}f",
         epochs=recipe["epochs"],
@@ -182,6 +197,7 @@ def train_experiment(
         precision=recipe["precision"],
         seed=settings["seed"],
         device=device,
+        processes=processes,
         state=state,
         stop=stop,
         name=arguments.name,
@@ -229,18 +245,22 @@ def _loader(
     settings: dict[str, Any],
     arguments: argparse.Namespace,
     device: torch.device,
+    processes: Processes,
     colour_jitter: bool = False,
 ) -> DataLoader[Any]:
-    """Batches of a split: shuffled and whole in training, in order and complete in validation."""
+    """This process's batches of a split: shuffled and whole in training, in order and complete in validation."""
     manifest = pd.read_parquet(arguments.manifest / f"{split}.parquet")
     batch_size = settings["training"]["batch_size"]
     frame_counts = settings["train_frames"]
     training = split == "train"
+    workers = -(-arguments.workers // processes.count)
     if training and len(manifest) < batch_size:
         raise PermanentError(
             f"{arguments.manifest / 'train.parquet'}: {len(manifest)} videos do not fill one batch of "
             f"training.batch_size {batch_size}; lower it, or add videos"
         )
+    if not training:
+        manifest = manifest.iloc[processes.rank :: processes.count]
     common: dict[str, Any] = {
         "manifest": manifest,
         "videos": arguments.videos,
@@ -255,12 +275,20 @@ def _loader(
         ClipDataset(frames=frame_counts[0], **common)
         if len(frame_counts) == 1
         else FrameCountsDataset(frame_counts=frame_counts, **common),
-        batch_size=batch_size,
+        batch_size=batch_size // processes.count,
         collate_fn=collate_clips,
-        sampler=EpochSampler(len(manifest), seed=settings["seed"]) if training else None,
+        sampler=EpochSampler(
+            len(manifest),
+            seed=settings["seed"],
+            batch_size=batch_size,
+            rank=processes.rank,
+            processes=processes.count,
+        )
+        if training
+        else None,
         drop_last=training,
-        num_workers=arguments.workers,
-        persistent_workers=arguments.workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_signals_to_the_trainer,
         # A generator of its own: making an iterator must not draw from the one that dropout uses.

@@ -1,6 +1,7 @@
 """What a script says: to the screen, and the same to its log file."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,8 @@ def run(work: Callable[[], object], log: Path | None = None) -> int:
     A `UserError` ends in one line and code 1, `Unfinished` in one line and code 75 ("temporary failure"). Anything else is a fault of ours: its traceback goes to the log file,
     too, since the screen of a cluster job is seldom kept.
     """
+    if int(os.environ.get("RANK", "0")):  # torchrun's: of several processes the first one speaks
+        log = None
     start_logging(log)
     try:
         work()

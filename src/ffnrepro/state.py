@@ -142,9 +142,13 @@ class StateDirectory:
     def load(self) -> dict[str, Any] | None:
         """The newest save that is whole, on the CPU, or None where there is none."""
         for file in self.generations():
-            content = file.read_bytes()
+            try:
+                content = file.read_bytes()
+            except FileNotFoundError:  # another process of this training found it damaged
+                continue
             if not file.stem.endswith(hashlib.sha256(content).hexdigest()[:16]):
-                logger.warning("%s: damaged; goes back to the save before it", file)
+                logger.warning("%s: damaged, deleted; goes back to the save before it", file)
+                file.unlink(missing_ok=True)
                 continue
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             self.last = f"{file}, after epoch {state['epoch']} and {state['step']} steps"

@@ -21,6 +21,7 @@ from ffnrepro.errors import PermanentError, Unfinished
 from ffnrepro.losses import Loss
 from ffnrepro.metrics import correct_within, top_k
 from ffnrepro.models.grouped_forward import forward_in_groups
+from ffnrepro.processes import Processes
 from ffnrepro.state import StateDirectory
 from ffnrepro.stopping import StopRequest
 from ffnrepro.watching import epoch_line, warn_of_norms, warnings, write_scalars
@@ -72,6 +73,7 @@ def train(
     precision: Literal["float16", "bfloat16", "float32"],
     seed: int,
     device: torch.device,
+    processes: Processes,
     state: StateDirectory,
     stop: StopRequest,
     name: str,
@@ -84,11 +86,11 @@ def train(
 
     Args:
         model: on the device.
-        batches: training batches; its sampler is an `EpochSampler` and the last, incomplete batch is dropped.
+        batches: this process's part of the training batches; its sampler is an `EpochSampler` and the last, incomplete batch is dropped.
         compute_loss: (output of the model, labels) -> loss.
         optimizer: its groups carry `base_lr`.
         learning_rate_factor: epochs done, with fractions -> factor on `base_lr`.
-        validate: network -> scores, by name.
+        validate: network -> scores, by name, the same in all processes.
         select_by: the score that chooses the best epoch.
         epochs: in all.
         clip_norm: bound of the gradient's norm, taken after unscaling; None leaves it alone.
@@ -96,6 +98,7 @@ def train(
         precision: of the forward pass on CUDA (float16 with loss scaling); elsewhere it is float32.
         seed: of dropout, with epoch and step.
         device: where the model is.
+        processes: that share each batch.
         state: saved every so many minutes, at the end of each epoch, and before an early stop.
         stop: asked after each step.
         name: of the experiment, for progress and log.
@@ -115,31 +118,36 @@ def train(
     losses: defaultdict[str, float] = defaultdict(float)  # sums over the samples of an epoch
     counts: defaultdict[str, float] = defaultdict(float)
 
+    network = processes.wrap(model)
+
     def save(epoch: int, step: int) -> None:
-        state.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-                "epoch": epoch,
-                "step": step,
-                "losses": dict(losses),
-                "counts": dict(counts),
-                "history": history,
-                "best": best,
-            }
-        )
+        sums = {"losses": processes.total(losses), "counts": processes.total(counts)}
+        if processes.first:
+            state.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                    "epoch": epoch,
+                    "step": step,
+                    **sums,
+                    "history": history,
+                    "best": best,
+                }
+            )
 
     if (saved := state.load()) is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
         history, best, first_step = saved["history"], saved["best"], saved["step"]
-        losses.update(saved["losses"])
-        counts.update(saved["counts"])
-        logger.info(
-            "%s: continues at epoch %d of %d, step %d", name, len(history) + 1, epochs, first_step + 1
-        )
+        if processes.first:  # they are sums over all processes
+            losses.update(saved["losses"])
+            counts.update(saved["counts"])
+        if len(history) < epochs:
+            logger.info("%s: continues at epoch %d, after %d steps", name, len(history) + 1, first_step)
+        else:
+            logger.info("%s: was trained before, nothing is left to do", name)
 
     for epoch in range(len(history), epochs):
         sampler.set_epoch(epoch, start=first_step * batches.batch_size)
@@ -151,21 +159,21 @@ def train(
             initial=first_step,
             total=len(batches),
             leave=False,
-            disable=None,
+            disable=None if processes.first else True,
             unit="step",
         )
         longest = 0.0
         asked = time.perf_counter()
         for step, (clips, labels) in enumerate(bar, start=first_step):
             received = time.perf_counter()
-            torch.manual_seed(step_seed(seed, epoch, step))
+            torch.manual_seed(step_seed(seed, epoch, step, processes.rank))
             factor = learning_rate_factor(epoch + step / len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             inputs, targets = to_device(clips, device), labels.to(device, non_blocking=True)
 
             with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
-                output = forward_in_groups(model, inputs, batchnorm_clips)
+                output = forward_in_groups(network, inputs, batchnorm_clips)
             loss = compute_loss(output, targets)
             total = loss.total.item()
             optimizer.zero_grad(set_to_none=True)
@@ -177,7 +185,7 @@ def train(
                 else clip_grad_norm_(model.parameters(), clip_norm)
             ).item()
             # A gradient that overflows float16 is an everyday event: the scaler skips the step and scales less.
-            if not math.isfinite(total) or not (math.isfinite(norm) or scaler.is_enabled()):
+            if processes.any(not math.isfinite(total) or not (math.isfinite(norm) or scaler.is_enabled())):
                 parts = ", ".join(f"{part} {value.item():.3g}" for part, value in loss.parts.items())
                 raise PermanentError(
                     f"{name}: the loss is {total:.3g} ({parts}) and the gradient's norm {norm:.3g} at epoch {epoch + 1}, "
@@ -211,27 +219,33 @@ def train(
             counts["waited"] += received - asked
             longest = max(longest, now - asked)
             reason = stop.reason(reserve=2 * (longest + state.save_seconds))
-            if reason is not None or state.is_due():
+            stops = processes.any(reason is not None)
+            if stops or processes.any(processes.first and state.is_due()):
                 save(epoch, step + 1)
-            if reason is not None:
-                raise Unfinished(f"{name}: {reason}, saved at epoch {epoch + 1} of {epochs}, step {step + 1}")
+            if stops:
+                raise Unfinished(
+                    f"{name}: {reason or 'another process stops'}, saved at epoch {epoch + 1} of {epochs}, step {step + 1}"
+                )
             asked = time.perf_counter()
 
         save(epoch, len(batches))  # a validation that is cut short costs no step
         started = time.perf_counter()
+        processes.share_statistics(model)
         scores = validate(model)
         warn_of_norms(model, training=False)
+        seconds = processes.total({"validation": time.perf_counter() - started})["validation"]
+        sums, counted = processes.total(losses), defaultdict(float, processes.total(counts))
         row = {
             "epoch": epoch + 1,
             "learning_rate": optimizer.param_groups[0]["lr"],
-            **{f"train_{part}": value / counts["samples"] for part, value in losses.items()},
-            **{f"train_top{k}": 100 * counts[f"top{k}"] / counts["samples"] for k in (1, 5)},
-            "gradient_norm": counts["norm"] / max(1, counts["steps"] - counts["skipped_steps"]),
-            "skipped_steps": counts["skipped_steps"],
+            **{f"train_{part}": value / counted["samples"] for part, value in sums.items()},
+            **{f"train_top{k}": 100 * counted[f"top{k}"] / counted["samples"] for k in (1, 5)},
+            "gradient_norm": counted["norm"] / max(1, counted["steps"] - counted["skipped_steps"]),
+            "skipped_steps": counted["skipped_steps"] / processes.count,
             **{f"validation_{score}": value for score, value in scores.items()},
-            "seconds": counts["seconds"] + time.perf_counter() - started,
-            "frames_per_second": counts["frames"] / counts["seconds"],
-            "data_wait": 100 * counts["waited"] / counts["seconds"],
+            "seconds": (counted["seconds"] + seconds) / processes.count,
+            "frames_per_second": processes.count * counted["frames"] / counted["seconds"],
+            "data_wait": 100 * counted["waited"] / counted["seconds"],
         }
         history.append(row)
         if not best or scores[select_by] > best["score"]:
@@ -240,18 +254,20 @@ def train(
                 "score": scores[select_by],
                 "model": {key: value.detach().cpu().clone() for key, value in model.state_dict().items()},
             }
-        write_scalars(state.path / "tensorboard", row)
+        if processes.first:
+            write_scalars(state.path / "tensorboard", row)
         first_step = 0
         losses.clear()
         counts.clear()
         save(epoch + 1, 0)
-        logger.info("%s", epoch_line(name, epochs, row))
-        for warning in warnings(history, select_by=select_by):
-            logger.warning("%s: %s", name, warning)
+        if processes.first:
+            logger.info("%s", epoch_line(name, epochs, row))
+            for warning in warnings(history, select_by=select_by):
+                logger.warning("%s: %s", name, warning)
 
     return Trained(history, best["epoch"], best["model"])
 
 
-def step_seed(seed: int, epoch: int, step: int) -> int:
-    """Seed of what is random in a step beside its samples: dropout."""
-    return int(np.random.SeedSequence([seed, epoch, step], spawn_key=(1,)).generate_state(1)[0])
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """Seed of what is random in a step of a process beside its samples: dropout."""
+    return int(np.random.SeedSequence([seed, epoch, step, rank], spawn_key=(1,)).generate_state(1)[0])

@@ -247,6 +247,27 @@ def test_sampler_order_is_a_function_of_seed_and_epoch():
     assert list(other) != orders[0]
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_share_the_batches_of_one(processes):
+    one, batch = EpochSampler(50, seed=2), 12
+    shared = [
+        EpochSampler(50, seed=2, batch_size=batch, rank=rank, processes=processes)
+        for rank in range(processes)
+    ]
+    for sampler in (one, *shared):
+        sampler.set_epoch(1)
+    part = batch // processes
+    seen = []
+    for step in range(50 // batch):
+        whole = list(one)[step * batch : (step + 1) * batch]
+        parts = [list(sampler)[step * part : (step + 1) * part] for sampler in shared]
+        assert [pair for pairs in parts for pair in pairs] == whole
+        seen += whole
+    assert len(set(seen)) == len(seen) == sum(len(sampler) for sampler in shared) == 48
+    shared[1].set_epoch(1, start=2 * part)
+    assert list(shared[1])[:part] == list(one)[2 * batch + part : 2 * batch + 2 * part]
+
+
 @pytest.fixture(scope="module")
 def videos(write_video, numbered_frames, tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")

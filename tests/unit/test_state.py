@@ -69,7 +69,7 @@ def test_a_damaged_save_falls_back_to_the_one_before(
     newest = state.generations()[0]
     damage(newest)
     assert epoch_of(state) == 1
-    assert f"{newest}: damaged; goes back to the save before it" in caplog.text
+    assert f"{newest}: damaged, deleted; goes back to the save before it" in caplog.text
     state.save(content(2))
     assert epoch_of(state) == 2
     for file in state.generations():

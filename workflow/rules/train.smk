@@ -52,7 +52,7 @@ rule train_tsm:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
-        gpu=GPUS,
+        gpu=GPUS * CONFIG.training.gpus,
         runtime=2880,
         mem_mb=32000,
     params:
@@ -61,7 +61,7 @@ rule train_tsm:
     message:
         "Training TSM: {wildcards.experiment}, seed {wildcards.seed}"
     shell:
-        "{PYTHON} {SCRIPTS}/{rule}.py --name {wildcards.experiment} --settings {params.settings:q} "
+        "{TRAIN} {SCRIPTS}/{rule}.py --name {wildcards.experiment} --settings {params.settings:q} "
         "--classes {input.classes} --manifest results/manifest --videos {VIDEOS} {params.weights} --state state/train "
         "--output $(dirname {output.model}) --threads {threads} {RUNTIME} {TRAINING} --log {log}"
 
