@@ -22,6 +22,16 @@ EXPERIMENT = "results/experiments/{experiment}/seed{seed}"
 EVALUATION = "results/evaluation/{experiment}/seed{seed}/{frames}f"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
+TRAINING = f"--save-minutes {CONFIG.runtime.save_minutes} --max-bad-fraction {CONFIG.data.max_bad_fraction}"
+if CONFIG.runtime.time_budget is not None:
+    TRAINING += f" --time-budget {CONFIG.runtime.time_budget}"
+if CONFIG.runtime.cache_decoded:
+    TRAINING += " --cache-decoded"
+# One process trains; where a training has several GPUs, torchrun starts one for each.
+TORCHRUN = ""
+if CONFIG.training.gpus > 1:
+    TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus}"
+
 # What decides no number reaches the commands by the shell's environment: neither params nor the command's text
 # change with it, so moving the tree or using other workers reruns nothing. `script NAME ...` calls a rule's script.
 environment = {
@@ -30,13 +40,13 @@ environment = {
     "LABELS": CONFIG.data.labels,
     "VIDEOS": CONFIG.data.videos,
     "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
-    "MAX_BAD": f"--max-bad-fraction {CONFIG.data.max_bad_fraction}",
-    "CACHE": "--cache-decoded" if CONFIG.runtime.cache_decoded else "",
+    "TRAINING": TRAINING,
+    "TORCHRUN": TORCHRUN,
     "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
 }
 prefix = "set -euo pipefail; "
 prefix += "".join(f"{name}={shlex.quote(value)}; " for name, value in environment.items())
-prefix += 'script() { "$PYTHON" "$SCRIPTS/$1.py" "${@:2}"; }; '
+prefix += 'script() { "$PYTHON" ${LAUNCH:-} "$SCRIPTS/$1.py" "${@:2}"; }; '
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
 
 

@@ -7,6 +7,7 @@ limit: then all workers are replaced and go on at the batch that was waited for.
 """
 
 import logging
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ class VideoBatches:
         seconds: Time within which workers must give a batch.
 
     Attributes:
+        batch_size: Samples a batch.
         bad_videos: Samples left out since the last iteration began.
     """
 
@@ -72,8 +74,8 @@ class VideoBatches:
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
+        self.batch_size = batch_size
         self.bad_videos = 0
-        self._batch_size = batch_size
         self._drop_last = drop_last
         self._workers = workers
         self._pin_memory = pin_memory
@@ -87,18 +89,19 @@ class VideoBatches:
     def __len__(self) -> int:
         """Number of batches of an epoch."""
         samples = len(self.sampler)  # type: ignore[arg-type]
-        return samples // self._batch_size if self._drop_last else -(-samples // self._batch_size)
+        return samples // self.batch_size if self._drop_last else -(-samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Give the batches of an epoch.
 
         Raises:
-            UserError: More videos cannot be read than allowed, or workers give nothing and no file is to blame.
+            UserError: More videos cannot be read than allowed, or a whole batch cannot, or workers give nothing and no
+                file is to blame.
         """
         self.bad_videos = 0
-        keys = list(self.sampler)
-        starts = range(0, len(self) * self._batch_size, self._batch_size)
-        batches = [keys[start : start + self._batch_size] for start in starts]
+        keys = list(self.sampler)  # fewer than an epoch's where the sampler starts within one
+        end = len(keys) - len(keys) % self.batch_size if self._drop_last else len(keys)
+        batches = [keys[start : start + self.batch_size] for start in range(0, end, self.batch_size)]
         done = unexplained = 0
         while done < len(batches):
             self._plan.batches = [
@@ -111,8 +114,14 @@ class VideoBatches:
                         self._words_of(_index(key)) for key in batches[done - 1] if self._hung(_index(key))
                     ]
                     self._leave_out([*bad, *hung])
-                    if batch is not None:
-                        yield batch
+                    if (
+                        batch is None
+                    ):  # every step of an epoch has its batch, or a resumed run would lose count
+                        raise UserError(
+                            f"no video of a batch could be read, the last one {[*bad, *hung][-1]}: check the disk of "
+                            "`data.videos` and run again"
+                        )
+                    yield batch
             except _NoBatch as error:
                 stuck = self._replace_workers()
                 self._hangs.update(stuck)
@@ -148,6 +157,7 @@ class VideoBatches:
             persistent_workers=self._workers > 0,
             timeout=self._seconds if self._workers else 0,
             pin_memory=self._pin_memory,
+            worker_init_fn=_leave_signals_to_the_trainer,
             # A generator of its own: making an iterator must not draw from the one that dropout uses.
             generator=torch.Generator(),
         )
@@ -156,8 +166,10 @@ class VideoBatches:
         """End all workers; give the samples that they were stuck in."""
         stuck = self._watched.stuck(0.8 * self._seconds)
         if self._loader is not None and self._loader._iterator is not None:
-            # Waits for the workers that still answer, and ends the others.
+            workers = self._loader._iterator._workers  # type: ignore[attr-defined]
             self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+            for worker in workers:
+                worker.kill()  # those that answer have ended; they leave SIGTERM to the trainer
         self._loader = None
         self._watched.clear()
         return stuck
@@ -257,3 +269,9 @@ def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
     bad = [sample.words for sample in samples if isinstance(sample, _BadVideo)]
     good = [sample for sample in samples if not isinstance(sample, _BadVideo)]
     return collate_clips(good) if good else None, bad
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:  # noqa: ARG001
+    # A job's end signals every process; without its workers the trainer could not end the step and save.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
