@@ -324,7 +324,7 @@ def _check_sign(key: str, name: str, value: Any) -> None:
             continue
         if item < 0 or (item == 0 and name not in _MAY_BE_ZERO):
             least = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
-            raise UserError(f"config: {key} is {item}; it must be {least}")
+            raise UserError(f"config: {key} is {item:g}; it must be {least}")
 
 
 def _check_depth(key: str, depth: int) -> None:
