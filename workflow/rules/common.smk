@@ -35,10 +35,10 @@ if CONFIG.runtime.time_budget is not None:
 if CONFIG.runtime.cache_decoded:
     TRAINING += " --cache-decoded"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
-# One process trains; where a training has several GPUs, torchrun starts one for each.
+# One process trains; where a training has several GPUs, torchrun starts one for each (it would take our --log for its own).
 TRAIN = PYTHON
 if CONFIG.training.gpus > 1:
-    TRAIN += f" -m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus}"
+    TRAIN += f" -m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus} --"
 VIDEOS = shlex.quote(CONFIG.data.videos)
 LABELS = shlex.quote(CONFIG.data.labels)
 
