@@ -48,7 +48,6 @@ def test_the_demo_changes_only_schedule_augmentation_network_and_epochs(mapping:
         "schedule",
         "warmup_epochs",
         "crop",
-        "colour_jitter",
     }
     merged = {
         k: {**v, **demo.get(k, {})} if isinstance(v, dict) else demo.get(k, v) for k, v in mapping.items()
@@ -89,6 +88,9 @@ def test_the_demo_changes_only_schedule_augmentation_network_and_epochs(mapping:
         ("training.warmup_epochs", 50, r"must be below training\.epochs 50"),
         ("training.learning_rate", None, r"training\.learning_rate is None"),
         ("data.crop_size", 300, r"data\.crop_size 300 exceeds data\.short_side 256"),
+        ("data.layout", "jpeg", r"data\.layout is 'jpeg'; it must be one of videos, frames"),
+        ("data.max_excluded", 1.5, r"data\.max_excluded is 1\.5; it is a fraction"),
+        ("data.max_bad_fraction", -0.1, r"data\.max_bad_fraction is -0\.1; it must be 0 or more"),
         ("data", None, r"data is None; it must be a mapping"),
         ("network.stem", 6, r"network\.stem is 6; a kernel size is odd"),
         ("network.width", 20, r"multiple of 8"),

@@ -130,27 +130,6 @@ def test_no_flip(manifest):
         assert (clip[1].float().diff(dim=1) >= 0).all()
 
 
-def test_colour_jitter_is_shared_and_of_training_only(manifest):
-    plain = build(FrameCountsDataset, manifest, frame_counts=(4, 16))
-    changed = build(FrameCountsDataset, manifest, frame_counts=(4, 16), colour_jitter=True)
-    gains = set()
-    for epoch in range(5):
-        few, many = changed[(epoch, 0)][0]
-        before_few, before_many = plain[(epoch, 0)][0]
-        assert not torch.equal(few, before_few)
-        # One table from old colours to new ones explains both clips.
-        table = {}
-        for new, old in ((few, before_few), (many, before_many)):
-            for colour, source in zip(
-                new.flatten(1).T.tolist(), map(tuple, old.flatten(1).T.tolist()), strict=True
-            ):
-                assert table.setdefault(source, colour) == colour
-        gains.add(few.numpy().tobytes())
-    assert len(gains) == 5
-    with pytest.raises(ValueError, match="nothing is random"):
-        build(ClipDataset, manifest, frames=4, crop="centre", colour_jitter=True)
-
-
 def test_a_sample_is_a_function_of_seed_epoch_and_index(manifest):
     data = build(ClipDataset, manifest, frames=8, crop="random", seed=3)
     first = {key: data[key][0] for key in [(0, 0), (0, 1), (1, 0), (1, 1)]}

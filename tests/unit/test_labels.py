@@ -6,7 +6,7 @@ import logging
 import pandas as pd
 import pytest
 
-from ffnrepro.data.labels import read_labels
+from ffnrepro.data.labels import check_counts, read_labels
 from ffnrepro.errors import UserError
 
 CLASSES = {
@@ -216,7 +216,7 @@ def test_wrong_files_are_one_line_with_the_mend(tmp_path, case):
         (ANSWERS + "5;Moving something up\n", ["test-answers.csv, row 3", "id 5", "test.json"]),
         (ANSWERS + "141814;Moving something up\n", ["test-answers.csv, row 3", "141814", "row 1"]),
         ("141814;Juggling\n219274;Moving something up\n", ["test-answers.csv, row 1", "141814", "Juggling"]),
-        ("141814,Moving something up\n", ["test-answers.csv, row 1", "id;class"]),
+        ("141814;\n219274;Moving something up\n", ["test-answers.csv, row 1", "id;class"]),
     ],
 )
 def test_wrong_answers_are_named(tmp_path, answers, words):
@@ -225,6 +225,14 @@ def test_wrong_answers_are_named(tmp_path, answers, words):
     with pytest.raises(UserError) as caught:
         read_labels(tmp_path)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_other_files_are_passed_over(tmp_path):
+    write(tmp_path)
+    (tmp_path / "recipe.json").write_text('{"made_by": "us", "seed": 0}')
+    (tmp_path / "README.txt").write_text("The labels\n\nof a release\nThe labels\n")
+    (tmp_path / "how to cite.txt").write_text("Please cite\nus\n")
+    check(read_labels(tmp_path)[1], [None, None])
 
 
 def test_two_releases_in_one_folder_are_refused(tmp_path):
@@ -237,3 +245,277 @@ def test_two_releases_in_one_folder_are_refused(tmp_path):
 def test_no_folder_is_named_with_its_key(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.*data\.labels"):
         read_labels(tmp_path / "nowhere")
+
+
+# Other formats, with the same videos and classes.
+
+NAMES = list(CLASSES)
+V1 = {
+    "labels.csv": "\n".join(NAMES) + "\n",
+    "train.csv": "".join(f"{video};{NAMES[index]}\n" for video, _, index in TRAIN),
+    "validation.csv": "".join(f"{video};{NAMES[index]}\n" for video, _, index in VALIDATION),
+    "test.csv": "".join(f"{video}\n" for video in TEST),
+}
+REVERSED = NAMES[::-1]
+TSM = {
+    "category.txt": "\n".join(REVERSED),
+    "train_videofolder.txt": "".join(f"{v} {80 + i} {5 - i}\n" for v, _, i in TRAIN),
+    "val_videofolder.txt": "".join(f"some folder/{v} 105 {5 - i}\n" for v, _, i in VALIDATION),
+}
+VIDEO_LIST = {
+    "train_list.txt": "".join(f"{video}.webm {index}\n" for video, _, index in TRAIN),
+    "val_list.txt": "".join(f"clips/{video}.webm {index}\n" for video, _, index in VALIDATION),
+}
+KINETICS = (
+    "label,youtube_id,time_start,time_end,split\n"
+    '"tying knot, bow",aB61429_-x,0,10,train\n'
+    "riding mule,-Qz;9,3,13,train\n"
+    '"riding mule",_k.2,1203,1213,val\n'
+    ",__test,7,17,test\n"
+)
+OWN = (
+    "path,label,split\n"
+    "clips/one.mp4,wave,train\n"
+    'clips/two v1.2.webm,"jump, high",train\n'
+    "clips/three.avi,wave,val\n"
+    "four,,test\n"
+)
+
+
+def put(folder, **files):
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def found_rows(table):
+    return [(row.id, row.split, None if pd.isna(row[3]) else row[3]) for row in table.itertuples()]
+
+
+TRAINED = [(video, "train", index) for video, _, index in TRAIN]
+VALIDATED = [(video, "validation", index) for video, _, index in VALIDATION]
+
+
+@pytest.mark.parametrize("prefix", ["", "something-something-v1-"])
+def test_something_something_v1(tmp_path, prefix):
+    put(tmp_path, **{f"{prefix}{name}": text for name, text in V1.items()})
+    classes, table = read_labels(tmp_path)
+    assert classes == NAMES
+    check(table, [None, None])
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_header_quotes_and_line_ends_of_windows(tmp_path, delimiter):
+    quoted = "".join(f'{v}{delimiter}"{NAMES[i]}"\r\n' for v, _, i in TRAIN)
+    put(tmp_path, **V1)
+    (tmp_path / "train.csv").write_bytes(f"\ufeffid{delimiter}label\r\n{quoted}\r\n".encode())
+    classes, table = read_labels(tmp_path)
+    assert classes == NAMES
+    check(table, [None, None])
+
+
+def test_tsm_lists_have_the_order_of_their_own_file_and_no_frame_counts(tmp_path):
+    classes, table = read_labels(put(tmp_path, **TSM))
+    assert classes == REVERSED
+    assert found_rows(table) == [(v, split, 5 - i) for v, split, i in TRAINED + VALIDATED]
+    assert list(table.columns) == ["id", "split", "class"]
+
+
+@pytest.mark.parametrize("test", ["141814 49 0\n219274 80 0\n", "141814\n219274\n"])
+def test_a_test_list_without_labels_has_no_classes(tmp_path, test):
+    _, table = read_labels(put(tmp_path, **TSM, **{"test_videofolder.txt": test}))
+    assert table[table["split"] == "test"]["class"].isna().tolist() == [True, True]
+
+
+def test_a_test_list_with_labels_keeps_them(tmp_path):
+    _, table = read_labels(put(tmp_path, **TSM, **{"test_videofolder.txt": "141814 49 0\n219274 80 2\n"}))
+    assert table[table["split"] == "test"]["class"].tolist() == [0, 2]
+
+
+def test_lists_without_class_names_call_them_by_number(tmp_path):
+    classes, table = read_labels(put(tmp_path, **VIDEO_LIST))
+    assert classes == ["0", "1", "2", "3", "4", "5"]
+    assert found_rows(table) == TRAINED + VALIDATED
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("category.txt", "\n".join(NAMES)),
+        ("labels.json", json.dumps(CLASSES)),
+        ("classes.csv", "index,class\n" + "".join(f'{i},"{name}"\n' for i, name in enumerate(NAMES))),
+        ("names.txt", "".join(f"{i} {name}\n" for i, name in reversed(list(enumerate(NAMES))))),
+    ],
+)
+def test_lists_take_class_names_in_any_form(tmp_path, name, text):
+    classes, table = read_labels(put(tmp_path, **VIDEO_LIST, **{name: text}))
+    assert classes == NAMES
+    assert found_rows(table) == TRAINED + VALIDATED
+
+
+def test_kinetics_ids_are_the_names_of_its_files(tmp_path):
+    classes, table = read_labels(put(tmp_path, **{"kinetics.csv": KINETICS}))
+    assert classes == ["riding mule", "tying knot, bow"]
+    assert found_rows(table) == [
+        ("aB61429_-x_000000_000010", "train", 1),
+        ("-Qz;9_000003_000013", "train", 0),
+        ("_k.2_001203_001213", "validation", 0),
+        ("__test_000007_000017", "test", None),
+    ]
+
+
+def test_kinetics_in_a_file_a_split(tmp_path):
+    header, *lines = KINETICS.splitlines(keepends=True)
+    files = {"train": lines[:2], "validate": lines[2:3], "test": lines[3:]}
+    whole = read_labels(put(tmp_path, **{"all.csv": KINETICS}))
+    (tmp_path / "all.csv").unlink()
+    parts = read_labels(
+        put(tmp_path, **{f"{name}.csv": header + "".join(rows) for name, rows in files.items()})
+    )
+    assert parts[0] == whole[0]
+    pd.testing.assert_frame_equal(parts[1], whole[1])
+
+
+def test_a_table_of_ones_own(tmp_path):
+    classes, table = read_labels(put(tmp_path, **{"mine.csv": OWN}))
+    assert classes == ["jump, high", "wave"]
+    assert found_rows(table) == [
+        ("one", "train", 1),
+        ("two v1.2", "train", 0),
+        ("three", "validation", 1),
+        ("four", "test", None),
+    ]
+
+
+def test_a_table_of_ones_own_with_numbers_or_a_list(tmp_path):
+    rows = "path,label,split\n" + "".join(f"{i}.mp4,{i},train\n" for i in (10, 9, 2)) + "v.mp4,2,val\n"
+    classes, table = read_labels(put(tmp_path, **{"mine.csv": rows}))
+    assert classes == [str(i) for i in range(11)]
+    assert table["class"].tolist() == [10, 9, 2, 2]
+    put(
+        tmp_path,
+        **{"mine.csv": OWN, "labels.txt": "wave\nfall\njump, high\n", "how to cite.txt": "Please cite us."},
+    )
+    classes, table = read_labels(tmp_path)
+    assert classes == ["wave", "fall", "jump, high"]
+    assert table["class"].tolist()[:3] == [0, 2, 0]
+
+
+WRONG_TEXT = {
+    "class not in the list": (
+        V1 | {"train.csv": V1["train.csv"] + "7;Juggling\n"},
+        ["train.csv, row 7", "id 7", "Juggling", "labels.csv", "one release"],
+    ),
+    "row without a class": (
+        V1 | {"train.csv": V1["train.csv"] + "3452\n"},
+        ["train.csv, row 7", "'3452'", "id;class", "mend"],
+    ),
+    "no class names": (V1 | {"labels.csv": None}, ["labels.json", "missing", "data.labels"]),
+    "no training file": (V1 | {"train.csv": None}, ["train.json", "missing", "data.labels"]),
+    "ids alone for training": (
+        V1 | {"train.csv": "62381\n155358\n"},
+        ["train.csv, row 1", "62381", "no class"],
+    ),
+    "class listed twice": (
+        V1 | {"labels.csv": V1["labels.csv"] + NAMES[1]},
+        ["labels.csv", NAMES[1], "two indices", "1 and 6"],
+    ),
+    "no split in the name": (
+        {"labels.csv": V1["labels.csv"], "videos.csv": V1["train.csv"]},
+        ["videos.csv", "split", "name"],
+    ),
+    "two splits in the name": (
+        {"labels.csv": V1["labels.csv"], "train_and_validation.csv": V1["train.csv"]},
+        ["train_and_validation.csv", "split", "name"],
+    ),
+    "unquoted comma": (
+        V1 | {"train.csv": "id,label\n1,Moving something up\n2,Tipping it over, so it falls\n"},
+        ["train.csv, row 3", "3 values for the 2 columns", "quote"],
+    ),
+    "list with a bad row": (
+        TSM | {"train_videofolder.txt": TSM["train_videofolder.txt"] + "3452 115 one\n"},
+        ["train_videofolder.txt, row 7", "3452 115 one", "folder frames class", "mend"],
+    ),
+    "list without a split": (
+        TSM | {"folders.txt": TSM["train_videofolder.txt"]},
+        ["folders.txt", "split", "name"],
+    ),
+    "number out of the list": (
+        TSM | {"val_videofolder.txt": "61429 105 6\n"},
+        ["val_videofolder.txt, row 1", "61429", "6", "category.txt", "0 to 5"],
+    ),
+    "number far out": (
+        VIDEO_LIST | {"val_list.txt": "1.webm 20001203\n"},
+        ["20001203", "columns", "class names"],
+    ),
+    "two lists of classes": (
+        TSM | {"labels.csv": V1["labels.csv"]},
+        ["category.txt", "labels.csv", "stands beside it", "keep"],
+    ),
+    "two formats": (
+        TSM | {"train.csv": V1["train.csv"]},
+        ["train.csv", "train_videofolder.txt", "stands beside it", "keep"],
+    ),
+    "kinetics without times": (
+        {"train.csv": KINETICS.replace("3,13", ",13")},
+        ["train.csv, row 3", "-Qz;9", "seconds", "mend"],
+    ),
+    "unknown split": (
+        {"mine.csv": OWN.replace("wave,val", "wave,holdout")},
+        ["mine.csv, row 4", "three", "'holdout'", "validation"],
+    ),
+    "no class": (
+        {"mine.csv": OWN.replace("wave,train", ",train")},
+        ["mine.csv, row 2", "one", "no class", "train"],
+    ),
+    "no id": ({"mine.csv": OWN.replace("clips/one.mp4", "")}, ["mine.csv, row 2", "no id"]),
+    "class of validation only": (
+        {"mine.csv": OWN.replace("wave,val", "weave,val")},
+        ["mine.csv, row 4", "three", "weave", "no row of train", "class names"],
+    ),
+    "in two splits": (
+        {"mine.csv": OWN + "other/one.mp4,wave,test\n"},
+        ["mine.csv, row 6", "id one, test", "row 2 (train)", "remove"],
+    ),
+    "two classes": (
+        {"mine.csv": OWN + 'other/one.mp4,"jump, high",train\n'},
+        ["mine.csv, row 6", "id one", "jump, high", "wave", "row 2"],
+    ),
+    "header alone": ({"mine.csv": "path,label,split\n"}, ["mine.csv", "no rows"]),
+    "empty": (V1 | {"train.csv": "\n\n"}, ["train.csv", "is empty"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TEXT)
+def test_wrong_text_files_are_one_line_with_the_mend(tmp_path, case):
+    files, words = WRONG_TEXT[case]
+    put(tmp_path, **{name: text for name, text in files.items() if text is not None})
+    with pytest.raises(UserError) as caught:
+        read_labels(tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [word for word in words if word not in message] == [], message
+
+
+def official(train=168_913, validation=24_777, test=27_157):
+    splits = ["train"] * train + ["validation"] * validation + ["test"] * test
+    return pd.DataFrame({"id": range(len(splits)), "split": splits})
+
+
+def test_official_numbers_are_compared():
+    classes = [str(i) for i in range(174)]
+    check_counts(classes, official(), dataset="something-something-v2", partial=False)
+    check_counts(classes, official(86_017, 11_522, 10_960), dataset="something-something-v1", partial=False)
+    with pytest.raises(UserError) as caught:
+        check_counts(classes[1:], official(test=0), dataset="something-something-v2", partial=False)
+    assert "173 classes where it has 174; 0 test where it has 27,157" in str(caught.value)
+    assert "data.partial: true" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    check_counts(classes[1:], official(test=0), dataset="something-something-v2", partial=True)
+    check_counts(classes[1:], official(test=0), dataset="kinetics-400", partial=False)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_something_to_train_and_to_validate_is_needed_always(split):
+    with pytest.raises(UserError, match=f"no rows of {split}.*add"):
+        check_counts(["a"], official(**{split: 0}), dataset="demo", partial=True)

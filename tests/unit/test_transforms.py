@@ -10,7 +10,6 @@ from PIL import Image
 
 from ffnrepro.data.transforms import (
     Box,
-    colour_jitter,
     crop_resize,
     evaluation_crop,
     multi_scale_crop_box,
@@ -113,36 +112,6 @@ def test_evaluation_crop_is_pillows_two_steps(height, width, resized):
 
 def test_evaluation_crop_takes_other_sizes():
     assert evaluation_crop(texture(5, 64, 64), short_side=48, size=40).shape == (5, 3, 40, 40)
-
-
-def test_colour_jitter_is_one_draw_for_all_frames():
-    generator = np.random.default_rng(0)
-    levels = torch.tensor([40, 100, 160], dtype=torch.uint8)[:, None, None, None]
-    seen = set()
-    for _ in range(200):
-        changed = colour_jitter(levels.expand(3, 4, 5, 5), generator)
-        assert changed.dtype == torch.uint8
-        assert changed.shape == (3, 4, 5, 5)
-        assert (changed == changed[:, :1, :1, :1]).all()
-        seen.add(tuple(changed[:, 0, 0, 0].tolist()))
-        # Whatever channel it came from: 0.7 to 1.3 of the level, and 25 up or down.
-        assert changed.min() >= 0.7 * 40 - 26
-        assert changed.max() <= 1.3 * 160 + 26
-    assert len(seen) > 190
-    orders = {tuple(np.argsort(values).tolist()) for values in seen}
-    assert len(orders) == 6
-
-
-def test_colour_jitter_saturates():
-    generator = np.random.default_rng(0)
-    dark = torch.cat(
-        [colour_jitter(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), generator) for _ in range(50)]
-    )
-    light = torch.cat(
-        [colour_jitter(torch.full((3, 1, 2, 2), 255, dtype=torch.uint8), generator) for _ in range(50)]
-    )
-    assert dark.max() <= 25
-    assert light.min() >= 0.7 * 255 - 26
 
 
 @pytest.mark.parametrize(

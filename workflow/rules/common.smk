@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from ffnrepro.config import read_config, training_settings
-from ffnrepro.data.labels import read_labels
-from ffnrepro.data.video_index import list_videos, listing_digest, shard_of
+from ffnrepro.data.labels import check_counts, list_label_files, read_labels
+from ffnrepro.data.video_index import list_videos, watch_digests
 from ffnrepro.errors import UserError
 
 try:
@@ -17,30 +17,37 @@ try:
 except UserError as error:
     sys.exit(f"error: {error}")  # one line, before anything is planned
 
-# Neither the interpreter nor the place of the scripts is a param: moving the tree reruns nothing.
-PYTHON = shlex.quote(sys.executable)
-SCRIPTS = shlex.quote(os.path.join(workflow.basedir, "workflow", "scripts"))
-PUBLISHED = os.path.relpath(
-    os.path.join(workflow.basedir, "resources", "published.csv")
-)
+PUBLISHED = os.path.relpath(os.path.join(workflow.basedir, "resources", "published.csv"))
+EXPERIMENT = "results/experiments/{experiment}/seed{seed}"
+EVALUATION = "results/evaluation/{experiment}/seed{seed}/{frames}f"
+GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
-EXPERIMENT_FOLDER = "results/experiments/{experiment}/seed{seed}"
-EVALUATION_FOLDER = "results/evaluation/{experiment}/seed{seed}"
-
-# How heavy jobs are run; it decides no number, so it stands in the command and not in params.
-RUNTIME = f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}"
-TRAINING = f"--save-minutes {CONFIG.runtime.save_minutes}"
+TRAINING = f"--save-minutes {CONFIG.runtime.save_minutes} --max-bad-fraction {CONFIG.data.max_bad_fraction}"
 if CONFIG.runtime.time_budget is not None:
     TRAINING += f" --time-budget {CONFIG.runtime.time_budget}"
 if CONFIG.runtime.cache_decoded:
     TRAINING += " --cache-decoded"
-GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
-# One process trains; where a training has several GPUs, torchrun starts one for each (it would take our --log for its own).
-TRAIN = PYTHON
+# One process trains; where a training has several GPUs, torchrun starts one for each.
+TORCHRUN = ""
 if CONFIG.training.gpus > 1:
-    TRAIN += f" -m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus} --"
-VIDEOS = shlex.quote(CONFIG.data.videos)
-LABELS = shlex.quote(CONFIG.data.labels)
+    TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus} --"  # else it takes --log for its own
+
+# What decides no number reaches the commands by the shell's environment: neither params nor the command's text
+# change with it, so moving the tree or using other workers reruns nothing. `script NAME ...` calls a rule's script.
+environment = {
+    "PYTHON": sys.executable,
+    "SCRIPTS": os.path.join(workflow.basedir, "workflow", "scripts"),
+    "LABELS": CONFIG.data.labels,
+    "VIDEOS": CONFIG.data.videos,
+    "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
+    "TRAINING": TRAINING,
+    "TORCHRUN": TORCHRUN,
+    "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
+}
+prefix = "set -euo pipefail; "
+prefix += "".join(f"{name}={shlex.quote(value)}; " for name, value in environment.items())
+prefix += 'script() { "$PYTHON" ${LAUNCH:-} "$SCRIPTS/$1.py" "${@:2}"; }; '
+shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
 
 
 wildcard_constraints:
@@ -53,40 +60,31 @@ wildcard_constraints:
 
 def experiments_of(method):
     """Regular expression of the experiments of a method, so that only its rule makes their files."""
-    names = [
-        name
-        for name, experiment in CONFIG.experiments.items()
-        if experiment.method == method
-    ]
+    names = [name for name, experiment in CONFIG.experiments.items() if experiment.method == method]
     return "|".join(names) or "(?!)"
 
 
 def label_files(wildcards):
     """The label files that are there; the rule itself says what is missing."""
-    folder = CONFIG.data.labels
-    if not os.path.isdir(folder):
-        return []
-    names = sorted(
-        name for name in os.listdir(folder) if name.endswith((".json", ".csv", ".txt"))
-    )
-    return [os.path.join(folder, name) for name in names]
+    return [str(path) for path in list_label_files(Path(CONFIG.data.labels))]
 
 
 @cache
 def shard_digests():
-    """Digest of the names in each shard of the videos; empty where there are none yet."""
+    """What tells of a change in each shard of the videos."""
     try:
-        names = list_videos(Path(CONFIG.data.videos))
+        return watch_digests(
+            Path(CONFIG.data.videos),
+            shards=CONFIG.data.index_shards,
+            layout=CONFIG.data.layout,
+            watch=CONFIG.data.watch,
+        )
     except UserError:
-        return {}
-    shards = CONFIG.data.index_shards
-    return {
-        shard: listing_digest(shard_of(names, shard, shards)) for shard in range(shards)
-    }
+        return ["no videos"] * CONFIG.data.index_shards
 
 
 def shard_digest(wildcards):
-    return shard_digests().get(int(wildcards.shard), "no videos")
+    return shard_digests()[int(wildcards.shard)]
 
 
 def weights_of(experiment):
@@ -114,9 +112,7 @@ def weights_argument(wildcards):
 
 def weights_source(wildcards):
     """The user's own file of pretrained weights, where the configuration names one."""
-    return (
-        [] if CONFIG.network.weights in (None, "imagenet") else CONFIG.network.weights
-    )
+    return [] if CONFIG.network.weights in (None, "imagenet") else CONFIG.network.weights
 
 
 def experiment_settings(wildcards):
@@ -134,10 +130,12 @@ def table_rows():
             [
                 [
                     frames,
-                    EVALUATION_FOLDER.format(
-                        experiment=row.experiment_at(frames), seed=CONFIG.seed
+                    EVALUATION.format(
+                        experiment=row.experiment_at(frames),
+                        seed=CONFIG.seed,
+                        frames=frames,
                     )
-                    + f"/{frames}f.json",
+                    + ".json",
                 ]
                 for frames in CONFIG.evaluation.frame_counts
             ],

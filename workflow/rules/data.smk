@@ -4,6 +4,7 @@
 localrules:
     parse_labels,
     build_manifest,
+    plot_manifest,
 
 
 onstart:
@@ -12,9 +13,13 @@ onstart:
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
     try:
         if "parse_labels" in planned:
-            read_labels(Path(CONFIG.data.labels))
+            check_counts(
+                *read_labels(Path(CONFIG.data.labels)),
+                dataset=CONFIG.dataset,
+                partial=CONFIG.data.partial,
+            )
         if "index_videos" in planned:
-            list_videos(Path(CONFIG.data.videos))
+            list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -34,11 +39,12 @@ rule parse_labels:
         mem_mb=4000,
     params:
         dataset=CONFIG.dataset,
+        partial="--partial" if CONFIG.data.partial else "",
     message:
         "Reading the label files"
     shell:
-        "{PYTHON} {SCRIPTS}/parse_labels.py --labels {LABELS} --classes {output.classes} --table {output.table} "
-        "--log {log}"
+        'script parse_labels --labels "$LABELS" --dataset {params.dataset:q} {params.partial} '
+        "--classes {output.classes} --table {output.table} --log {log}"
 
 
 rule index_videos:
@@ -56,11 +62,13 @@ rule index_videos:
     params:
         names=shard_digest,
         shards=CONFIG.data.index_shards,
+        layout=CONFIG.data.layout,
+        verify=CONFIG.data.verify,
     message:
         "Indexing the videos: shard {wildcards.shard}"
     shell:
-        "{PYTHON} {SCRIPTS}/index_videos.py --videos {VIDEOS} --shard {wildcards.shard} --shards {params.shards} "
-        "--output {output} --log {log}"
+        'script index_videos --videos "$VIDEOS" --shard {wildcards.shard} --shards {params.shards} '
+        "--layout {params.layout} --verify {params.verify} --entries state/video_index --output {output} --log {log}"
 
 
 rule build_manifest:
@@ -72,9 +80,7 @@ rule build_manifest:
             shard=range(CONFIG.data.index_shards),
         ),
     output:
-        splits=expand(
-            "results/manifest/{split}.parquet", split=["train", "validation", "test"]
-        ),
+        splits=expand("results/manifest/{split}.parquet", split=["train", "validation", "test"]),
         excluded="results/manifest/excluded.csv",
         summary="results/manifest/summary.json",
         digest="results/manifest/manifest.sha256",
@@ -85,8 +91,30 @@ rule build_manifest:
     resources:
         runtime=15,
         mem_mb=4000,
+    params:
+        max_excluded=CONFIG.data.max_excluded,
     message:
         "Joining labels and videos into the manifest"
     shell:
-        "{PYTHON} {SCRIPTS}/build_manifest.py --classes {input.classes} --table {input.table} --index {input.index} "
-        "--output results/manifest --log {log}"
+        "script build_manifest --classes {input.classes} --table {input.table} --index {input.index} "
+        "--max-excluded {params.max_excluded} --output results/manifest --log {log}"
+
+
+rule plot_manifest:
+    input:
+        "results/manifest/summary.json",
+    output:
+        classes="results/figures/class_counts.png",
+        lengths="results/figures/clip_lengths.png",
+    log:
+        "logs/plot_manifest.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        runtime=5,
+        mem_mb=1000,
+    message:
+        "Drawing class counts and clip lengths"
+    shell:
+        "script plot_manifest --summary {input} --classes {output.classes} "
+        "--lengths {output.lengths} --log {log}"

@@ -3,13 +3,13 @@
 
 rule evaluate:
     input:
-        digest=f"{EXPERIMENT_FOLDER}/model.sha256",
-        model=ancient(f"{EXPERIMENT_FOLDER}/model.pt"),
+        digest=f"{EXPERIMENT}/model.sha256",
+        model=ancient(f"{EXPERIMENT}/model.pt"),
         data="results/manifest/manifest.sha256",
         split=ancient(f"results/manifest/{CONFIG.evaluation.split}.parquet"),
     output:
-        predictions=f"{EVALUATION_FOLDER}/{{frames}}f.parquet",
-        summary=f"{EVALUATION_FOLDER}/{{frames}}f.json",
+        predictions=f"{EVALUATION}.parquet",
+        summary=f"{EVALUATION}.json",
     log:
         "logs/evaluate/{experiment}/seed{seed}/{frames}f.log",
     benchmark:
@@ -28,8 +28,8 @@ rule evaluate:
     message:
         "Evaluating {wildcards.experiment}, seed {wildcards.seed}, at {wildcards.frames} frames"
     shell:
-        "{PYTHON} {SCRIPTS}/evaluate.py --name {wildcards.experiment} --model {input.model} "
-        "--frames {wildcards.frames} --manifest results/manifest --split {params.split} --videos {VIDEOS} "
+        "script evaluate --name {wildcards.experiment} --model {input.model} "
+        '--frames {wildcards.frames} --manifest results/manifest --split {params.split} --videos "$VIDEOS" '
         "--short-side {params.short_side} --crop-size {params.crop_size} "
-        "--batch-size {CONFIG.evaluation.batch_size} --threads {threads} {RUNTIME} "
+        "--batch-size $BATCH_SIZE --threads {threads} $RUNTIME "
         "--predictions {output.predictions} --summary {output.summary} --log {log}"

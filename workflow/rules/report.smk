@@ -26,7 +26,7 @@ rule assemble_table:
     message:
         "Assembling Table 1"
     shell:
-        "{PYTHON} {SCRIPTS}/assemble_table.py --rows {params.rows:q} --dataset {params.dataset:q} "
+        "script assemble_table --rows {params.rows:q} --dataset {params.dataset:q} "
         "--published {input.published} --csv {output.csv} --markdown {output.markdown} --log {log}"
 
 
@@ -48,5 +48,5 @@ rule plot_accuracy:
     message:
         "Drawing accuracy against frame count"
     shell:
-        "{PYTHON} {SCRIPTS}/plot_accuracy.py --table {input.table} --published {input.published} "
+        "script plot_accuracy --table {input.table} --published {input.published} "
         "--dataset {params.dataset:q} --output {output} --log {log}"

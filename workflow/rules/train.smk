@@ -24,7 +24,7 @@ rule fetch_weights:
     message:
         "Fetching the ImageNet weights of ResNet-{wildcards.depth}"
     shell:
-        "{PYTHON} {SCRIPTS}/fetch_weights.py --depth {wildcards.depth} --source {input:q} --sha256 {params.sha256:q} "
+        "script fetch_weights --depth {wildcards.depth} --source {input:q} --sha256 {params.sha256:q} "
         "--output {output.weights} --digest {output.digest} --log {log}"
 
 
@@ -32,16 +32,14 @@ rule train_tsm:
     input:
         classes="results/labels/classes.csv",
         data="results/manifest/manifest.sha256",
-        splits=ancient(
-            ["results/manifest/train.parquet", "results/manifest/validation.parquet"]
-        ),
+        splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
         weights_digest=weights_digest,
         weights=ancient(weights_file),
     output:
-        model=f"{EXPERIMENT_FOLDER}/model.pt",
-        digest=f"{EXPERIMENT_FOLDER}/model.sha256",
-        history=f"{EXPERIMENT_FOLDER}/history.parquet",
-        run=f"{EXPERIMENT_FOLDER}/run.json",
+        model=f"{EXPERIMENT}/model.pt",
+        digest=f"{EXPERIMENT}/model.sha256",
+        history=f"{EXPERIMENT}/history.parquet",
+        run=f"{EXPERIMENT}/run.json",
     log:
         "logs/train/{experiment}/seed{seed}.log",
     benchmark:
@@ -56,18 +54,23 @@ rule train_tsm:
         runtime=2880,
         mem_mb=32000,
     params:
+        method="tsm",
         settings=experiment_settings,
         weights=weights_argument,
     message:
         "Training TSM: {wildcards.experiment}, seed {wildcards.seed}"
     shell:
-        "{TRAIN} {SCRIPTS}/{rule}.py --name {wildcards.experiment} --settings {params.settings:q} "
-        "--classes {input.classes} --manifest results/manifest --videos {VIDEOS} {params.weights} --state state/train "
-        "--output $(dirname {output.model}) --threads {threads} {RUNTIME} {TRAINING} --log {log}"
+        'LAUNCH="$TORCHRUN" script train_{params.method} --name {wildcards.experiment} --settings {params.settings:q} '
+        '--classes {input.classes} --manifest results/manifest --videos "$VIDEOS" {params.weights} --state state/train '
+        "--output $(dirname {output.model}) --threads {threads} $RUNTIME $TRAINING --log {log}"
 
 
 use rule train_tsm as train_ffn with:
     wildcard_constraints:
         experiment=experiments_of("ffn"),
+    params:
+        method="ffn",
+        settings=experiment_settings,
+        weights=weights_argument,
     message:
         "Training FFN: {wildcards.experiment}, seed {wildcards.seed}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffnrepro.data.labels import read_labels
+from ffnrepro.data.labels import check_counts, read_labels
 from ffnrepro.files import replacing
 from ffnrepro.logs import logger, run
 
@@ -15,6 +15,8 @@ def main() -> int:
     """Parse the arguments, read, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--labels", required=True, type=Path, help="folder of the label files")
+    parser.add_argument("--dataset", required=True, help="whose numbers of videos and classes must be met")
+    parser.add_argument("--partial", action="store_true", help="the labels are meant to be a part of it")
     parser.add_argument("--classes", required=True, type=Path, help="written: index,class")
     parser.add_argument("--table", required=True, type=Path, help="written: id, split, class")
     parser.add_argument("--log", type=Path)
@@ -22,6 +24,7 @@ def main() -> int:
 
     def work() -> None:
         classes, table = read_labels(arguments.labels)
+        check_counts(classes, table, dataset=arguments.dataset, partial=arguments.partial)
         with replacing(arguments.classes) as temporary:
             pd.DataFrame({"index": range(len(classes)), "class": classes}).to_csv(temporary, index=False)
         with replacing(arguments.table) as temporary:

@@ -40,7 +40,6 @@ class _VideoDataset(Dataset[Any]):
             ``multi_scale``, whose crops are fractions of the short side).
         crop: ``multi_scale`` or ``random`` for training, with random frames; ``centre`` for evaluation, with
             the centre frames: nothing is random then.
-        colour_jitter: Change colours too (:func:`ffnrepro.data.transforms.colour_jitter`); in training only.
         seed: With epoch and index, decides all that is random.
         cache: Keep every decoded video in memory, in each process; for a data set that is small enough.
     """
@@ -54,7 +53,6 @@ class _VideoDataset(Dataset[Any]):
         size: int,
         short_side: int,
         crop: Crop,
-        colour_jitter: bool,
         seed: int,
         cache: bool,
     ) -> None:
@@ -64,8 +62,6 @@ class _VideoDataset(Dataset[Any]):
             raise ValueError(f"a clip needs at least 1 frame, got {frame_counts}")
         if not 1 <= size <= short_side:
             raise ValueError(f"a crop of {size} does not fit into a short side of {short_side}")
-        if crop == "centre" and colour_jitter:
-            raise ValueError("colour jitter is for training: with crop='centre' nothing is random")
         if manifest["class"].isna().any():
             raise ValueError("the manifest has rows without a class: a data set needs a label for each")
         # Arrays of fixed width, not lists of objects: forked workers would copy each page whose counts they
@@ -78,12 +74,15 @@ class _VideoDataset(Dataset[Any]):
         self._size = size
         self._short_side = short_side
         self._crop = crop
-        self._colour_jitter = colour_jitter
         self._seed = seed
         self._cache: dict[int, NDArray[np.uint8]] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def path_of(self, index: int) -> Path:
+        """Give the file, or folder of frames, of a sample."""
+        return self._videos / str(self._paths[index])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the cache behind: a worker that is spawned fills its own."""
@@ -97,8 +96,6 @@ class _VideoDataset(Dataset[Any]):
         # Each frame count draws its own frames; what they have in common is decoded and resized once.
         union, positions = np.unique(np.concatenate(chosen), return_inverse=True)
         pixels = self._crop_frames(self._read(index, union), generator)
-        if self._colour_jitter and generator is not None:
-            pixels = transforms.colour_jitter(pixels.transpose(0, 1), generator).transpose(0, 1)
         rows = pixels.permute(0, 2, 3, 1)  # in memory order: (n, S, S, 3)
         parts = np.split(positions, np.cumsum(self._frame_counts)[:-1])
         clips = tuple(rows[torch.from_numpy(part)].permute(3, 0, 1, 2) for part in parts)
@@ -114,7 +111,7 @@ class _VideoDataset(Dataset[Any]):
         return np.random.default_rng([self._seed, epoch, index]), index
 
     def _read(self, index: int, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-        path = self._videos / str(self._paths[index])
+        path = self.path_of(index)
         if self._cache is None:
             return open_video(path).frames(positions)
         if index not in self._cache:
@@ -145,7 +142,6 @@ class ClipDataset(_VideoDataset):
         size: Edge S of the clips in pixels.
         short_side: Short side in pixels of the picture that the clip is cropped from.
         crop: ``multi_scale`` (published) or ``random`` for training; ``centre`` for evaluation.
-        colour_jitter: Change colours too, in training.
         seed: With epoch and index, decides all that is random.
         cache: Keep every decoded video in memory, in each process.
     """
@@ -159,7 +155,6 @@ class ClipDataset(_VideoDataset):
         size: int = 224,
         short_side: int = 256,
         crop: Crop,
-        colour_jitter: bool = False,
         seed: int = 0,
         cache: bool = False,
     ) -> None:
@@ -170,7 +165,6 @@ class ClipDataset(_VideoDataset):
             size=size,
             short_side=short_side,
             crop=crop,
-            colour_jitter=colour_jitter,
             seed=seed,
             cache=cache,
         )
@@ -184,7 +178,7 @@ class ClipDataset(_VideoDataset):
 class FrameCountsDataset(_VideoDataset):
     """The L, M and H clips of a video in one sample: ``(clips, label)``, one uint8 clip a frame count.
 
-    One decoding, one crop and one change of colours serve all clips of a sample; each frame count draws its
+    One decoding and one crop serve all clips of a sample; each frame count draws its
     frames on its own. A sample is asked for as in :class:`ClipDataset`.
 
     Args:
@@ -194,7 +188,6 @@ class FrameCountsDataset(_VideoDataset):
         size: Edge S of the clips in pixels.
         short_side: Short side in pixels of the picture that the clips are cropped from.
         crop: ``multi_scale`` (published) or ``random`` for training; ``centre`` for evaluation.
-        colour_jitter: Change colours too, in training.
         seed: With epoch and index, decides all that is random.
         cache: Keep every decoded video in memory, in each process.
     """
@@ -208,7 +201,6 @@ class FrameCountsDataset(_VideoDataset):
         size: int = 224,
         short_side: int = 256,
         crop: Crop,
-        colour_jitter: bool = False,
         seed: int = 0,
         cache: bool = False,
     ) -> None:
@@ -219,7 +211,6 @@ class FrameCountsDataset(_VideoDataset):
             size=size,
             short_side=short_side,
             crop=crop,
-            colour_jitter=colour_jitter,
             seed=seed,
             cache=cache,
         )

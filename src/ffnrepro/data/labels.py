@@ -1,275 +1,274 @@
-"""Class names and labels from a release's files: Something-Something V2's JSON, in both namings.
+"""Class names and labels from a folder of label files, whatever their format.
 
-One reader function a format returns class names and rows as they stand in the files; one check, the same for
-every format, turns them into the table or says what is wrong with them, where, and what to do about it.
+:mod:`ffnrepro.data.label_formats` reads the files as they are; one check, the same for every format, turns them
+into the table or says what is wrong with them, where, and what to do about it.
 """
 
-import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from ffnrepro.data.label_formats import SOURCE, SPLITS, ClassList, LabelRows, read_label_file, says_classes
 from ffnrepro.errors import UserError
+
+__all__ = ["SPLITS", "check_counts", "list_label_files", "read_labels"]
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
-SOURCE = "https://www.qualcomm.com/developer/software/something-something-v-2-dataset"
+ENDINGS = (".json", ".csv", ".txt")
+
+_COUNTS = {
+    "something-something-v1": {"classes": 174, "train": 86_017, "validation": 11_522, "test": 10_960},
+    "something-something-v2": {"classes": 174, "train": 168_913, "validation": 24_777, "test": 27_157},
+}
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of one split as a file has them; ``numbers`` are their places in it, from 1."""
-
-    split: str
-    file: Path
-    numbers: list[int]
-    ids: list[str]
-    names: list[str | None]
+def list_label_files(folder: Path) -> list[Path]:
+    """List the label files of a folder by their endings, sorted; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    # Hidden files are what other systems leave behind (._train.json of a Mac's archive).
+    others = (".", "readme", "licen", "copying")
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(ENDINGS) and not path.name.lower().startswith(others) and path.is_file()
+    )
 
 
 def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
-    """Read the label files of a folder: labels, train, validation, and test and its answers if there.
+    """Read the label files of a folder: a list of classes, train, validation, and test where there is one.
+
+    The formats are those of Something-Something V2 and V1, of Kinetics, the lists ``folder frames class`` and
+    ``file class``, and a table ``path,label,split``; config/README.md shows each.
 
     Args:
-        folder: Holds ``labels.json``, ``train.json``, ... or ``something-something-v2-labels.json``, ...
+        folder: Holds the label files of one data set.
 
     Returns:
-        The class names in the order of their indices, and a table with the columns ``id`` (text), ``split``
-        (``train``, ``validation`` or ``test``) and ``class`` (Int64; missing for test rows without answers),
-        in the order of the files.
+        The class names in the order of their indices, and a table with the columns ``id`` (text; the name of
+        the video file without its ending), ``split`` (``train``, ``validation`` or ``test``) and ``class``
+        (Int64; missing for test rows without answers), sorted by split, then in the order of the files.
 
     Raises:
         UserError: A file is missing, damaged or contradicts another.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of label files: set `data.labels`, files from {SOURCE}")
-    classes, labels_file, parts = _read_something_something_v2(folder)
-    return classes, _checked_table(classes, labels_file, parts)
+    contents = [read_label_file(file) for file in list_label_files(folder)]
+    lists = [content for content in contents if isinstance(content, ClassList)]
+    parts = [content for content in contents if isinstance(content, LabelRows)]
+    if not parts and not lists:
+        raise _missing(folder, "labels.json")
+    parts = _one_file_a_split(folder, parts)
+    classes = _the_list(lists) or _classes_of_rows(folder, parts)
+    return classes.names, _checked_table(classes, [_without_placeholders(part, classes) for part in parts])
 
 
-def _read_something_something_v2(folder: Path) -> tuple[list[str], Path, list[_Rows]]:
-    """Read labels, train, validation and test, and the ``id;class`` lines of ``test-answers.csv``."""
-    labels_file = _required_file(folder, "labels.json")
-    required = {split: _required_file(folder, f"{split}.json") for split in ("train", "validation")}
-    classes = _read_class_indices(labels_file)
-    parts = [_read_split(file, split, _class_of_template) for split, file in required.items()]
-    test_file, answers_file = _find_file(folder, "test.json"), _find_file(folder, "test-answers.csv")
-    test = _read_split(test_file, "test", _no_class) if test_file else None
-    if answers_file:
-        test = _with_answers(test, answers_file)
-    return classes, labels_file, [*parts, test] if test else parts
+def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, partial: bool) -> None:
+    """Compare the labels with the data set that they are said to be.
+
+    Args:
+        classes: Class names.
+        table: Labels, of :func:`read_labels`.
+        dataset: Name of the data set; one whose numbers are not known is not compared.
+        partial: The labels are meant to be a part of it, and are not compared.
+
+    Raises:
+        UserError: A number differs, or (whatever the data set) there is nothing to train or to validate with.
+    """
+    counts = {split: int((table["split"] == split).sum()) for split in SPLITS} | {"classes": len(classes)}
+    empty = [split for split in ("train", "validation") if not counts[split]]
+    if empty:
+        raise UserError(
+            f"labels: the files of `data.labels` have no rows of {empty[0]}: add its file, or rows with this "
+            "split"
+        )
+    if partial or dataset not in _COUNTS:
+        return
+    wrong = [
+        f"{counts[name]:,} {name} where it has {number:,}"
+        for name, number in _COUNTS[dataset].items()
+        if counts[name] != number
+    ]
+    if wrong:
+        raise UserError(
+            f"labels: not those of `dataset: {dataset}`: the files of `data.labels` have {'; '.join(wrong)}: "
+            "complete the files, name another `dataset`, or set `data.partial: true` for a part of it"
+        )
 
 
-def _find_file(folder: Path, name: str) -> Path | None:
-    """Find ``name``, or a file whose name ends with ``-name`` (the original naming)."""
-    found = sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and (path.name == name or path.name.endswith(f"-{name}"))
+def _missing(folder: Path, name: str) -> UserError:
+    return UserError(
+        f"{folder}: {name} (or something-something-v2-{name}, or the like in another format of "
+        f"config/README.md) is missing: download the label files from {SOURCE} and name their folder in "
+        "`data.labels`"
     )
-    if len(found) > 1:
-        raise UserError(
-            f"{found[0]}: {found[1].name} stands beside it: keep the one of the release that you use"
-        )
-    return found[0] if found else None
 
 
-def _required_file(folder: Path, name: str) -> Path:
-    found = _find_file(folder, name)
-    if found is None:
-        raise UserError(
-            f"{folder}: {name} (or something-something-v2-{name}) is missing: download the label files "
-            f"from {SOURCE} and name their folder in `data.labels`"
-        )
-    return found
+def _two_files(one: Path, other: Path) -> UserError:
+    return UserError(f"{one}: {other.name} stands beside it: keep the one of the release that you use")
 
 
-def _read_text(file: Path) -> str:
-    try:
-        text = file.read_bytes().decode("utf-8-sig")  # some editors put a byte order mark before it
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as UTF-8 text ({error}): download it again") from error
-    if not text.strip():
-        raise UserError(f"{file}: is empty: download it again")
-    return text
+def _the_list(lists: list[ClassList]) -> ClassList | None:
+    """Choose the list of classes; of several the one whose name says so (any prose is a column of text)."""
+    chosen = [content for content in lists if says_classes(content.file)] or lists
+    if len(chosen) > 1:
+        raise _two_files(chosen[0].file, chosen[1].file)
+    for content in lists:
+        if content is not chosen[0]:
+            log.warning("%s: is passed over: the classes are those of %s", content.file, chosen[0].file.name)
+    return chosen[0] if chosen else None
 
 
-def _read_json(file: Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    text = _read_text(file)
-    try:
-        return json.loads(text, object_pairs_hook=pairs)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: is not complete JSON ({error}): download it again") from error
+def _one_file_a_split(folder: Path, parts: list[LabelRows]) -> list[LabelRows]:
+    """Order the files by split and give test its answers; files whose rows name the split may be several."""
+    kept = [part for part in parts if part.split_in_rows]
+    for split in SPLITS:
+        named = [part for part in parts if not part.split_in_rows and part.splits[0] == split]
+        blank = [part for part in named if set(part.classes) == {None}]
+        if len(named) == 2 and len(blank) == 1:
+            (answers,) = (part for part in named if part is not blank[0])
+            named = [_with_answers(blank[0], answers)]
+        if len(named) > 1:
+            raise _two_files(named[0].file, named[1].file)
+        if not named and not kept and split != "test":
+            raise _missing(folder, f"{split}.json")
+        for part in kept:
+            if named and split in part.splits:
+                raise _two_files(named[0].file, part.file)
+        parts = [part for part in parts if part.split_in_rows or part.splits[0] != split] + named
+    return parts
 
 
-def _as_index(value: object) -> int | None:
-    """Read a class index, which releases write as text or as a number."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        return int(value)
-    return None
-
-
-def _read_class_indices(file: Path) -> list[str]:
-    """Read ``{class: index}``, or the reverse, to the class names in index order."""
-    # As pairs, since a dictionary would lose without a word what stands in the file twice.
-    pairs = _read_json(file, pairs=list)
-    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        raise UserError(f'{file}: is not of the form {{"class": "index"}}: take labels.json from {SOURCE}')
-    if not pairs:
-        raise UserError(f"{file}: holds no classes: download it again")
-    if all(_as_index(value) is None and _as_index(key) is not None for key, value in pairs):
-        pairs = [(value, key) for key, value in pairs]
-    names: dict[int, str] = {}
-    for name, value in pairs:
-        index = _as_index(value)
-        if index is None or not isinstance(name, str):
-            raise UserError(f"{file}: class {name!r} has no index but {value!r}: download it again")
-        if index in names:
-            raise UserError(
-                f"{file}: classes {names[index]!r} and {name!r} have the same index {index}: "
-                "download it again"
-            )
-        names[index] = name
-    gap = next((index for index in range(len(names)) if index not in names), None)
-    if gap is not None:
-        raise UserError(
-            f"{file}: no class has index {gap}, though {names[max(names)]!r} has {max(names)}: "
-            f"indices must be 0 to {len(names) - 1} for {len(names)} classes: download it again"
-        )
-    classes = [names[index] for index in range(len(names))]
-    twice = next((name for number, name in enumerate(classes) if name in classes[:number]), None)
-    if twice is not None:
-        raise UserError(f"{file}: class {twice!r} has two indices: download it again")
-    return classes
-
-
-def _read_split(file: Path, split: str, class_of: Callable[[Path, int, dict[str, Any]], str | None]) -> _Rows:
-    rows = _read_json(file)
-    if not isinstance(rows, list):
-        raise UserError(f'{file}: is not a list of rows {{"id": ...}}: take {split}.json from {SOURCE}')
-    if not rows:
-        raise UserError(f"{file}: holds no rows: download it again")
-    ids: list[str] = []
-    names: list[str | None] = []
-    for number, row in enumerate(rows, start=1):
-        video = row.get("id") if isinstance(row, dict) else None
-        if isinstance(video, bool) or not isinstance(video, str | int) or video == "":
-            raise UserError(f'{file}, row {number}: has no "id": mend the row or download the file again')
-        ids.append(str(video))
-        names.append(class_of(file, number, row))
-    return _Rows(split, file, list(range(1, len(rows) + 1)), ids, names)
-
-
-def _class_of_template(file: Path, number: int, row: dict[str, Any]) -> str:
-    """Take the brackets off a template: "Moving [something] up" is of the class "Moving something up"."""
-    template = row.get("template")
-    if not isinstance(template, str) or not template:
-        raise UserError(
-            f'{file}, row {number} (id {row["id"]}): has no "template", which gives the class: take the file '
-            f"with templates from {SOURCE}"
-        )
-    return template.replace("[", "").replace("]", "")
-
-
-def _no_class(file: Path, number: int, row: dict[str, Any]) -> None:
-    """Test rows hold nothing but the id."""
-
-
-def _with_answers(test: _Rows | None, file: Path) -> _Rows:
-    """Give each test row the class of its ``id;class`` line; without a test file the lines are the rows."""
-    numbers, ids, names = [], [], []
-    answers: dict[str, tuple[int, str]] = {}
-    for number, line in enumerate(_read_text(file).splitlines(), start=1):
-        if not line.strip():
-            continue
-        video, separator, name = (part.strip() for part in line.partition(";"))
-        if not (video and separator and name):
-            raise UserError(f"{file}, row {number}: is not of the form id;class: download it again")
-        numbers.append(number)
-        ids.append(video)
-        names.append(name)
-        first, known = answers.setdefault(video, (number, name))
+def _with_answers(test: LabelRows, answers: LabelRows) -> LabelRows:
+    """Give each test row the class of its answer."""
+    given: dict[str, tuple[int, str | int | None]] = {}
+    for row, video, name in zip(answers.rows, answers.ids, answers.classes, strict=True):
+        first, known = given.setdefault(video, (row, name))
         if known != name:
-            raise _two_classes(file, number, video, known, name, first)
-    if test is None:
-        return _Rows("test", file, numbers, ids, [*names])
-    without = next((video for video in test.ids if video not in answers), None)
+            raise _two_classes(answers.file, row, video, known, name, first)
+    without = next((video for video in test.ids if video not in given), None)
     if without is not None:
         raise UserError(
-            f"{file}: has no answer for id {without} of {test.file.name}: take both from one release"
+            f"{answers.file}: has no answer for id {without} of {test.file.name}: take both from one release"
         )
     asked = set(test.ids)
-    unknown = next((video for video in answers if video not in asked), None)
+    unknown = next((video for video in given if video not in asked), None)
     if unknown is not None:
         raise UserError(
-            f"{file}, row {answers[unknown][0]} (id {unknown}): is not in {test.file.name}: "
+            f"{answers.file}, row {given[unknown][0]} (id {unknown}): is not in {test.file.name}: "
             "take both from one release"
         )
-    found = [answers[video] for video in test.ids]
-    return _Rows("test", file, [number for number, _ in found], test.ids, [name for _, name in found])
+    found = [given[video] for video in test.ids]
+    return replace(
+        test,
+        file=answers.file,
+        rows=[row for row, _ in found],
+        classes=[name for _, name in found],
+    )
 
 
-def _two_classes(file: Path, number: int, video: str, known: str, name: str, first: int) -> UserError:
+def _classes_of_rows(folder: Path, parts: list[LabelRows]) -> ClassList:
+    """Without a list of classes: names of train, sorted; or the numbers as text."""
+    given = [name for part in parts for name in part.classes if name is not None]
+    numbers = [name for name in given if isinstance(name, int)]
+    if numbers and len(numbers) == len(given):
+        if max(numbers) > max(999, len(numbers)):
+            raise UserError(
+                f"{parts[0].file}: classes are numbers up to {max(numbers)}, too many for {len(numbers)} "
+                "videos: check the columns, or add a file of the class names"
+            )
+        log.info("no file of class names: they are the numbers 0 to %d as text", max(numbers))
+        return ClassList(parts[0].file, [str(number) for number in range(max(numbers) + 1)])
+    if not all(part.makes_classes for part in parts):
+        raise _missing(folder, "labels.json")
+    # A class that only validation has is a slip of the pen, and stands out as one.
+    train = [part for part in parts if "train" in part.splits] or parts
+    names = {
+        name
+        for part in train
+        for name, split in zip(part.classes, part.splits, strict=True)
+        if isinstance(name, str) and (split == "train" or train is parts)
+    }
+    log.info("no file of class names: they are the %d names of the rows, sorted", len(names))
+    return ClassList(train[0].file, sorted(names))
+
+
+def _without_placeholders(part: LabelRows, classes: ClassList) -> LabelRows:
+    """Take the class 0 off a test list that has no other: such lists fill the column so."""
+    test = [name for name, split in zip(part.classes, part.splits, strict=True) if split == "test"]
+    if len(classes.names) < 2 or not test or any(name != 0 for name in test):
+        return part
+    log.warning("%s: every test row has class 0: they are taken as rows without a class", part.file)
+    pairs = zip(part.classes, part.splits, strict=True)
+    return replace(part, classes=[None if split == "test" else name for name, split in pairs])
+
+
+def _two_classes(file: Path, row: int, video: str, known: object, name: object, first: int) -> UserError:
     return UserError(
-        f"{file}, row {number} (id {video}): has the class {name!r}, but {known!r} in row {first}: "
+        f"{file}, row {row} (id {video}): has the class {name!r}, but {known!r} in row {first}: "
         "remove the wrong row or download the file again"
     )
 
 
-def _checked_table(classes: list[str], labels_file: Path, parts: list[_Rows]) -> pd.DataFrame:
-    """Join the splits and check them: known classes, one class an id, one split an id."""
-    files = {part.split: part.file for part in parts}
+def _checked_table(classes: ClassList, parts: list[LabelRows]) -> pd.DataFrame:
+    """Join the files and check them: known classes, one class an id, one split an id."""
     table = pd.concat(
         [
             pd.DataFrame(
                 {
                     "id": pd.array(part.ids, dtype="str"),
-                    "split": part.split,
-                    "number": part.numbers,
-                    "name": pd.Series(part.names, dtype="object"),
+                    "split": pd.array(part.splits, dtype="str"),
+                    "file": number,
+                    "row": part.rows,
+                    "name": pd.Series(part.classes, dtype="object"),
                 }
             )
-            for part in parts
+            for number, part in enumerate(parts)
         ],
         ignore_index=True,
     )
-    index_of = {name: index for index, name in enumerate(classes)}
+    # Stable, so that within a split the order of the files stays.
+    table = table.sort_values("split", kind="stable", key=lambda split: split.map(SPLITS.index))
+    index_of: dict[str | int, int] = {name: index for index, name in enumerate(classes.names)}
+    index_of |= {index: index for index in range(len(classes.names))}
     table["class"] = table["name"].map(index_of).astype("Int64")
 
     unknown = table[table["name"].notna() & table["class"].isna()]
     if len(unknown):
-        row = unknown.iloc[0]
+        entry, file = unknown.iloc[0], classes.file.name
         more = f" ({len(unknown)} such rows)" if len(unknown) > 1 else ""
+        mend = "take both files from one release, or add the class"
+        where = f"is not in {file}"
+        if isinstance(entry["name"], int):
+            where += f", whose classes have the numbers 0 to {len(classes.names) - 1}"
+        elif any(part.file == classes.file for part in parts):  # no file of classes: they are those of train
+            where, mend = f"is in no row of train in {file}", "mend the row, or add a file of the class names"
         raise UserError(
-            f"{files[row['split']]}, row {row['number']} (id {row['id']}): the class {row['name']!r} "
-            f"is not in {labels_file.name}{more}: take both files from one release, or add the class"
+            f"{parts[entry['file']].file}, row {entry['row']} (id {entry['id']}): the class {entry['name']!r} "
+            f"{where}{more}: {mend}"
         )
 
     repeated = table[table.duplicated("id")]
     first = table.drop_duplicates("id").set_index("id")
     for again in repeated.to_dict("records"):
-        file, known = files[again["split"]], first.loc[again["id"]]
+        file, known = parts[again["file"]].file, first.loc[again["id"]]
         if known["split"] != again["split"]:
             raise UserError(
-                f"{file}, row {again['number']} (id {again['id']}): is also in "
-                f"{files[known['split']].name}, row {known['number']}: "
+                f"{file}, row {again['row']} (id {again['id']}, {again['split']}): is also in "
+                f"{parts[known['file']].file.name}, row {known['row']} ({known['split']}): "
                 "remove it from one of them, or scores count what was trained on"
             )
         if pd.notna(again["class"]) and known["class"] != again["class"]:
-            raise _two_classes(
-                file, again["number"], again["id"], known["name"], again["name"], known["number"]
-            )
+            raise _two_classes(file, again["row"], again["id"], known["name"], again["name"], known["row"])
     if len(repeated):
-        row = repeated.iloc[0]
+        entry = repeated.iloc[0]
         log.warning(
             "%s, row %d (id %s): is there twice with the same class; one is kept (%d such rows in all)",
-            files[row["split"]], row["number"], row["id"], len(repeated),
+            parts[entry["file"]].file, entry["row"], entry["id"], len(repeated),
         )  # fmt: skip
     return table.drop_duplicates("id")[["id", "split", "class"]].reset_index(drop=True)

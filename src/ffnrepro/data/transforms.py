@@ -1,4 +1,4 @@
-"""Crops, colour and normalisation of a clip (the augmentation of TSN and TSM, which the paper uses).
+"""Crops and normalisation of a clip (the augmentation of TSN and TSM, which the paper uses).
 
 Pure functions: what is drawn comes from the generator that is passed in. Pixels stay uint8, and the channel
 stays the last dimension in memory, until the batch is on the device: resizing is about three times as fast
@@ -118,26 +118,6 @@ def evaluation_crop(frames: NDArray[np.uint8], short_side: int = 256, size: int 
         resized = _resize(pixels, short_side * height // width, short_side)
     cropped: torch.Tensor = functional.center_crop(resized, [size, size])
     return cropped
-
-
-def colour_jitter(clip: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-    """Shuffle the channels and change gain and bias of each, the same for every frame.
-
-    For the small built-in data set only, whose clips are too few to teach a network that colour does not
-    matter; the published recipe has no such augmentation.
-
-    Args:
-        clip: uint8 of shape (3, T, S, S).
-        generator: Source of randomness.
-
-    Returns:
-        uint8 of the same shape.
-    """
-    order = torch.from_numpy(generator.permutation(3))
-    gain = torch.from_numpy(generator.uniform(0.7, 1.3, size=3).astype(np.float32))
-    bias = torch.from_numpy(generator.uniform(-25.0, 25.0, size=3).astype(np.float32))
-    changed = clip.permute(1, 2, 3, 0)[..., order].float().mul_(gain).add_(bias)
-    return changed.round_().clamp_(0, 255).to(torch.uint8).permute(3, 0, 1, 2)
 
 
 def normalise(clip: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
