@@ -111,6 +111,7 @@ def arguments_of(data: Path, method: str, **training: Any) -> list[str]:
     for section, values in yaml.safe_load((ROOT / "config/demo.yaml").read_text()).items():
         mapping[section] = {**mapping[section], **values} if isinstance(values, dict) else values
     mapping["training"] |= {"epochs": 3, "batch_size": 4, "warmup_epochs": 1, **training}
+    mapping["network"]["dropout"] = 0.5  # it is drawn in each step
     settings = training_settings(read_config(mapping), method, seed=5)
     return [
         "--name", method, "--settings", json.dumps(settings), "--classes", str(data / "classes.csv"),
