@@ -294,9 +294,7 @@ def _forbid_cuda(_):
 
 def test_workers_make_no_cuda_call(videos):
     folder, table = videos
-    data = FrameCountsDataset(
-        manifest=table, videos=folder, size=32, short_side=40, crop="multi_scale", colour_jitter=True
-    )
+    data = FrameCountsDataset(manifest=table, videos=folder, size=32, short_side=40, crop="multi_scale")
     loader = DataLoader(
         data, sampler=EpochSampler(3), collate_fn=collate_clips, num_workers=1, worker_init_fn=_forbid_cuda
     )

@@ -86,17 +86,31 @@ def test_batches_are_those_of_the_sampler(tmp_path: Path, workers: int, drop_las
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_video_is_tried_again_then_left_out(tmp_path: Path, workers: int, caplog: Any) -> None:
-    data = Numbers(200, tmp_path, bad=(1, 4, 5, 6, 7), bad_once=(2,))
+    data = Numbers(200, tmp_path, bad=(1, 4, 5, 6, 9), bad_once=(2,))
     batches = batches_of(data, workers=workers, max_bad_fraction=0.025)
     for _ in range(2):
         caplog.clear()
         rows = read(batches)
-        # A batch of which nothing is left does not come at all.
-        assert rows == [[0, 2, 3], *([n, n + 1, n + 2, n + 3] for n in range(8, 200, 4))]
+        assert rows == [[0, 2, 3], [7], [8, 10, 11], *([n, n + 1, n + 2, n + 3] for n in range(12, 200, 4))]
         assert batches.bad_videos == 5
         assert [record.getMessage() for record in caplog.records] == [
-            f"left out of its batch: videos/{n}.webm: does not decode" for n in (1, 4, 5, 6, 7)
+            f"left out of its batch: videos/{n}.webm: does not decode" for n in (1, 4, 5, 6, 9)
         ]
+
+
+def test_a_batch_of_which_nothing_can_be_read_stops_the_run(tmp_path: Path) -> None:
+    batches = batches_of(Numbers(200, tmp_path, bad=(4, 5, 6, 7)), max_bad_fraction=0.5)
+    with pytest.raises(UserError, match=r"no video of a batch could be read, the last one videos/7\.webm"):
+        read(batches)
+
+
+def test_an_epoch_that_goes_on_within_gives_the_rest_of_its_batches(tmp_path: Path) -> None:
+    batches = batches_of(Numbers(10, tmp_path), shuffled=True, drop_last=True)
+    batches.sampler.set_epoch(3)  # type: ignore[attr-defined]
+    whole = read(batches)
+    batches.sampler.set_epoch(3, start=4)  # type: ignore[attr-defined]
+    assert read(batches) == whole[1:]
+    assert len(batches) == 2
 
 
 @pytest.mark.parametrize(("fraction", "survives"), [(0.0, 0), (0.001, 1), (0.02, 2), (0.03, 3)])
