@@ -72,8 +72,8 @@ def test_too_little_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     assert "disk: 1 MB free" in problems(folder, settings())
-    # 4 clips of 28 frames of 32 x 32 in 3 bytes, two of them for each worker
-    assert "shared memory: 1 MB free, 3 MB needed; lower runtime.workers" in problems(
+    # 4 clips of 28 frames of 40 x 40 in 3 bytes, two of them for each worker
+    assert "shared memory: 1 MB free, 4 MB needed; lower runtime.workers" in problems(
         folder, settings(workers=4)
     )
 
