@@ -203,26 +203,29 @@ def _read(kind: Any, value: Any, key: str) -> Any:
             _read(arguments[0], keys[k], f"{key}: the entry {k!r}"): _read(arguments[1], v, f"{key}.{k}")
             for k, v in value.items()
         }
+    value = _plain(kind, value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        mend = _number_mend(kind, value)
-        raise UserError(f"config: {key} is {value!r}; it must be {_TYPE_NAMES[kind]}{mend}")
+        raise UserError(f"config: {key} is {value!r}; it must be {_TYPE_NAMES[kind]}")
     return value
 
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def _number_mend(kind: type, value: Any) -> str:
-    # YAML 1.1 reads 5e-4 as text: the commonest slip of all in such files.
-    if kind is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
-        return f" (YAML wants a point: {value.lower().replace('e', '.0e', 1)})"
-    return ""
+def _plain(kind: Any, value: Any) -> Any:
+    """A number or a truth that came as text: YAML 1.1 reads 5e-4 as text, and `--config a='{b: 1}'` reads all so."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        return value
 
 
 def _read_union(kinds: tuple[Any, ...], value: Any, key: str) -> Any:
-    if value is None:
+    if value is None or value == "null":
         if type(None) in kinds:
             return None
         raise UserError(f"config: {key} is empty; give it a value")

@@ -78,7 +78,7 @@ def test_the_demo_changes_only_schedule_augmentation_network_and_epochs(mapping:
         ("experiments.ffn.method", "fnn", r"experiments\.ffn\.method is 'fnn'; it must be one of tsm, ffn"),
         ("experiments.a/b", {"method": "tsm", "train_frames": [4]}, r"letters, digits"),
         ("experiments.ffn.depth", 34, r"experiments\.ffn\.depth is 34; it must be one of 10, 18, 50, 101"),
-        ("training.weight_decay", "5e-4", r"weight_decay is '5e-4'; it must be a number \(YAML wants a point: 5\.0e-4\)"),
+        ("training.weight_decay", "much", r"weight_decay is 'much'; it must be a number"),
         ("training.epochs", 0, r"training\.epochs is 0; it must be more than 0"),
         ("training.epochs", True, r"training\.epochs is True; it must be a whole number"),
         ("training.batchnorm_clips", 12, r"batchnorm_clips is 12; training\.batch_size 32 must be a multiple of it"),
@@ -114,6 +114,26 @@ def test_a_missing_key_is_named(mapping: dict[str, Any]) -> None:
     del mapping["data"]["videos"]
     with pytest.raises(UserError, match=r"data\.videos is missing"):
         read_config(mapping)
+
+
+def test_numbers_that_come_as_text_are_read(mapping: dict[str, Any]) -> None:
+    """YAML 1.1 reads 5e-4 as text, and the values inside of `--config training='{epochs: 30}'` are text, too."""
+    for key, value in (
+        ("training.weight_decay", "5e-4"),
+        ("training.epochs", "30"),
+        ("training.clip_norm", "null"),
+        ("data.partial", "true"),
+        ("evaluation.frame_counts", ["4", "6"]),
+    ):
+        put(mapping, key, value)
+    config = read_config(mapping)
+    assert (config.training.weight_decay, config.training.epochs, config.training.clip_norm) == (
+        5e-4,
+        30,
+        None,
+    )
+    assert config.data.partial is True
+    assert config.evaluation.frame_counts == (4, 6)
 
 
 def test_null_switches_clipping_and_weights_off(mapping: dict[str, Any]) -> None:
