@@ -113,7 +113,7 @@ class TableRowConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """How the work is run; nothing here changes a number."""
+    """How the work is run; nothing here changes a number beyond rounding, but for CUDA's `training.precision`."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: int
@@ -136,6 +136,11 @@ class Config:
     evaluation: EvaluationConfig
     table: tuple[TableRowConfig, ...]
     runtime: RuntimeConfig
+
+    @property
+    def own_weights(self) -> str | None:
+        """Path of the user's own pretrained weights."""
+        return None if self.network.weights == "imagenet" else self.network.weights
 
     def depth_of(self, experiment: str) -> int:
         """Depth of an experiment's ResNet: its own, or the one of `network`."""
@@ -281,6 +286,12 @@ def _check(config: Config) -> None:
             f"config: data.crop_size {config.data.crop_size} exceeds data.short_side {config.data.short_side}; "
             "the crop is cut out of a picture whose shorter side is data.short_side"
         )
+    late = [epoch for epoch in config.training.milestones if epoch >= config.training.epochs]
+    if config.training.schedule == "step" and late:
+        raise UserError(
+            f"config: training.milestones holds {late[0]}, which training.epochs {config.training.epochs} never reaches; "
+            "lower the milestones with the epochs"
+        )
     if config.training.warmup_epochs >= config.training.epochs:
         raise UserError(
             f"config: training.warmup_epochs {config.training.warmup_epochs} must be below training.epochs "
@@ -303,8 +314,9 @@ def _check(config: Config) -> None:
         )
     for name, experiment in config.experiments.items():
         _check_experiment(name, experiment)
+        _check_weights(name, config)
         _check_authors_shift(name, experiment, config.training)
-    _check_frames("evaluation.frame_counts", config.evaluation.frame_counts)
+    check_frames("evaluation.frame_counts", config.evaluation.frame_counts)
     _check_table(config)
 
 
@@ -335,7 +347,12 @@ def _check_depth(key: str, depth: int) -> None:
         raise UserError(f"config: {key} is {depth}; it must be one of {', '.join(map(str, DEPTHS))}")
 
 
-def _check_frames(key: str, frame_counts: tuple[int, ...]) -> None:
+def check_frames(key: str, frame_counts: tuple[int, ...]) -> None:
+    """Refuse frame counts that make no sense, that stand twice or are out of order.
+
+    Raises:
+        UserError: names `key` and the mend.
+    """
     if not frame_counts:
         raise UserError(f"config: {key} is empty; give at least one frame count, such as [16]")
     for frames in frame_counts:
@@ -354,7 +371,7 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
         raise UserError(f"config: {key}: use letters, digits, _ and - only: the name becomes a folder")
     if experiment.depth is not None:
         _check_depth(f"{key}.depth", experiment.depth)
-    _check_frames(f"{key}.train_frames", experiment.train_frames)
+    check_frames(f"{key}.train_frames", experiment.train_frames)
     if experiment.distillation_weight < 0:
         raise UserError(
             f"config: {key}.distillation_weight is {experiment.distillation_weight}; it must be 0 or more"
@@ -391,6 +408,18 @@ def _check_authors_shift(name: str, experiment: ExperimentConfig, training: Trai
             f"{longest} frames, which clips of {list(experiment.train_frames)} frames fill only where that is a multiple "
             f"of {multiple}"
         )
+
+
+def _check_weights(name: str, config: Config) -> None:
+    """Refuse ImageNet weights for a network that they do not fit."""
+    depth, network = config.depth_of(name), config.network
+    if network.weights == "imagenet" and (depth == 10 or network.width != 64 or network.stem != 7):
+        raise UserError(
+            f"config: network.weights is imagenet, which does not fit experiments.{name} (depth {depth}, width "
+            f"{network.width}, stem {network.stem}); set network.weights: null, or depth 18, 50 or 101, width 64, stem 7"
+        )
+    if config.own_weights and network.weights_sha256 is None and depth == 10:
+        raise UserError("config: network.weights_sha256 is null; give the sha256 of network.weights")
 
 
 def _check_table(config: Config) -> None:

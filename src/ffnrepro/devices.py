@@ -1,8 +1,13 @@
 """The device that computes."""
 
+from typing import TypeVar
+
 import torch
+from torch import Tensor, nn
 
 from ffnrepro.errors import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,3 +35,16 @@ def check_precision(precision: str, device: torch.device) -> None:
             f"config: training.precision is bfloat16, which {torch.cuda.get_device_name(device)} does not compute; "
             "use float16"
         )
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """Bring a batch's tensor to the device; on CUDA without waiting, which elsewhere is not safe (on MPS, wrong values)."""
+    if device.type == "mps":
+        tensor = tensor.contiguous()
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def place(model: Network, device: torch.device) -> Network:
+    """Bring a network to the device, channels last where that is faster and known to work (not on MPS)."""
+    model = model.to(device)
+    return model if device.type == "mps" else model.to(memory_format=torch.channels_last)

@@ -1,6 +1,5 @@
 """Predictions, one row a video, and their top-1 and top-5 accuracy."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from ffnrepro.data.loading import VideoBatches
 from ffnrepro.errors import UserError
 from ffnrepro.metrics import correct_within, top_k
 from ffnrepro.training import to_device
-
-logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()

@@ -5,7 +5,6 @@ The scripts of the training rules call `run_experiment`.
 
 import argparse
 import json
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -19,7 +18,7 @@ from torch.utils.data import SequentialSampler
 
 from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset
 from ffnrepro.data.loading import VideoBatches
-from ffnrepro.devices import check_precision, choose_device
+from ffnrepro.devices import check_precision, choose_device, place
 from ffnrepro.errors import PermanentError, UserError
 from ffnrepro.evaluation import score
 from ffnrepro.files import replacing, write_json, write_text
@@ -33,8 +32,6 @@ from ffnrepro.provenance import provenance
 from ffnrepro.state import StateDirectory
 from ffnrepro.stopping import StopRequest, end_of_job
 from ffnrepro.training import Trained, train
-
-logger = logging.getLogger(__name__)
 
 
 def parse_arguments(description: str) -> argparse.Namespace:
@@ -164,7 +161,7 @@ def train_experiment(
             load_pretrained(model, arguments.weights)
         except UserError as error:
             raise PermanentError(str(error)) from error
-    model.to(device).to(memory_format=torch.channels_last)
+    place(model, device)
 
     loader = partial(_loader, settings=settings, arguments=arguments, device=device, processes=processes)
     batches = loader("train", crop=recipe["crop"])

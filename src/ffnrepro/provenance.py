@@ -31,6 +31,10 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 def _git_revision() -> str | None:
     """Revision of the checkout that the package runs from, with `+changes` where files differ from it."""
+    if not (
+        Path(__file__).parents[2] / ".git"
+    ).exists():  # installed elsewhere, maybe below another repository
+        return None
     command = [
         "git",
         "-C",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ffnrepro.data.dataset import EpochSampler
 from ffnrepro.data.loading import VideoBatches
 from ffnrepro.data.transforms import normalise
+from ffnrepro.devices import move
 from ffnrepro.errors import PermanentError, Unfinished
 from ffnrepro.losses import Loss
 from ffnrepro.metrics import correct_within, top_k
@@ -50,9 +51,9 @@ class Trained:
 
 def to_device(clips: Tensor | Sequence[Tensor], device: torch.device) -> Tensor | list[Tensor]:
     """Move uint8 clips to the device and normalise them there: a quarter of the bytes travels."""
-    if isinstance(clips, Tensor):
-        return normalise(clips.to(device, non_blocking=True))
-    return [normalise(clip.to(device, non_blocking=True)) for clip in clips]
+    if not isinstance(clips, Tensor):
+        return [normalise(move(clip, device)) for clip in clips]
+    return normalise(move(clips, device))
 
 
 def train(
@@ -135,7 +136,8 @@ def train(
     if (saved := state.load()) is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"] and scaler.is_enabled():  # a run may go on on another kind of device
+            scaler.load_state_dict(saved["scaler"])
         history, best, first_step = saved["history"], saved["best"], saved["step"]
         if processes.first:  # they are sums over all processes
             losses.update(saved["losses"])
@@ -166,7 +168,7 @@ def train(
             factor = learning_rate_factor(epoch + step / len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            inputs, targets = to_device(clips, device), labels.to(device, non_blocking=True)
+            inputs, targets = to_device(clips, device), move(labels, device)
 
             with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
                 output = forward_in_groups(network, inputs, batchnorm_clips)
@@ -253,7 +255,7 @@ def train(
                 "model": {key: value.detach().cpu().clone() for key, value in model.state_dict().items()},
             }
         if processes.first:
-            write_scalars(state.path / "tensorboard", row)
+            write_scalars(state.path / "tensorboard" / name, row)
         first_step = 0
         losses.clear()
         counts.clear()

@@ -84,7 +84,7 @@ def test_the_demo_changes_only_schedule_augmentation_network_and_epochs(mapping:
         ("training.batchnorm_clips", 12, r"batchnorm_clips is 12; training\.batch_size 32 must be a multiple of it"),
         ("training.gpus", 3, r"batch_size is 32; it must be a multiple of training\.gpus 3"),
         ("training.precision", "half", r"'half'; it must be one of float16, bfloat16, float32"),
-        ("runtime.save_minutes", 0, r"runtime\.save_minutes is 0\.0; it must be more than 0"),
+        ("runtime.save_minutes", 0, r"runtime\.save_minutes is 0; it must be more than 0"),
         ("training.warmup_epochs", 50, r"must be below training\.epochs 50"),
         ("training.learning_rate", None, r"training\.learning_rate is None"),
         ("data.crop_size", 300, r"data\.crop_size 300 exceeds data\.short_side 256"),

@@ -36,7 +36,7 @@ def published_boxes(height, width):
         edge_middles = [(0, 2), (2, 0), (2, 4), (4, 2)]
         quarters = [(1, 1), (1, 3), (3, 1), (3, 3)]
         for a, b in [*corners, (2, 2), *edge_middles, *quarters]:
-            boxes.append((int(a * down / 4), int(b * right / 4), h, w))
+            boxes.append((a * int(down / 4), b * int(right / 4), h, w))  # whole steps of a quarter
     return boxes
 
 

@@ -32,9 +32,12 @@ class Workflow:
         (self.folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        project = self.folder.parent / "the project"  # a space here, too
+        if not project.exists():
+            project.symlink_to(ROOT)
         command = [
-            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.folder),
-            "--configfile", str(ROOT / "config/config.yaml"), str(ROOT / "config/demo.yaml"),
+            sys.executable, "-m", "snakemake", "--snakefile", str(project / "Snakefile"), "--directory", str(self.folder),
+            "--configfile", str(project / "config/config.yaml"), str(project / "config/demo.yaml"),
             str(self.folder / "tiny.yaml"), "--cores", "2", *arguments,
         ]  # fmt: skip
         return subprocess.run(

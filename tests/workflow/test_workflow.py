@@ -6,11 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
+from ffnrepro.files import file_digest
 from ffnrepro.models.ffn import FrameFlexibleNetwork
 from ffnrepro.models.tsm import TSM
 from ffnrepro.models.weights import load_checkpoint, tensors_digest
@@ -119,8 +122,11 @@ def jobs(output: str) -> dict[str, int]:
     return {name: n for name, n in counts.items() if name not in ("total", "all")}
 
 
-def test_the_default_configuration_plans_the_real_run() -> None:
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--directory", str(ROOT), "--quiet", "reason"]
+def test_the_default_configuration_plans_the_real_run(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "snakemake", "--dry-run", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path),
+        "--configfile", str(ROOT / "config/config.yaml"),
+    ]  # fmt: skip
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert jobs(result.stdout) == {
@@ -150,6 +156,9 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
         ({"data": {"labels": "my data/labels", "videos": "none"}}, r"^error: none: no such folder .*`data\.videos`"),
         ({"data": {"labels": "my data/labels", "videos": "my data"}}, r"^error: my data: holds no videos .* but my data/videos does"),
         ({"dataset": "something-something-v2"}, r"^error: labels: not those of `dataset: .* train where it has 168,913;"),
+        ({"network": {"weights": "my.pth", "weights_sha256": "ab"}}, r"^error: my\.pth: no such file; set network\.weights"),
+        ({"network": {"weights": "imagenet"}}, r"^error: config: network\.weights is imagenet, which does not fit"),
+        ({"evaluation": {"split": "test"}}, r"^error: labels: the split test has no rows"),
         ({"trainig": {"epochs": 2}}, r"^error: config: trainig is not a key; did you mean training\?"),
         ({"evaluation": {"frame_counts": [0, 8]}}, r"^error: config: evaluation\.frame_counts holds 0"),
         ({"experiments": {"ffn": {"train_frames": [4, -8]}}}, r"^error: config: experiments\.ffn\.train_frames holds -8"),
@@ -174,6 +183,28 @@ def test_a_part_of_a_data_set_is_asked_for(unfinished: Workflow) -> None:
     result = unfinished.run("results/labels/labels.parquet")
     assert result.returncode == 0, result.stderr
     shutil.rmtree(unfinished.folder / "results")
+
+
+def test_a_nonsense_frame_count_in_a_target_stops_before_training(unfinished: Workflow) -> None:
+    unfinished.configure()
+    result = unfinished.run("results/evaluation/ffn/seed0/0f.json")
+    assert result.returncode != 0
+    assert "error: config: the target's frame count holds 0; a frame count lies between 1" in result.stderr
+    assert not (unfinished.folder / "results").exists()
+
+
+def test_weights_of_ones_own_are_checked_and_taken(tmp_path: Path) -> None:
+    workflow = Workflow(tmp_path)
+    torch.save({"conv1.weight": torch.zeros(16, 3, 5, 5)}, tmp_path / "my weights.pth")
+    digest = file_digest(tmp_path / "my weights.pth")
+    for sha256, succeeds in ((digest[:12], True), ("0" * 12, False)):
+        workflow.configure(network={"weights": "my weights.pth", "weights_sha256": sha256})
+        result = workflow.run("results/weights/resnet10.sha256")
+        assert (result.returncode == 0) is succeeds, result.stderr
+        assert succeeds or "error: my weights.pth: SHA-256" in result.stderr
+        if succeeds:
+            assert (tmp_path / "results/weights/resnet10.sha256").read_text().strip() == digest
+            assert file_digest(tmp_path / "results/weights/resnet10.pth") == digest
 
 
 def test_the_library_does_not_know_snakemake() -> None:

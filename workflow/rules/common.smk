@@ -7,8 +7,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from ffnrepro.config import read_config, training_settings
-from ffnrepro.data.labels import check_counts, list_label_files, read_labels
+from ffnrepro.config import check_frames, read_config, training_settings
+from ffnrepro.data.labels import check_counts, check_evaluable, list_label_files, read_labels
 from ffnrepro.data.video_index import list_videos, watch_digests
 from ffnrepro.errors import UserError
 
@@ -52,8 +52,8 @@ shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats 
 
 wildcard_constraints:
     experiment="[A-Za-z0-9_-]+",
-    seed=r"\d+",
-    frames=r"\d+",
+    seed="0|[1-9][0-9]*",
+    frames="0|[1-9][0-9]*",
     shard=r"\d+",
     depth=r"\d+",
 
@@ -111,8 +111,23 @@ def weights_argument(wildcards):
 
 
 def weights_source(wildcards):
-    """The user's own file of pretrained weights, where the configuration names one."""
-    return [] if CONFIG.network.weights in (None, "imagenet") else CONFIG.network.weights
+    """The user's own file of pretrained weights, where it is named and there; onstart says so where it is not."""
+    return CONFIG.own_weights if CONFIG.own_weights and os.path.exists(CONFIG.own_weights) else []
+
+
+def weights_options(wildcards):
+    """Where the pretrained weights come from: nothing for torchvision's."""
+    options = {"source": CONFIG.own_weights, "sha256": CONFIG.network.weights_sha256}
+    return " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items() if value)
+
+
+def evaluated_model(wildcards):
+    """The network that is evaluated; a frame count that makes no sense is refused before it is trained."""
+    try:
+        check_frames("the target's frame count", (int(wildcards.frames),))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    return f"{EXPERIMENT}/model.sha256".format(**wildcards)
 
 
 def experiment_settings(wildcards):

@@ -13,13 +13,15 @@ onstart:
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
     try:
         if "parse_labels" in planned:
-            check_counts(
-                *read_labels(Path(CONFIG.data.labels)),
-                dataset=CONFIG.dataset,
-                partial=CONFIG.data.partial,
-            )
+            classes, labels = read_labels(Path(CONFIG.data.labels))
+            check_counts(classes, labels, dataset=CONFIG.dataset, partial=CONFIG.data.partial)
+            check_evaluable(labels, CONFIG.evaluation.split)
         if "index_videos" in planned:
             list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
+        if "fetch_weights" in planned and CONFIG.own_weights and not os.path.exists(CONFIG.own_weights):
+            raise UserError(
+                f"{CONFIG.own_weights}: no such file; set network.weights to a file, imagenet or null"
+            )
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -61,6 +63,7 @@ rule index_videos:
         mem_mb=2000,
     params:
         names=shard_digest,
+        videos=CONFIG.data.videos,
         shards=CONFIG.data.index_shards,
         layout=CONFIG.data.layout,
         verify=CONFIG.data.verify,

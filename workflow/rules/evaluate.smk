@@ -3,7 +3,7 @@
 
 rule evaluate:
     input:
-        digest=f"{EXPERIMENT}/model.sha256",
+        digest=evaluated_model,
         model=ancient(f"{EXPERIMENT}/model.pt"),
         data="results/manifest/manifest.sha256",
         split=ancient(f"results/manifest/{CONFIG.evaluation.split}.parquet"),

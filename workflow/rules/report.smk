@@ -27,7 +27,7 @@ rule assemble_table:
         "Assembling Table 1"
     shell:
         "script assemble_table --rows {params.rows:q} --dataset {params.dataset:q} "
-        "--published {input.published} --csv {output.csv} --markdown {output.markdown} --log {log}"
+        "--published {input.published:q} --csv {output.csv} --markdown {output.markdown} --log {log}"
 
 
 rule plot_accuracy:
@@ -48,5 +48,5 @@ rule plot_accuracy:
     message:
         "Drawing accuracy against frame count"
     shell:
-        "script plot_accuracy --table {input.table} --published {input.published} "
+        "script plot_accuracy --table {input.table} --published {input.published:q} "
         "--dataset {params.dataset:q} --output {output} --log {log}"

@@ -20,11 +20,11 @@ rule fetch_weights:
         runtime=15,
         mem_mb=1000,
     params:
-        sha256=CONFIG.network.weights_sha256 or "",
+        source=weights_options,
     message:
         "Fetching the ImageNet weights of ResNet-{wildcards.depth}"
     shell:
-        "script fetch_weights --depth {wildcards.depth} --source {input:q} --sha256 {params.sha256:q} "
+        "script fetch_weights --depth {wildcards.depth} {params.source} "
         "--output {output.weights} --digest {output.digest} --log {log}"
 
 

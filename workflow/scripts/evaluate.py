@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ffnrepro.devices import choose_device
+from ffnrepro.devices import choose_device, place
 from ffnrepro.evaluation import accuracy, predict
 from ffnrepro.files import replacing, write_json
 from ffnrepro.logs import logger, run
@@ -43,7 +43,7 @@ def work(arguments: argparse.Namespace) -> None:
     """Evaluate and write."""
     torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device)
-    model = load_checkpoint(arguments.model).to(device).to(memory_format=torch.channels_last)
+    model = place(load_checkpoint(arguments.model), device)
     predictions = predict(
         model,
         pd.read_parquet(arguments.manifest / f"{arguments.split}.parquet"),

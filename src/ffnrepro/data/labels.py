@@ -272,3 +272,25 @@ def _checked_table(classes: ClassList, parts: list[LabelRows]) -> pd.DataFrame:
             parts[entry["file"]].file, entry["row"], entry["id"], len(repeated),
         )  # fmt: skip
     return table.drop_duplicates("id")[["id", "split", "class"]].reset_index(drop=True)
+
+
+def check_evaluable(table: pd.DataFrame, split: str) -> None:
+    """Refuse a split that no score can be computed on.
+
+    Args:
+        table: of `read_labels`.
+        split: that is to be evaluated.
+
+    Raises:
+        UserError: it has no rows, or rows without a class.
+    """
+    classes = table.loc[table["split"] == split, "class"]
+    if classes.empty or classes.isna().any():
+        lack = (
+            "no rows"
+            if classes.empty
+            else f"no class for {int(classes.isna().sum()):,} of {len(classes):,} rows"
+        )
+        raise UserError(
+            f"labels: the split {split} has {lack}, so nothing can be scored on it: set `evaluation.split: validation`"
+        )

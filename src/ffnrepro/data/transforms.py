@@ -55,8 +55,8 @@ def multi_scale_crop_box(height: int, width: int, generator: np.random.Generator
     crop_height = max(1, int(short * _SCALES[scale_down]))
     crop_width = max(1, int(short * _SCALES[scale_right]))
     return Box(
-        top=down * (height - crop_height) // 4,
-        left=right * (width - crop_width) // 4,
+        top=down * ((height - crop_height) // 4),
+        left=right * ((width - crop_width) // 4),
         height=crop_height,
         width=crop_width,
     )

@@ -381,7 +381,7 @@ def fetch_pretrained(depth: int, path: Path | str) -> None:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"{path}: cannot be downloaded ({reason}); on a machine with internet fetch {weights.url} "
-                f"and copy it to {path}"
+                "and name it in network.weights"
             ) from error
         finally:
             socket.setdefaulttimeout(timeout)
