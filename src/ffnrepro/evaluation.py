@@ -1,6 +1,7 @@
 """Predictions, one row a video, and their top-1 and top-5 accuracy."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -93,19 +94,21 @@ def predict(
     dataset = ClipDataset(
         manifest=manifest, videos=videos, frames=frames, size=crop_size, short_side=short_side, crop="centre"
     )
-    batches = VideoBatches(
-        dataset,
-        sampler=SequentialSampler(dataset),
-        batch_size=batch_size,
-        workers=workers,
-        pin_memory=device.type == "cuda",
-    )
     model.eval()
     scores, classes = [], []
-    for clips, _ in tqdm(batches, desc=f"{frames} frames", leave=False, disable=None, unit="step"):
-        values, indices = top_k(model(to_device(clips, device)))
-        scores.append(values.cpu())
-        classes.append(indices.cpu())
+    with closing(
+        VideoBatches(
+            dataset,
+            sampler=SequentialSampler(dataset),
+            batch_size=batch_size,
+            workers=workers,
+            pin_memory=device.type == "cuda",
+        )
+    ) as batches:
+        for clips, _ in tqdm(batches, desc=f"{frames} frames", leave=False, disable=None, unit="step"):
+            values, indices = top_k(model(to_device(clips, device)))
+            scores.append(values.cpu())
+            classes.append(indices.cpu())
     table = pd.DataFrame(
         {"id": manifest["id"].to_numpy(), "label": manifest["class"].to_numpy(dtype="int64")}
     )

@@ -6,7 +6,7 @@ The scripts of the training rules call `run_experiment`.
 import argparse
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -164,44 +164,45 @@ def train_experiment(
     place(model, device)
 
     loader = partial(_loader, settings=settings, arguments=arguments, device=device, processes=processes)
-    batches = loader("train", crop=recipe["crop"])
-    validation = loader("validation", crop="centre")
-
     groups = parameter_groups(
         model, learning_rate=recipe["learning_rate"], weight_decay=recipe["weight_decay"]
     )
-    trained = train(
-        model=model,
-        batches=batches,
-        compute_loss=loss_of(settings),
-        optimizer=torch.optim.SGD(groups, momentum=recipe["momentum"]),
-        learning_rate_factor=partial(
-            learning_rate_factor,
+    with (
+        closing(loader("train", crop=recipe["crop"])) as batches,
+        closing(loader("validation", crop="centre")) as validation,
+    ):
+        trained = train(
+            model=model,
+            batches=batches,
+            compute_loss=loss_of(settings),
+            optimizer=torch.optim.SGD(groups, momentum=recipe["momentum"]),
+            learning_rate_factor=partial(
+                learning_rate_factor,
+                epochs=recipe["epochs"],
+                schedule=recipe["schedule"],
+                milestones=recipe["milestones"],
+                warmup_epochs=recipe["warmup_epochs"],
+            ),
+            validate=partial(
+                score,
+                batches=validation,
+                frame_counts=frame_counts,
+                device=device,
+                check=partial(stop.check, f"{arguments.name}, validation"),
+                total=processes.total,
+            ),
+            select_by=f"top1_{frame_counts[-1]}f",
             epochs=recipe["epochs"],
-            schedule=recipe["schedule"],
-            milestones=recipe["milestones"],
-            warmup_epochs=recipe["warmup_epochs"],
-        ),
-        validate=partial(
-            score,
-            batches=validation,
-            frame_counts=frame_counts,
+            clip_norm=recipe["clip_norm"],
+            batchnorm_clips=recipe["batchnorm_clips"],
+            precision=recipe["precision"],
+            seed=settings["seed"],
             device=device,
-            check=partial(stop.check, f"{arguments.name}, validation"),
-            total=processes.total,
-        ),
-        select_by=f"top1_{frame_counts[-1]}f",
-        epochs=recipe["epochs"],
-        clip_norm=recipe["clip_norm"],
-        batchnorm_clips=recipe["batchnorm_clips"],
-        precision=recipe["precision"],
-        seed=settings["seed"],
-        device=device,
-        processes=processes,
-        state=state,
-        stop=stop,
-        name=arguments.name,
-    )
+            processes=processes,
+            state=state,
+            stop=stop,
+            name=arguments.name,
+        )
     return model, trained
 
 

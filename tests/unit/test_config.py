@@ -85,6 +85,7 @@ def test_the_demo_changes_only_schedule_augmentation_network_and_epochs(mapping:
         ("training.gpus", 3, r"batch_size is 32; it must be a multiple of training\.gpus 3"),
         ("training.precision", "half", r"'half'; it must be one of float16, bfloat16, float32"),
         ("runtime.save_minutes", 0, r"runtime\.save_minutes is 0; it must be more than 0"),
+        ("training.epochs", 30, r"training\.milestones holds 40, which training\.epochs 30 never reaches"),
         ("training.warmup_epochs", 50, r"must be below training\.epochs 50"),
         ("training.learning_rate", None, r"training\.learning_rate is None"),
         ("data.crop_size", 300, r"data\.crop_size 300 exceeds data\.short_side 256"),
@@ -120,7 +121,7 @@ def test_numbers_that_come_as_text_are_read(mapping: dict[str, Any]) -> None:
     """YAML 1.1 reads 5e-4 as text, and the values inside of `--config training='{epochs: 30}'` are text, too."""
     for key, value in (
         ("training.weight_decay", "5e-4"),
-        ("training.epochs", "30"),
+        ("training.epochs", "60"),
         ("training.clip_norm", "null"),
         ("data.partial", "true"),
         ("evaluation.frame_counts", ["4", "6"]),

@@ -1,6 +1,9 @@
 """Batches whose videos go bad, or whose workers hang: what is left out, what is tried again, what stops."""
 
 import ctypes
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,9 @@ class Numbers:
         if index in self.faults.get("faulty", ()):
             raise RuntimeError("a fault of the code")
         return torch.full((3, 2, 4, 4), index, dtype=torch.uint8), index
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -169,3 +175,31 @@ def test_a_slow_disk_is_no_fault_of_a_video(tmp_path: Path) -> None:
 def test_a_fault_of_the_code_is_passed_on(tmp_path: Path, workers: int) -> None:
     with pytest.raises(RuntimeError, match="a fault of the code"):
         read(batches_of(Numbers(4, tmp_path, faulty=(1,)), workers=workers, max_bad_fraction=0.5))
+
+
+@pytest.mark.parametrize("where", ["in the loop", "in the batches"])
+def test_a_run_that_fails_ends_with_its_workers(tmp_path: Path, where: str) -> None:
+    """Workers that leave SIGTERM to the trainer would keep a failed process, and its GPU, for ever."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from contextlib import closing\n"
+        "from pathlib import Path\n"
+        "from tests.unit.test_loading import Numbers, batches_of\n"
+        "if __name__ == '__main__':\n"
+        f"    bad = tuple(range(8, 20)) if {where!r} == 'in the batches' else ()\n"
+        "    batches = batches_of(Numbers(200, Path('.'), bad=bad), workers=2, max_bad_fraction=0.01)\n"
+        "    with closing(batches):\n"
+        "        for step, batch in enumerate(batches):\n"
+        "            assert step < 4\n"
+    )
+    result = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert ("AssertionError" if where == "in the loop" else "could not be read") in result.stderr

@@ -98,6 +98,22 @@ class VideoBatches:
             UserError: More videos cannot be read than allowed, or a whole batch cannot, or workers give nothing and no
                 file is to blame.
         """
+        try:
+            yield from self._batches()
+        except BaseException:  # also of the one who iterates, and when it goes no further
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the workers, also those that do not answer: a process whose workers live on never ends."""
+        if self._loader is not None and self._loader._iterator is not None:
+            workers = self._loader._iterator._workers  # type: ignore[attr-defined]
+            self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+            for worker in workers:
+                worker.kill()  # those that answer have ended; they leave SIGTERM to the trainer
+        self._loader = None
+
+    def _batches(self) -> Iterator[Batch]:
         self.bad_videos = 0
         keys = list(self.sampler)  # fewer than an epoch's where the sampler starts within one
         end = len(keys) - len(keys) % self.batch_size if self._drop_last else len(keys)
@@ -165,12 +181,7 @@ class VideoBatches:
     def _replace_workers(self) -> list[int]:
         """End all workers; give the samples that they were stuck in."""
         stuck = self._watched.stuck(0.8 * self._seconds)
-        if self._loader is not None and self._loader._iterator is not None:
-            workers = self._loader._iterator._workers  # type: ignore[attr-defined]
-            self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
-            for worker in workers:
-                worker.kill()  # those that answer have ended; they leave SIGTERM to the trainer
-        self._loader = None
+        self.close()
         self._watched.clear()
         return stuck
 
