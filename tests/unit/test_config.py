@@ -130,7 +130,7 @@ def test_numbers_that_come_as_text_are_read(mapping: dict[str, Any]) -> None:
     config = read_config(mapping)
     assert (config.training.weight_decay, config.training.epochs, config.training.clip_norm) == (
         5e-4,
-        30,
+        60,
         None,
     )
     assert config.data.partial is True
