@@ -82,7 +82,7 @@ def test_missing_pieces_are_named_with_their_mend(folder: Path, tmp_path: Path) 
     assert "videos: no" in problems(tmp_path, settings())
     assert "--until build_manifest" in problems(tmp_path, settings())
     mapping = read_files(CONFIG)
-    mapping["network"]["weights"] = "imagenet"
+    mapping["network"] |= {"weights": "own.pth", "weights_sha256": "ab"}
     assert "snakemake --cores 1 results/weights/resnet10.pth" in problems(folder, read_config(mapping))
 
 

@@ -551,7 +551,7 @@ def test_fetch_pretrained_once(served, tmp_path):
 def test_fetch_pretrained_of_another_hash(served, tmp_path):
     (tmp_path / "served.pth").write_bytes(b"an error page")
     path = tmp_path / "new folder" / served.file
-    with pytest.raises(UserError, match=r"cannot be downloaded.*hash.*and copy it to"):
+    with pytest.raises(UserError, match=r"cannot be downloaded.*hash.*and name it in network.weights"):
         fetch_pretrained(50, path)
     assert not list(path.parent.iterdir())
     path.write_bytes(b"an error page")
@@ -569,7 +569,7 @@ def test_fetch_pretrained_without_network(tmp_path, monkeypatch):
         fetch_pretrained(50, path)
     assert str(error.value) == (
         f"{path}: cannot be downloaded (<urlopen error Name or service not known>); on a machine with internet "
-        f"fetch {PRETRAINED[50].url} and copy it to {path}"
+        f"fetch {PRETRAINED[50].url} and name it in network.weights"
     )
 
 
