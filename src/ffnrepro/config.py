@@ -7,12 +7,16 @@ takes a `Config`: each is given plain keyword arguments.
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from ffnrepro.errors import UserError
 
@@ -54,6 +58,12 @@ class ExperimentConfig:
     train_frames: tuple[int, ...]
     depth: int | None = None
     distillation_weight: float = 1.0
+    training_shift: Literal["per_clip", "authors"] = "per_clip"
+    adapter_init: Literal["near_zero", "authors"] = "near_zero"
+
+
+FFN_SWITCHES = ("distillation_weight", "training_shift", "adapter_init")
+"""Keys of an experiment that are for the method ffn alone."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class TrainingConfig:
 
     epochs: int
     batch_size: int
+    gpus: int
     learning_rate: float
     schedule: Literal["step", "cosine"]
     milestones: tuple[int, ...]
@@ -69,8 +80,9 @@ class TrainingConfig:
     momentum: float
     weight_decay: float
     clip_norm: float | None
+    batchnorm_clips: int | None
     crop: Literal["multi_scale", "random"]
-    mixed_precision: bool
+    precision: Literal["float16", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,8 @@ class RuntimeConfig:
     threads: int
     workers: int
     cache_decoded: bool
+    save_minutes: float
+    time_budget: float | None
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,32 @@ class Config:
     def depth_of(self, experiment: str) -> int:
         """Depth of an experiment's ResNet: its own, or the one of `network`."""
         return self.experiments[experiment].depth or self.network.depth
+
+
+def read_files(paths: Sequence[Path]) -> dict[str, Any]:
+    """The mapping of configuration files; a later one changes the keys that it names, as Snakemake has it.
+
+    Raises:
+        UserError: a file is not there or is no YAML mapping.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: cannot be read ({error})".replace("\n", " ")) from error
+        if not isinstance(mapping, dict):
+            raise UserError(f"{path}: no mapping of keys")
+        _merge(merged, mapping)
+    return merged
+
+
+def _merge(into: dict[str, Any], mapping: Mapping[str, Any]) -> None:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
 
 
 def read_config(mapping: Mapping[str, Any]) -> Config:
@@ -233,8 +273,24 @@ def _check(config: Config) -> None:
             f"config: training.warmup_epochs {config.training.warmup_epochs} must be below training.epochs "
             f"{config.training.epochs}"
         )
+    if config.training.batch_size % config.training.gpus:
+        raise UserError(
+            f"config: training.batch_size is {config.training.batch_size}; it must be a multiple of training.gpus "
+            f"{config.training.gpus}, which share each batch"
+        )
+    clips = config.training.batchnorm_clips
+    if clips is not None and config.training.gpus > 1:
+        raise UserError(
+            "config: training.batchnorm_clips is for one GPU; with several each normalises its own part of a batch"
+        )
+    if clips is not None and config.training.batch_size % clips:
+        raise UserError(
+            f"config: training.batchnorm_clips is {clips}; training.batch_size {config.training.batch_size} must be a "
+            "multiple of it"
+        )
     for name, experiment in config.experiments.items():
         _check_experiment(name, experiment)
+        _check_authors_shift(name, experiment, config.training)
     _check_frames("evaluation.frame_counts", config.evaluation.frame_counts)
     _check_table(config)
 
@@ -287,12 +343,31 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
             f"config: {key}.train_frames is {list(experiment.train_frames)}; tsm trains at one frame count, "
             "ffn at several"
         )
-    if experiment.method == "tsm" and experiment.distillation_weight != 1.0:
-        raise UserError(f"config: {key}.distillation_weight is for the method ffn; take it out")
+    if experiment.method == "tsm":
+        for switch in FFN_SWITCHES:
+            if getattr(experiment, switch) != getattr(ExperimentConfig, switch):
+                raise UserError(f"config: {key}.{switch} is for the method ffn; take it out")
     if experiment.method == "ffn" and count < 2:
         raise UserError(
             f"config: {key}.train_frames is {list(experiment.train_frames)}; ffn trains at two frame counts or "
             "more, such as [4, 8, 16]"
+        )
+
+
+def _check_authors_shift(name: str, experiment: ExperimentConfig, training: TrainingConfig) -> None:
+    if experiment.training_shift != "authors":
+        return
+    longest = experiment.train_frames[-1]
+    # The batch sizes at which batch_size * frames is a multiple of the longest clip, for each frame count.
+    multiple = math.lcm(*(longest // math.gcd(longest, frames) for frames in experiment.train_frames))
+    together = training.batchnorm_clips or training.batch_size // training.gpus
+    key = "batch_size" if training.batchnorm_clips is None else "batchnorm_clips"
+    per_gpu = " a GPU" if training.gpus > 1 else ""
+    if together % multiple:
+        raise UserError(
+            f"config: training.{key} is {together}{per_gpu}; experiments.{name}.training_shift: authors shifts pieces of "
+            f"{longest} frames, which clips of {list(experiment.train_frames)} frames fill only where that is a multiple "
+            f"of {multiple}"
         )
 
 
@@ -345,5 +420,5 @@ def training_settings(config: Config, experiment: str, seed: int) -> dict[str, A
         },
     }
     if own.method == "ffn":
-        settings["distillation_weight"] = own.distillation_weight
+        settings |= {switch: getattr(own, switch) for switch in FFN_SWITCHES}
     return settings

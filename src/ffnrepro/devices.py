@@ -17,3 +17,16 @@ def choose_device(name: str) -> torch.device:
     if not present[name]:
         raise UserError(f"config: runtime.device is {name}, which is not on this machine; use auto or cpu")
     return torch.device(name)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse bfloat16 on a GPU that has none.
+
+    Raises:
+        UserError: the device computes no bfloat16.
+    """
+    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise UserError(
+            f"config: training.precision is bfloat16, which {torch.cuda.get_device_name(device)} does not compute; "
+            "use float16"
+        )

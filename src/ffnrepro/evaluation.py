@@ -1,7 +1,7 @@
 """Predictions, one row a video, and their top-1 and top-5 accuracy."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ logger = logging.getLogger(__name__)
 
 @torch.inference_mode()
 def score(
-    model: nn.Module, batches: DataLoader[Any], *, frame_counts: Sequence[int], device: torch.device
+    model: nn.Module,
+    batches: DataLoader[Any],
+    *,
+    frame_counts: Sequence[int],
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
+    total: Callable[[Mapping[str, float]], dict[str, float]] = dict,
 ) -> dict[str, float]:
     """Top-1 and top-5 in percent at each frame count: `top1_16f`, `top5_16f`.
 
@@ -30,20 +36,24 @@ def score(
         batches: clips as the model takes them, and labels.
         frame_counts: of the clips, in their order.
         device: where the model is.
+        check: called before each step; it may raise.
+        total: sums over the processes that share the videos.
     """
     model.eval()
-    correct = {(k, n): 0 for n in frame_counts for k in (1, 5)}
+    hits = {f"top{k}_{n}f": 0.0 for k in (1, 5) for n in frame_counts}
     videos = 0
     for clips, labels in tqdm(batches, desc="validation", leave=False, disable=None, unit="step"):
+        check()
         output = model(to_device(clips, device))
         for frames, logits in zip(
             frame_counts, [output] if isinstance(output, Tensor) else output, strict=True
         ):
             best = top_k(logits)[1].cpu()
             for k in (1, 5):
-                correct[k, frames] += correct_within(best, labels, k)
+                hits[f"top{k}_{frames}f"] += correct_within(best, labels, k)
         videos += len(labels)
-    return {f"top{k}_{n}f": 100 * hits / videos for (k, n), hits in correct.items()}
+    sums = total({**hits, "videos": videos})
+    return {name: 100 * sums[name] / sums["videos"] for name in hits}
 
 
 @torch.inference_mode()

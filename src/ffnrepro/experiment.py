@@ -1,12 +1,14 @@
 """One experiment, wired: from a manifest and settings to a trained network's files.
 
-The scripts of the training rules build the network and name its loss, and call `run_experiment`.
+The scripts of the training rules call `run_experiment`.
 """
 
 import argparse
 import json
 import logging
+import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset, collate_clips
-from ffnrepro.devices import choose_device
-from ffnrepro.errors import UserError
+from ffnrepro.devices import check_precision, choose_device
+from ffnrepro.errors import PermanentError, UserError
 from ffnrepro.evaluation import score
 from ffnrepro.files import replacing, write_json, write_text
-from ffnrepro.losses import Loss
+from ffnrepro.losses import Loss, classification_loss, frame_flexible_loss
 from ffnrepro.models.ffn import FrameFlexibleNetwork
 from ffnrepro.models.tsm import TSM
 from ffnrepro.models.weights import load_pretrained, save_checkpoint, tensors_digest
 from ffnrepro.optim import learning_rate_factor, parameter_groups
+from ffnrepro.processes import Processes, start_processes
 from ffnrepro.provenance import provenance
 from ffnrepro.state import StateDirectory
-from ffnrepro.training import train
+from ffnrepro.stopping import StopRequest, end_of_job
+from ffnrepro.training import Trained, train
 
 logger = logging.getLogger(__name__)
 
@@ -52,56 +56,124 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU cores of the computation")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
     parser.add_argument("--cache-decoded", action="store_true", help="keep decoded clips in memory")
+    parser.add_argument("--save-minutes", type=float, default=10.0, help="between two saves within an epoch")
+    parser.add_argument("--time-budget", type=float, help="minutes after which to save and stop, unfinished")
     parser.add_argument("--log", type=Path)
     return parser.parse_args()
 
 
-def run_experiment(
-    *,
-    build_model: Callable[[int], TSM | FrameFlexibleNetwork],
-    compute_loss: Callable[[Any, Tensor], Loss],
-    arguments: argparse.Namespace,
-) -> None:
+def build_network(settings: dict[str, Any], classes: int) -> TSM | FrameFlexibleNetwork:
+    """The network of an experiment, drawn from torch's seeded generator.
+
+    Args:
+        settings: of `config.training_settings`.
+        classes: number of classes.
+    """
+    if settings["method"] == "tsm":
+        return TSM(classes=classes, **settings["network"])
+    return FrameFlexibleNetwork(
+        classes=classes,
+        frame_counts=settings["train_frames"],
+        training_shift=settings["training_shift"],
+        adapter_init=settings["adapter_init"],
+        **settings["network"],
+    )
+
+
+def loss_of(settings: dict[str, Any]) -> Callable[[Any, Tensor], Loss]:
+    """The loss of an experiment: (output of the network, labels) -> loss."""
+    if settings["method"] == "tsm":
+        return classification_loss
+    return partial(
+        frame_flexible_loss,
+        frame_counts=settings["train_frames"],
+        distillation_weight=settings["distillation_weight"],
+    )
+
+
+def run_experiment(arguments: argparse.Namespace) -> None:
     """Train one experiment and write `model.pt`, `model.sha256`, `history.parquet` and `run.json`.
 
     Args:
-        build_model: number of classes -> network, drawn from torch's seeded generator.
-        compute_loss: (output of the network, labels) -> loss.
         arguments: of `parse_arguments`.
 
     Raises:
-        UserError: too few videos for a batch, unfit weights, a loss that is not finite.
+        PermanentError: too few videos for a batch, unfit weights, a loss that is not finite.
+        UserError: no such device, no room for the state.
+        Unfinished: stopped in time, or another process is at work on the same training.
+    """
+    settings: dict[str, Any] = arguments.settings
+    recipe: dict[str, Any] = settings["training"]
+    decides = {
+        "settings": settings,
+        "data": (arguments.manifest / "manifest.sha256").read_text().strip(),
+        "weights": _weights_digest(arguments.weights),
+    }
+    state = StateDirectory(
+        arguments.state,
+        decides,
+        about={"experiment": arguments.name, "seed": settings["seed"], "epochs": recipe["epochs"]},
+        save_minutes=arguments.save_minutes,
+    )
+    device = choose_device(arguments.device)
+    check_precision(recipe["precision"], device)
+    torch.set_num_threads(arguments.threads)
+    processes, device = start_processes(device, recipe["gpus"])
+    with ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(state.held())
+        processes.wait()
+        stop = stack.enter_context(StopRequest(end_of_job(arguments.time_budget)))
+        model, trained = train_experiment(arguments, device, state, stop, processes)
+    if processes.first:
+        _write_results(model, trained, arguments, device, {**decides, "state": state.key})
+    processes.end()
+
+
+def train_experiment(
+    arguments: argparse.Namespace,
+    device: torch.device,
+    state: StateDirectory,
+    stop: StopRequest,
+    processes: Processes,
+) -> tuple[TSM | FrameFlexibleNetwork, Trained]:
+    """Wire one experiment and train it.
+
+    Args:
+        arguments: of `parse_arguments`.
+        device: that computes.
+        state: that it continues from and saves to.
+        stop: asked after each step.
+        processes: that share each batch.
+
+    Raises:
+        PermanentError: too few videos for a batch, unfit weights, a loss that is not finite.
+        Unfinished: asked to stop.
     """
     settings: dict[str, Any] = arguments.settings
     recipe: dict[str, Any] = settings["training"]
     frame_counts: list[int] = settings["train_frames"]
-    device = choose_device(arguments.device)
-    torch.set_num_threads(arguments.threads)
-
     classes = len(pd.read_csv(arguments.classes))
     torch.manual_seed(settings["seed"])
-    model = build_model(classes)
+    model = build_network(settings, classes)
     if arguments.weights is not None:
-        load_pretrained(model, arguments.weights)
+        try:
+            load_pretrained(model, arguments.weights)
+        except UserError as error:
+            raise PermanentError(str(error)) from error
     model.to(device).to(memory_format=torch.channels_last)
 
-    loader = partial(_loader, settings=settings, arguments=arguments, device=device)
+    loader = partial(_loader, settings=settings, arguments=arguments, device=device, processes=processes)
     batches = loader("train", crop=recipe["crop"])
     validation = loader("validation", crop="centre")
 
     groups = parameter_groups(
         model, learning_rate=recipe["learning_rate"], weight_decay=recipe["weight_decay"]
     )
-    decides = {
-        "settings": settings,
-        "data": (arguments.manifest / "manifest.sha256").read_text().strip(),
-        "weights": _weights_digest(arguments.weights),
-    }
-    state = StateDirectory(arguments.state, decides)
     trained = train(
         model=model,
         batches=batches,
-        compute_loss=compute_loss,
+        compute_loss=loss_of(settings),
         optimizer=torch.optim.SGD(groups, momentum=recipe["momentum"]),
         learning_rate_factor=partial(
             learning_rate_factor,
@@ -110,17 +182,36 @@ def run_experiment(
             milestones=recipe["milestones"],
             warmup_epochs=recipe["warmup_epochs"],
         ),
-        validate=partial(score, batches=validation, frame_counts=frame_counts, device=device),
+        validate=partial(
+            score,
+            batches=validation,
+            frame_counts=frame_counts,
+            device=device,
+            check=partial(stop.check, f"{arguments.name}, validation"),
+            total=processes.total,
+        ),
         select_by=f"top1_{frame_counts[-1]}f",
         epochs=recipe["epochs"],
         clip_norm=recipe["clip_norm"],
-        mixed_precision=recipe["mixed_precision"],
+        batchnorm_clips=recipe["batchnorm_clips"],
+        precision=recipe["precision"],
         seed=settings["seed"],
         device=device,
+        processes=processes,
         state=state,
+        stop=stop,
         name=arguments.name,
     )
+    return model, trained
 
+
+def _write_results(
+    model: TSM | FrameFlexibleNetwork,
+    trained: Trained,
+    arguments: argparse.Namespace,
+    device: torch.device,
+    decides: dict[str, Any],
+) -> None:
     model.load_state_dict(trained.best_model)
     digest = tensors_digest(trained.best_model)
     history = pd.DataFrame(trained.history)
@@ -136,7 +227,6 @@ def run_experiment(
         {
             "experiment": arguments.name,
             **decides,
-            "state": state.key,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "model": digest,
             "best_epoch": trained.best_epoch,
@@ -155,17 +245,21 @@ def _loader(
     settings: dict[str, Any],
     arguments: argparse.Namespace,
     device: torch.device,
+    processes: Processes,
 ) -> DataLoader[Any]:
-    """Batches of a split: shuffled and whole in training, in order and complete in validation."""
+    """This process's batches of a split: shuffled and whole in training, in order and complete in validation."""
     manifest = pd.read_parquet(arguments.manifest / f"{split}.parquet")
     batch_size = settings["training"]["batch_size"]
     frame_counts = settings["train_frames"]
     training = split == "train"
+    workers = -(-arguments.workers // processes.count)
     if training and len(manifest) < batch_size:
-        raise UserError(
+        raise PermanentError(
             f"{arguments.manifest / 'train.parquet'}: {len(manifest)} videos do not fill one batch of "
             f"training.batch_size {batch_size}; lower it, or add videos"
         )
+    if not training:
+        manifest = manifest.iloc[processes.rank :: processes.count]
     common: dict[str, Any] = {
         "manifest": manifest,
         "videos": arguments.videos,
@@ -179,16 +273,31 @@ def _loader(
         ClipDataset(frames=frame_counts[0], **common)
         if len(frame_counts) == 1
         else FrameCountsDataset(frame_counts=frame_counts, **common),
-        batch_size=batch_size,
+        batch_size=batch_size // processes.count,
         collate_fn=collate_clips,
-        sampler=EpochSampler(len(manifest), seed=settings["seed"]) if training else None,
+        sampler=EpochSampler(
+            len(manifest),
+            seed=settings["seed"],
+            batch_size=batch_size,
+            rank=processes.rank,
+            processes=processes.count,
+        )
+        if training
+        else None,
         drop_last=training,
-        num_workers=arguments.workers,
-        persistent_workers=arguments.workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_trainer,
         # A generator of its own: making an iterator must not draw from the one that dropout uses.
         generator=torch.Generator(),
     )
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:  # noqa: ARG001
+    # A job's end signals every process; without its workers the trainer could not end the step and save.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _weights_digest(weights: Path | None) -> str | None:

@@ -1,15 +1,19 @@
 """What a script says: to the screen, and the same to its log file."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ffnrepro.errors import UserError
+from ffnrepro.errors import Unfinished, UserError
 
 logger = logging.getLogger("ffnrepro")
+
+UNFINISHED = 75
+"""Exit code of work that stopped in time and is to be run again (`EX_TEMPFAIL`)."""
 
 
 class _ScreenHandler(logging.Handler):
@@ -36,15 +40,20 @@ def start_logging(log: Path | None = None) -> None:
 def run(work: Callable[[], object], log: Path | None = None) -> int:
     """Run a script's work and return its exit code.
 
-    A `UserError` ends in one line and code 1. Anything else is a fault of ours: its traceback goes to the log file,
+    A `UserError` ends in one line and code 1, `Unfinished` in one line and code 75 ("temporary failure"). Anything else is a fault of ours: its traceback goes to the log file,
     too, since the screen of a cluster job is seldom kept.
     """
+    if int(os.environ.get("RANK", "0")):  # torchrun's: of several processes the first one speaks
+        log = None
     start_logging(log)
     try:
         work()
     except UserError as error:
         logger.error("error: %s", error)
         return 1
+    except Unfinished as why:
+        logger.warning("unfinished, run again: %s", why)
+        return UNFINISHED
     except Exception:
         logger.exception("an unexpected error; please report it with this text")
         return 1

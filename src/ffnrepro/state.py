@@ -4,15 +4,37 @@ A state lies in `state/{stage}/{key}/`, where the key is the digest of everythin
 data, pretrained weights). So a run never continues from another configuration's state, and going back to an
 earlier configuration finds its state again. Snakemake does not know these files: it deletes the declared outputs
 of a job that was killed, and this is what such a job continues from.
+
+    state-00000012-0123456789abcdef.pt   the last two saves; the name holds the digest of the file's bytes
+    about.json                           what it is and how far it came, for people and `ffnrepro state list`
+    lease.json                           who is at work on it (`lease`)
+    failed.json                          why trying again is of no use
+    tensorboard/
 """
 
+import hashlib
+import io
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ffnrepro.errors import UserError
-from ffnrepro.files import replacing, settings_digest
+from ffnrepro.errors import PermanentError, Unfinished, UserError
+from ffnrepro.files import replacing, settings_digest, write_json
+from ffnrepro.lease import Lease, has_died, look
+
+logger = logging.getLogger(__name__)
+
+GENERATIONS = 2
 
 
 class StateDirectory:
@@ -21,35 +43,184 @@ class StateDirectory:
     Args:
         root: folder of the stage, such as `state/train`.
         decides: plain values that decide the result.
+        about: what `about.json` says beside them: the experiment's name, the seed, the epochs.
+        save_minutes: time between two saves within an epoch.
+
+    Attributes:
+        save_seconds: what the longest save took.
+        last: the last save that is known to be good, for people.
     """
 
-    def __init__(self, root: Path, decides: Any) -> None:
+    def __init__(
+        self, root: Path, decides: Any, *, about: dict[str, Any] | None = None, save_minutes: float = 10.0
+    ) -> None:
         self.key = settings_digest(decides)[:16]
         self.path = root / self.key
         self.path.mkdir(parents=True, exist_ok=True)
+        self.save_seconds = 0.0
+        self.last = "none: nothing was saved"
+        self._about = {**(about or {}), "decides": decides}
+        self._save_minutes = save_minutes
+        self._saved_at = time.monotonic()
+        self._lease: Lease | None = None
 
-    @property
-    def file(self) -> Path:
-        """The saved state."""
-        return self.path / "state.pt"
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Write the state: tensors and plain values. A save that is cut short leaves the one before it."""
-        with replacing(self.file) as temporary:
-            torch.save(state, temporary)
-
-    def load(self) -> dict[str, Any] | None:
-        """The saved state, on the CPU, or None where there is none.
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the state's lease: only its holder saves.
 
         Raises:
-            UserError: the file is damaged.
+            PermanentError: it failed before, in a way that another try does not change.
+            Unfinished: another process is at work on it.
         """
-        if not self.file.exists():
-            return None
+        failed = self.path / "failed.json"
+        if failed.exists():
+            before = json.loads(failed.read_text(encoding="utf-8"))
+            raise PermanentError(
+                f"{before['message']} (so it ended on {before['time']}; the same configuration and data are not tried "
+                f"again before: ffnrepro state retry {self.key})"
+            )
+        lease = Lease(self.path / "lease.json")
+        with lease.held():
+            self._lease = lease
+            for leftover in self.path.glob(".*-*"):  # of saves that were killed
+                leftover.unlink(missing_ok=True)
+            try:
+                yield
+            except PermanentError as error:
+                write_json(failed, {"message": str(error), "time": _now(), "host": platform.node()})
+                raise
+            finally:
+                self._lease = None
+
+    def generations(self) -> list[Path]:
+        """The saved files, the newest first."""
+        return sorted(self.path.glob("state-*-*.pt"), reverse=True)
+
+    def is_due(self) -> bool:
+        """Whether the last save is `save_minutes` ago."""
+        return time.monotonic() - self._saved_at >= 60 * self._save_minutes
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state: tensors and plain values, with `epoch` and `step`. A save that is cut short changes nothing.
+
+        Raises:
+            UserError: it cannot be written; what was saved before is untouched.
+            Unfinished: the lease was lost.
+        """
+        if self._lease is not None and not self._lease.is_mine():
+            raise Unfinished(
+                f"{self.path}: another process took over while this one stood still; nothing was written"
+            )
+        started = time.monotonic()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getbuffer()
+        older = self.generations()
+        number = 1 + (int(older[0].name.split("-")[1]) if older else 0)
+        file = self.path / f"state-{number:08d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
         try:
-            state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
-        except Exception as error:
+            with replacing(file) as temporary, temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            write_json(
+                self.path / "about.json",
+                {**self._about, "epoch": state["epoch"], "step": state["step"], "saved": _now()},
+            )
+        except OSError as error:
+            free = shutil.disk_usage(self.path).free
             raise UserError(
-                f"{self.file}: the saved state cannot be read ({type(error).__name__}); delete it to train anew"
+                f"{self.path}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write, "
+                f"{free / 1e6:.0f} MB free); make room and run again: it continues from the save before"
             ) from error
-        return state
+        for old in older[GENERATIONS - 1 :]:
+            old.unlink(missing_ok=True)
+        self.last = f"{file}, after epoch {state['epoch']} and {state['step']} steps"
+        self._saved_at = time.monotonic()
+        self.save_seconds = max(self.save_seconds, self._saved_at - started)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest save that is whole, on the CPU, or None where there is none."""
+        for file in self.generations():
+            try:
+                content = file.read_bytes()
+            except FileNotFoundError:  # another process of this training found it damaged
+                continue
+            if not file.stem.endswith(hashlib.sha256(content).hexdigest()[:16]):
+                logger.warning("%s: damaged, deleted; goes back to the save before it", file)
+                file.unlink(missing_ok=True)
+                continue
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            self.last = f"{file}, after epoch {state['epoch']} and {state['step']} steps"
+            return state
+        return None
+
+
+def _now() -> str:
+    return f"{datetime.now():%F %T}"
+
+
+def list_states(root: Path) -> list[dict[str, str]]:
+    """A row for each state below `root` (such as `state`): key, experiment, how far it came, size, age, lease, failure."""
+    rows = []
+    for path in _folders(root):
+        about = _read_json(path / "about.json")
+        sight = look(path / "lease.json")
+        files = [file.stat() for file in path.rglob("*") if file.is_file()]
+        hours = (time.time() - max((file.st_mtime for file in files), default=time.time())) / 3600
+        rows.append(
+            {
+                "stage": path.parent.name,
+                "key": path.name,
+                "experiment": str(about.get("experiment", "")),
+                "seed": str(about.get("seed", "")),
+                "epoch": f"{about['epoch']}/{about.get('epochs', '?')}" if "epoch" in about else "",
+                "megabytes": f"{sum(file.st_size for file in files) / 1e6:.1f}",
+                "age": f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} d",
+                "lease": "" if sight is None else ("stale: " if has_died(sight) else "") + sight.name,
+                "failure": str(_read_json(path / "failed.json").get("message", "")),
+            }
+        )
+    return rows
+
+
+def retry(root: Path, key: str) -> None:
+    """Take the mark of a permanent failure away.
+
+    Raises:
+        UserError: no state or several have this key.
+    """
+    (_folder(root, key) / "failed.json").unlink(missing_ok=True)
+
+
+def prune(root: Path, key: str) -> None:
+    """Delete a state, with all that was computed.
+
+    Raises:
+        UserError: no state or several have this key, or a process is at work on it.
+    """
+    path = _folder(root, key)
+    sight = look(path / "lease.json")
+    if sight is not None and not has_died(sight):
+        raise UserError(f"{path}: {sight.name} is at work on it, as far as is known; end it first")
+    shutil.rmtree(path)
+
+
+def _folders(root: Path) -> list[Path]:
+    marks = ("about.json", "failed.json", "lease.json")
+    return sorted(path for path in root.glob("*/*") if any((path / mark).exists() for mark in marks))
+
+
+def _folder(root: Path, key: str) -> Path:
+    found = [path for path in _folders(root) if path.name.startswith(key)]
+    if len(found) != 1:
+        raise UserError(f"{root}: {len(found)} states have the key {key}; ffnrepro state list shows them")
+    return found[0]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value

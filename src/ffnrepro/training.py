@@ -6,26 +6,34 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from ffnrepro.data.dataset import EpochSampler
 from ffnrepro.data.transforms import normalise
-from ffnrepro.errors import UserError
+from ffnrepro.errors import PermanentError, Unfinished
 from ffnrepro.losses import Loss
 from ffnrepro.metrics import correct_within, top_k
+from ffnrepro.models.grouped_forward import forward_in_groups
+from ffnrepro.processes import Processes
 from ffnrepro.state import StateDirectory
+from ffnrepro.stopping import StopRequest
+from ffnrepro.watching import epoch_line, warn_of_norms, warnings, write_scalars
 
 logger = logging.getLogger(__name__)
 
 Batch = tuple[Tensor | Sequence[Tensor], Tensor]
 """Clips, uint8 of (N, 3, T, S, S), or one such tensor for each frame count; and (N,) labels."""
+
+
+TIMES = ("seconds", "frames_per_second", "data_wait")
+"""Columns of the history that are not the same when a run is repeated."""
 
 
 @dataclass(frozen=True)
@@ -61,101 +69,183 @@ def train(
     select_by: str,
     epochs: int,
     clip_norm: float | None,
-    mixed_precision: bool,
+    batchnorm_clips: int | None,
+    precision: Literal["float16", "bfloat16", "float32"],
     seed: int,
     device: torch.device,
+    processes: Processes,
     state: StateDirectory,
+    stop: StopRequest,
     name: str,
 ) -> Trained:
     """Train to the last epoch, from the saved state where there is one.
 
+    A run that is interrupted at any moment and continued gives the same tensors and the same history (`TIMES`
+    apart) as one that is not: a sample is a function of (seed, epoch, index), a step's dropout of (seed, epoch,
+    step), and everything else is in the state.
+
     Args:
         model: on the device.
-        batches: training batches; its sampler is an `EpochSampler` and the last, incomplete batch is dropped.
+        batches: this process's part of the training batches; its sampler is an `EpochSampler` and the last, incomplete batch is dropped.
         compute_loss: (output of the model, labels) -> loss.
         optimizer: its groups carry `base_lr`.
         learning_rate_factor: epochs done, with fractions -> factor on `base_lr`.
-        validate: network -> scores, by name.
+        validate: network -> scores, by name, the same in all processes.
         select_by: the score that chooses the best epoch.
         epochs: in all.
         clip_norm: bound of the gradient's norm, taken after unscaling; None leaves it alone.
-        mixed_precision: float16 autocast and loss scaling, on CUDA only.
-        seed: of dropout, with the epoch.
+        batchnorm_clips: clips that are normalised together; None: all of a step.
+        precision: of the forward pass on CUDA (float16 with loss scaling); elsewhere it is float32.
+        seed: of dropout, with epoch and step.
         device: where the model is.
-        state: saved at the end of each epoch.
+        processes: that share each batch.
+        state: saved every so many minutes, at the end of each epoch, and before an early stop.
+        stop: asked after each step.
         name: of the experiment, for progress and log.
 
     Raises:
-        UserError: the loss is not finite.
+        PermanentError: the loss is not finite.
+        Unfinished: asked to stop; the state is saved.
     """
     sampler = batches.sampler
     assert isinstance(sampler, EpochSampler)
-    amp = mixed_precision and device.type == "cuda"
-    scaler = torch.amp.GradScaler(device.type, enabled=amp)
+    assert batches.batch_size is not None
+    precision = precision if device.type == "cuda" else "float32"
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     history: list[dict[str, float]] = []
     best: dict[str, Any] = {}
+    first_step = 0
+    losses: defaultdict[str, float] = defaultdict(float)  # sums over the samples of an epoch
+    counts: defaultdict[str, float] = defaultdict(float)
+
+    network = processes.wrap(model)
+
+    def save(epoch: int, step: int) -> None:
+        sums = {"losses": processes.total(losses), "counts": processes.total(counts)}
+        if processes.first:
+            state.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                    "epoch": epoch,
+                    "step": step,
+                    **sums,
+                    "history": history,
+                    "best": best,
+                }
+            )
 
     if (saved := state.load()) is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
-        history, best = saved["history"], saved["best"]
-        logger.info("%s: continues after epoch %d of %d", name, len(history), epochs)
+        history, best, first_step = saved["history"], saved["best"], saved["step"]
+        if processes.first:  # they are sums over all processes
+            losses.update(saved["losses"])
+            counts.update(saved["counts"])
+        if len(history) < epochs:
+            logger.info("%s: continues at epoch %d, after %d steps", name, len(history) + 1, first_step)
+        else:
+            logger.info("%s: was trained before, nothing is left to do", name)
 
     for epoch in range(len(history), epochs):
-        # The epoch's randomness is a function of (seed, epoch), so a resumed run draws what an unbroken one drew.
-        torch.manual_seed(seed * 1_000_003 + epoch)
-        sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch, start=first_step * batches.batch_size)
         model.train()
-        started = time.perf_counter()
-        sums: defaultdict[str, float] = defaultdict(float)
-        samples = correct = frames = 0
-
-        bar = tqdm(batches, desc=f"{name} {epoch + 1}/{epochs}", leave=False, disable=None, unit="step")
-        for step, (clips, labels) in enumerate(bar):
+        warn_of_norms(model, training=True)
+        bar = tqdm(
+            batches,
+            desc=f"{name} {epoch + 1}/{epochs}",
+            initial=first_step,
+            total=len(batches),
+            leave=False,
+            disable=None if processes.first else True,
+            unit="step",
+        )
+        longest = 0.0
+        asked = time.perf_counter()
+        for step, (clips, labels) in enumerate(bar, start=first_step):
+            received = time.perf_counter()
+            torch.manual_seed(step_seed(seed, epoch, step, processes.rank))
             factor = learning_rate_factor(epoch + step / len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             inputs, targets = to_device(clips, device), labels.to(device, non_blocking=True)
 
-            with torch.autocast(device.type, dtype=torch.float16, enabled=amp):
-                output = model(inputs)
+            with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
+                output = forward_in_groups(network, inputs, batchnorm_clips)
             loss = compute_loss(output, targets)
             total = loss.total.item()
-            if not math.isfinite(total):
-                raise UserError(
-                    f"{name}: the loss is {total} at epoch {epoch + 1}, step {step + 1}; lower "
-                    f"training.learning_rate, or set training.mixed_precision: false. {state.file} holds the "
-                    f"state after epoch {epoch}"
-                )
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
             scaler.unscale_(optimizer)
-            if clip_norm is not None:
-                clip_grad_norm_(model.parameters(), clip_norm)
+            norm = (
+                get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+                if clip_norm is None
+                else clip_grad_norm_(model.parameters(), clip_norm)
+            ).item()
+            # A gradient that overflows float16 is an everyday event: the scaler skips the step and scales less.
+            if processes.any(not math.isfinite(total) or not (math.isfinite(norm) or scaler.is_enabled())):
+                parts = ", ".join(f"{part} {value.item():.3g}" for part, value in loss.parts.items())
+                raise PermanentError(
+                    f"{name}: the loss is {total:.3g} ({parts}) and the gradient's norm {norm:.3g} at epoch {epoch + 1}, "
+                    f"step {step + 1}, learning rate {optimizer.param_groups[0]['lr']:.3g}; look at gradient_norm and "
+                    f"train_loss of the epochs before (tensorboard --logdir {state.path}), lower "
+                    f"training.learning_rate, or set training.precision: float32. The last good state is {state.last}"
+                )
+            scale = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
 
-            samples += len(labels)
-            frames += sum(
+            if scaler.get_scale() < scale:
+                counts["skipped_steps"] += 1
+            else:
+                counts["norm"] += norm
+            counts["steps"] += 1
+            counts["samples"] += len(labels)
+            counts["frames"] += sum(
                 len(clip) * clip.shape[2] for clip in ([clips] if isinstance(clips, Tensor) else clips)
             )
-            correct += correct_within(top_k(loss.logits, 1)[1], targets, 1)
-            sums["loss"] += total * len(labels)
+            ranked = top_k(loss.logits)[1]
+            for k in (1, 5):
+                counts[f"top{k}"] += correct_within(ranked, targets, k)
+            losses["loss"] += total * len(labels)
             for part, value in loss.parts.items():
-                sums[part] += value.item() * len(labels)
+                losses[part] += value.item() * len(labels)
             bar.set_postfix(loss=f"{total:.3f}", refresh=False)
 
-        seconds = time.perf_counter() - started
+            now = time.perf_counter()
+            counts["seconds"] += now - asked
+            counts["waited"] += received - asked
+            longest = max(longest, now - asked)
+            reason = stop.reason(reserve=2 * (longest + state.save_seconds))
+            stops = processes.any(reason is not None)
+            if stops or processes.any(processes.first and state.is_due()):
+                save(epoch, step + 1)
+            if stops:
+                raise Unfinished(
+                    f"{name}: {reason or 'another process stops'}, saved at epoch {epoch + 1} of {epochs}, step {step + 1}"
+                )
+            asked = time.perf_counter()
+
+        save(epoch, len(batches))  # a validation that is cut short costs no step
+        started = time.perf_counter()
+        processes.share_statistics(model)
         scores = validate(model)
+        warn_of_norms(model, training=False)
+        seconds = processes.total({"validation": time.perf_counter() - started})["validation"]
+        sums, counted = processes.total(losses), defaultdict(float, processes.total(counts))
         row = {
             "epoch": epoch + 1,
             "learning_rate": optimizer.param_groups[0]["lr"],
-            **{f"train_{part}": value / samples for part, value in sums.items()},
-            "train_top1": 100 * correct / samples,
+            **{f"train_{part}": value / counted["samples"] for part, value in sums.items()},
+            **{f"train_top{k}": 100 * counted[f"top{k}"] / counted["samples"] for k in (1, 5)},
+            "gradient_norm": counted["norm"] / max(1, counted["steps"] - counted["skipped_steps"]),
+            "skipped_steps": counted["skipped_steps"] / processes.count,
             **{f"validation_{score}": value for score, value in scores.items()},
-            "seconds": time.perf_counter() - started,
-            "frames_per_second": frames / seconds,
+            "seconds": (counted["seconds"] + seconds) / processes.count,
+            "frames_per_second": processes.count * counted["frames"] / counted["seconds"],
+            "data_wait": 100 * counted["waited"] / counted["seconds"],
         }
         history.append(row)
         if not best or scores[select_by] > best["score"]:
@@ -164,37 +254,20 @@ def train(
                 "score": scores[select_by],
                 "model": {key: value.detach().cpu().clone() for key, value in model.state_dict().items()},
             }
-        state.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-                "history": history,
-                "best": best,
-            }
-        )
-        _write_scalars(state, row)
-        logger.info("%s", epoch_line(name, epochs, row))
+        if processes.first:
+            write_scalars(state.path / "tensorboard", row)
+        first_step = 0
+        losses.clear()
+        counts.clear()
+        save(epoch + 1, 0)
+        if processes.first:
+            logger.info("%s", epoch_line(name, epochs, row))
+            for warning in warnings(history, select_by=select_by):
+                logger.warning("%s: %s", name, warning)
 
     return Trained(history, best["epoch"], best["model"])
 
 
-def epoch_line(name: str, epochs: int, row: dict[str, float]) -> str:
-    """One line that tells of an epoch."""
-    scores = " ".join(
-        f"{key.removeprefix('validation_top1_')} {value:.1f}"
-        for key, value in row.items()
-        if key.startswith("validation_top1_")
-    )
-    return (
-        f"{name}: epoch {row['epoch']:.0f}/{epochs}, loss {row['train_loss']:.3f}, top-1 train "
-        f"{row['train_top1']:.1f}, validation {scores}, {row['frames_per_second']:.0f} frames/s, "
-        f"{row['seconds']:.0f} s"
-    )
-
-
-def _write_scalars(state: StateDirectory, row: dict[str, float]) -> None:
-    with SummaryWriter(str(state.path / "tensorboard")) as writer:
-        for key, value in row.items():
-            if key != "epoch":
-                writer.add_scalar(key.replace("_", "/", 1), value, int(row["epoch"]))
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """Seed of what is random in a step of a process beside its samples: dropout."""
+    return int(np.random.SeedSequence([seed, epoch, step, rank], spawn_key=(1,)).generate_state(1)[0])

@@ -72,12 +72,19 @@ def test_the_demo_changes_only_schedule_augmentation_network_and_epochs(mapping:
         ("experiments.ffn.train_frames", [16], r"experiments\.ffn\.train_frames is \[16\]; ffn trains at two"),
         ("experiments.tsm.train_frames", [4, 16], r"tsm trains at one frame count"),
         ("experiments.tsm.distillation_weight", 2.0, r"is for the method ffn"),
+        ("experiments.tsm.training_shift", "authors", r"experiments\.tsm\.training_shift is for the method ffn"),
+        ("experiments.tsm.adapter_init", "authors", r"experiments\.tsm\.adapter_init is for the method ffn"),
+        ("experiments.ffn.training_shift", "theirs", r"'theirs'; it must be one of per_clip, authors"),
         ("experiments.ffn.method", "fnn", r"experiments\.ffn\.method is 'fnn'; it must be one of tsm, ffn"),
         ("experiments.a/b", {"method": "tsm", "train_frames": [4]}, r"letters, digits"),
         ("experiments.ffn.depth", 34, r"experiments\.ffn\.depth is 34; it must be one of 10, 18, 50, 101"),
         ("training.weight_decay", "5e-4", r"weight_decay is '5e-4'; it must be a number \(YAML wants a point: 5\.0e-4\)"),
         ("training.epochs", 0, r"training\.epochs is 0; it must be more than 0"),
         ("training.epochs", True, r"training\.epochs is True; it must be a whole number"),
+        ("training.batchnorm_clips", 12, r"batchnorm_clips is 12; training\.batch_size 32 must be a multiple of it"),
+        ("training.gpus", 3, r"batch_size is 32; it must be a multiple of training\.gpus 3"),
+        ("training.precision", "half", r"'half'; it must be one of float16, bfloat16, float32"),
+        ("runtime.save_minutes", 0, r"runtime\.save_minutes is 0; it must be more than 0"),
         ("training.warmup_epochs", 50, r"must be below training\.epochs 50"),
         ("training.learning_rate", None, r"training\.learning_rate is None"),
         ("data.crop_size", 300, r"data\.crop_size 300 exceeds data\.short_side 256"),
@@ -112,6 +119,37 @@ def test_null_switches_clipping_and_weights_off(mapping: dict[str, Any]) -> None
     config = read_config(mapping)
     assert config.training.clip_norm is None
     assert config.network.weights is None
+
+
+@pytest.mark.parametrize(
+    ("frames", "batch_size", "multiple"),
+    [([4, 8, 16], 30, 4), ([4, 16], 6, 4), ([8, 16], 3, 2), ([4, 6], 16, 3)],
+)
+def test_the_authors_shift_wants_batches_that_fill_whole_pieces(
+    mapping: dict[str, Any], frames: list[int], batch_size: int, multiple: int
+) -> None:
+    put(mapping, "experiments.ffn.train_frames", frames)
+    put(mapping, "experiments.ffn.training_shift", "authors")
+    put(mapping, "training.batch_size", batch_size)
+    with pytest.raises(
+        UserError, match=rf"training\.batch_size is {batch_size}; .* a multiple of {multiple}$"
+    ):
+        read_config(mapping)
+    put(mapping, "training.batch_size", 8 * multiple)
+    read_config(mapping)
+    if multiple > 1:  # what is normalised together was on one GPU, and shifted together
+        put(mapping, "training.batchnorm_clips", 1)
+        with pytest.raises(UserError, match=rf"training\.batchnorm_clips is 1; .* a multiple of {multiple}$"):
+            read_config(mapping)
+
+
+def test_switches_of_the_authors_code_are_settings_of_the_run(mapping: dict[str, Any]) -> None:
+    ours = training_settings(read_config(mapping), "ffn", 0)
+    assert (ours["training_shift"], ours["adapter_init"]) == ("per_clip", "near_zero")
+    put(mapping, "experiments.ffn.training_shift", "authors")
+    put(mapping, "experiments.ffn.adapter_init", "authors")
+    theirs = training_settings(read_config(mapping), "ffn", 0)
+    assert (theirs["training_shift"], theirs["adapter_init"]) == ("authors", "authors")
 
 
 def test_separate_training_is_three_experiments_in_a_row(mapping: dict[str, Any]) -> None:

@@ -217,8 +217,34 @@ def test_sampler_order_is_a_function_of_seed_and_epoch():
     resumed = EpochSampler(50, seed=2)
     resumed.set_epoch(2)
     assert list(resumed) == orders[2]
+    resumed.set_epoch(2, start=30)
+    assert list(resumed) == orders[2][30:]
+    assert len(resumed) == 50
+    resumed.set_epoch(1)
+    assert list(resumed) == orders[1]
     other = EpochSampler(50, seed=3)
     assert list(other) != orders[0]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_share_the_batches_of_one(processes):
+    one, batch = EpochSampler(50, seed=2), 12
+    shared = [
+        EpochSampler(50, seed=2, batch_size=batch, rank=rank, processes=processes)
+        for rank in range(processes)
+    ]
+    for sampler in (one, *shared):
+        sampler.set_epoch(1)
+    part = batch // processes
+    seen = []
+    for step in range(50 // batch):
+        whole = list(one)[step * batch : (step + 1) * batch]
+        parts = [list(sampler)[step * part : (step + 1) * part] for sampler in shared]
+        assert [pair for pairs in parts for pair in pairs] == whole
+        seen += whole
+    assert len(set(seen)) == len(seen) == sum(len(sampler) for sampler in shared) == 48
+    shared[1].set_epoch(1, start=2 * part)
+    assert list(shared[1])[:part] == list(one)[2 * batch + part : 2 * batch + 2 * part]
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +283,22 @@ def test_real_videos_come_the_same_from_a_worker_and_without(videos):
         for a, b in zip(ours, theirs, strict=True):
             assert torch.equal(a, b)
             assert a.stride() == b.stride()
+
+
+def _forbid_cuda(_):
+    def refuse(*_):
+        raise AssertionError("a loader worker called CUDA")
+
+    torch.cuda._lazy_init = refuse
+
+
+def test_workers_make_no_cuda_call(videos):
+    folder, table = videos
+    data = FrameCountsDataset(manifest=table, videos=folder, size=32, short_side=40, crop="multi_scale")
+    loader = DataLoader(
+        data, sampler=EpochSampler(3), collate_fn=collate_clips, num_workers=1, worker_init_fn=_forbid_cuda
+    )
+    assert len(list(loader)) == 3
 
 
 def test_real_videos_give_the_frames_of_the_manifest(videos):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ffnrepro.models.ffn import FrameFlexibleNetwork
+from ffnrepro.models.temporal_shift import temporal_shift
 from ffnrepro.models.tsm import TSM
 
 SMALL = {"classes": 5, "depth": 10, "width": 8, "stem": 3}
@@ -154,3 +155,61 @@ def test_refuses_other_clips(network, clip):
 def test_refuses_other_frame_counts(frame_counts):
     with pytest.raises(ValueError, match="frame_counts must be different positive numbers"):
         FrameFlexibleNetwork(**SMALL, frame_counts=frame_counts)
+
+
+@pytest.mark.parametrize(("frames", "leaking"), [(4, 3), (8, 1), (16, 0)])
+def test_authors_training_shift_leaks_between_the_clips_of_a_batch(network, frames, leaking, monkeypatch):
+    """Of 16 rows, 3 take a frame of another clip at T=4 (19 %), 1 at T=8 (6 %), none at T=16."""
+    network.training_shift = "authors"
+    rows = 4 * frames
+    clip_of_row = (
+        torch.arange(rows).div(frames, rounding_mode="floor").float() + 1
+    )  # 0 stands for the padding
+    seen = []
+
+    def count(x, length):
+        numbers = clip_of_row.view(-1, 1, 1, 1).expand(rows, 8, 1, 1)
+        shifted = temporal_shift(numbers, length)
+        for channel in (0, 1):  # from the next frame; from the previous one
+            own = shifted[:, channel].flatten()
+            seen.append(int(((own != clip_of_row) & (own != 0)).sum()))
+        return temporal_shift(x, length)
+
+    monkeypatch.setattr("ffnrepro.models.tsm.temporal_shift", count)
+    network.train()(torch.randn(4, 3, frames, 24, 24))
+    assert set(seen) == {leaking * rows // 16}
+    seen.clear()
+    network.eval()(torch.randn(4, 3, frames, 24, 24))
+    assert set(seen) == {0}
+
+
+def test_authors_training_shift_takes_four_short_clips_for_one_long_one(network):
+    network.training_shift = "authors"
+    network.train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # so that clips meet in the shift only
+    clips = torch.randn(4, 3, 4, 24, 24)
+    long = clips.transpose(0, 1).reshape(1, 3, 16, 24, 24)
+    with torch.no_grad():
+        # The mean of the scores over 16 frames, once taken by fours.
+        torch.testing.assert_close(
+            network(clips).mean(0, keepdim=True), network.score(long, 4), atol=1e-5, rtol=1e-4
+        )
+        per_clip = network.eval()(clips).mean(0, keepdim=True)
+        assert not torch.allclose(per_clip, network.score(long, 4), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("init", "deviation"), [("near_zero", lambda _: 1e-3), ("authors", lambda c: (2 / c) ** 0.5)]
+)
+def test_start_of_the_adapters(init, deviation):
+    """The authors' figures: 0.177 at 64 channels and 0.031 at 2048."""
+    assert pytest.approx(0.177, abs=1e-3) == (2 / 64) ** 0.5
+    assert pytest.approx(0.031, abs=1e-3) == (2 / 2048) ** 0.5
+    torch.manual_seed(0)
+    model = FrameFlexibleNetwork(classes=3, adapter_init=init)
+    for block in (model.layer1[0], model.layer4[2]):
+        drawn = torch.stack(list(block.conv1.alteration.values()))
+        assert drawn.std().item() == pytest.approx(deviation(drawn.shape[1]), rel=0.2)
+        assert drawn.mean().abs() < drawn.std() / 3

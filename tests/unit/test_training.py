@@ -1,5 +1,8 @@
 """The loop: resumed runs end as unbroken ones, frames and losses are right, faults stop it."""
 
+import os
+import resource
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,13 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ffnrepro.data.dataset import EpochSampler, collate_clips
-from ffnrepro.errors import UserError
-from ffnrepro.losses import classification_loss, frame_flexible_loss
+from ffnrepro.errors import PermanentError, Unfinished, UserError
+from ffnrepro.losses import Loss, classification_loss, frame_flexible_loss
 from ffnrepro.models.ffn import FrameFlexibleNetwork
 from ffnrepro.models.tsm import TSM
 from ffnrepro.optim import learning_rate_factor, parameter_groups
+from ffnrepro.processes import Processes
 from ffnrepro.state import StateDirectory
-from ffnrepro.training import Trained, train
+from ffnrepro.stopping import StopRequest
+from ffnrepro.training import TIMES, Trained, step_seed, train
 
 CPU = torch.device("cpu")
 NETWORK: dict[str, Any] = {"classes": 3, "depth": 10, "width": 8, "stem": 5}
@@ -55,6 +60,9 @@ def run(
     clip_norm: float | None = 20.0,
     scores: list[float] | None = None,
     watch: Callable[[nn.Module], None] = lambda _: None,
+    before_step: Callable[[], None] = lambda: None,
+    stop: StopRequest | None = None,
+    save_minutes: float = 10.0,
 ) -> tuple[Trained, dict[str, Tensor]]:
     torch.manual_seed(7)
     model = TSM(**NETWORK) if method == "tsm" else FrameFlexibleNetwork(frame_counts=COUNTS, **NETWORK)
@@ -69,6 +77,16 @@ def run(
         weight = network.state_dict()["fc.weight"]
         return {"top1_4f": float(weight.abs().sum()) if scores is None else scores[calls - 1]}
 
+    loss_of = (
+        classification_loss
+        if method == "tsm"
+        else partial(frame_flexible_loss, frame_counts=COUNTS, distillation_weight=1.0)
+    )
+
+    def compute_loss(output: Any, labels: Tensor) -> Loss:
+        before_step()
+        return loss_of(output, labels)
+
     trained = train(
         model=model,
         batches=DataLoader(
@@ -79,9 +97,7 @@ def run(
             collate_fn=collate_clips,
             generator=torch.Generator(),
         ),
-        compute_loss=classification_loss
-        if method == "tsm"
-        else partial(frame_flexible_loss, frame_counts=COUNTS, distillation_weight=1.0),
+        compute_loss=compute_loss,
         optimizer=torch.optim.SGD(
             parameter_groups(model, learning_rate=learning_rate, weight_decay=5e-4), momentum=0.9
         ),
@@ -90,20 +106,20 @@ def run(
         select_by="top1_4f",
         epochs=epochs,
         clip_norm=clip_norm,
-        mixed_precision=True,
+        batchnorm_clips=None,
+        precision="float16",
         seed=1,
         device=CPU,
-        state=StateDirectory(root, {"method": method}),
+        processes=Processes(),
+        state=StateDirectory(root, {"method": method}, save_minutes=save_minutes),
+        stop=stop or StopRequest(),
         name=method,
     )
     return trained, model.state_dict()
 
 
 def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [
-        {key: value for key, value in row.items() if key not in ("seconds", "frames_per_second")}
-        for row in history
-    ]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in history]
 
 
 @pytest.mark.parametrize("method", ["tsm", "ffn"])
@@ -160,9 +176,11 @@ def test_each_frame_count_trains_its_own_normalisation(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"the loss is .* at epoch \d, step \d; lower training\.learning_rate"
+        PermanentError,
+        match=r"the loss is nan \(cross_entropy nan\) .* at epoch 2, step 1, .* lower training\.learning_rate.* last good "
+        r"state is .*state-00000004-.*\.pt, after epoch 1 and 0 steps",
     ):
-        run(tmp_path, "tsm", learning_rate=1e30, clip_norm=None)
+        run(tmp_path, "tsm", learning_rate=1e30, clip_norm=None, save_minutes=0)
 
 
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
@@ -174,16 +192,89 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
     assert (bound["conv1.weight"] - start).norm() < 0.05 * (free["conv1.weight"] - start).norm()
 
 
-def test_state_of_other_settings_is_never_taken(tmp_path: Path) -> None:
-    first = StateDirectory(tmp_path, {"learning_rate": 0.1})
-    first.save({"epoch": torch.tensor(1)})
-    assert StateDirectory(tmp_path, {"learning_rate": 0.2}).load() is None
-    assert StateDirectory(tmp_path, {"learning_rate": 0.1}).load() == {"epoch": torch.tensor(1)}
+@pytest.mark.parametrize("method", ["tsm", "ffn"])
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_sigterm_is_answered_after_the_step_and_loses_nothing(tmp_path: Path, method: str, step: int) -> None:
+    unbroken, tensors = run(tmp_path / "unbroken", method)
+    steps = 0
+
+    def terminate() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    where = f"SIGTERM, saved at epoch {1 + (step - 1) // 2} of 4, step {1 + (step - 1) % 2}$"
+    with StopRequest() as stop, pytest.raises(Unfinished, match=where):
+        run(tmp_path / "broken", method, before_step=terminate, stop=stop)
+    assert steps == step
+    resumed, resumed_tensors = run(tmp_path / "broken", method, before_step=terminate)
+    assert steps == 8  # each of the 4 epochs' 2 steps once
+    assert without_times(resumed.history) == without_times(unbroken.history)
+    assert all(torch.equal(tensors[name], resumed_tensors[name]) for name in tensors)
+    assert all(torch.equal(unbroken.best_model[n], resumed.best_model[n]) for n in tensors)
 
 
-def test_a_damaged_state_is_named(tmp_path: Path) -> None:
-    state = StateDirectory(tmp_path, {})
-    state.save({"tensor": torch.zeros(1000)})
-    state.file.write_bytes(state.file.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"state\.pt: the saved state cannot be read .* delete it"):
-        state.load()
+def test_a_deadline_stops_in_time_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken, tensors = run(tmp_path / "unbroken", "tsm")
+    now = 0.0
+    monkeypatch.setattr("ffnrepro.stopping.time.time", lambda: now)
+    stop = StopRequest(1000.0)  # with a margin of 50 s
+
+    def slow() -> None:
+        nonlocal now
+        now += 240
+
+    with pytest.raises(Unfinished, match=r"the time is nearly used, saved at epoch 2 of 4, step 2$"):
+        run(tmp_path / "broken", "tsm", before_step=slow, stop=stop)
+    assert now == 960  # one more step would have come too late
+    monkeypatch.undo()
+    resumed, resumed_tensors = run(tmp_path / "broken", "tsm", before_step=slow)
+    assert now == 8 * 240  # each step once
+    assert without_times(resumed.history) == without_times(unbroken.history)
+    assert all(torch.equal(tensors[name], resumed_tensors[name]) for name in tensors)
+
+
+def test_validation_that_is_cut_short_costs_no_step(tmp_path: Path) -> None:
+    steps = []
+    with pytest.raises(Killed):
+        run(tmp_path, "tsm", kill_at=1, before_step=lambda: steps.append(1))
+    assert len(steps) == 2
+    run(tmp_path, "tsm", before_step=lambda: steps.append(1))
+    assert len(steps) == 8
+
+
+def test_dropout_is_drawn_anew_in_each_step() -> None:
+    seeds = {step_seed(s, e, t, r) for s in range(3) for e in range(10) for t in range(50) for r in range(2)}
+    assert len(seeds) == 3000
+
+
+def test_gradient_norm_is_the_one_before_clipping(tmp_path: Path) -> None:
+    free, _ = run(tmp_path / "free", "tsm", epochs=2, clip_norm=None)
+    bound, _ = run(tmp_path / "bound", "tsm", epochs=2, clip_norm=1e-9)
+    assert free.history[0]["gradient_norm"] > 0.1
+    # The first step of both starts from the same weights; the second one differs.
+    assert bound.history[0]["gradient_norm"] == pytest.approx(free.history[0]["gradient_norm"], rel=0.5)
+    assert free.history[0]["skipped_steps"] == 0
+
+
+def test_a_disk_that_fills_up_during_a_save_loses_nothing(tmp_path: Path) -> None:
+    unbroken, tensors = run(tmp_path / "unbroken", "tsm")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    steps = 0
+
+    def fill() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+
+    try:
+        with pytest.raises(UserError, match=r"state cannot be saved .*make room and run again"):
+            run(tmp_path / "broken", "tsm", before_step=fill, save_minutes=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resumed, resumed_tensors = run(tmp_path / "broken", "tsm", before_step=fill, save_minutes=0)
+    assert steps == 9  # the third step was done twice
+    assert without_times(resumed.history) == without_times(unbroken.history)
+    assert all(torch.equal(tensors[name], resumed_tensors[name]) for name in tensors)

@@ -30,12 +30,20 @@ environment = {
     "LABELS": CONFIG.data.labels,
     "VIDEOS": CONFIG.data.videos,
     "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
-    "CACHE": "--cache-decoded" if CONFIG.runtime.cache_decoded else "",
+    "TRAINING": f"--save-minutes {CONFIG.runtime.save_minutes}"
+    + ("" if CONFIG.runtime.time_budget is None else f" --time-budget {CONFIG.runtime.time_budget}")
+    + (" --cache-decoded" if CONFIG.runtime.cache_decoded else ""),
+    # One process trains; where a training has several GPUs, torchrun starts one for each.
+    "TORCHRUN": (
+        f"-m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus}"
+        if CONFIG.training.gpus > 1
+        else ""
+    ),
     "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
 }
 prefix = "set -euo pipefail; "
 prefix += "".join(f"{name}={shlex.quote(value)}; " for name, value in environment.items())
-prefix += 'script() { "$PYTHON" "$SCRIPTS/$1.py" "${@:2}"; }; '
+prefix += 'script() { "$PYTHON" ${LAUNCH:-} "$SCRIPTS/$1.py" "${@:2}"; }; '
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
 
 

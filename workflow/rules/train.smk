@@ -50,7 +50,7 @@ rule train_tsm:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
-        gpu=GPUS,
+        gpu=GPUS * CONFIG.training.gpus,
         runtime=2880,
         mem_mb=32000,
     params:
@@ -60,9 +60,9 @@ rule train_tsm:
     message:
         "Training TSM: {wildcards.experiment}, seed {wildcards.seed}"
     shell:
-        "script train_{params.method} --name {wildcards.experiment} --settings {params.settings:q} "
+        "LAUNCH=$TORCHRUN script train_{params.method} --name {wildcards.experiment} --settings {params.settings:q} "
         '--classes {input.classes} --manifest results/manifest --videos "$VIDEOS" {params.weights} --state state/train '
-        "--output $(dirname {output.model}) --threads {threads} $RUNTIME $CACHE --log {log}"
+        "--output $(dirname {output.model}) --threads {threads} $RUNTIME $TRAINING --log {log}"
 
 
 use rule train_tsm as train_ffn with:

@@ -222,25 +222,47 @@ class EpochSampler(Sampler[tuple[int, int]]):
     Args:
         length: Number of samples.
         seed: Decides the orders of all epochs.
+        batch_size: Samples of a step over all processes; read where there are several.
+        rank: Number of this process.
+        processes: How many share each batch; then the last, incomplete one is left out.
     """
 
-    def __init__(self, length: int, seed: int = 0) -> None:
+    def __init__(
+        self, length: int, seed: int = 0, *, batch_size: int = 1, rank: int = 0, processes: int = 1
+    ) -> None:
         self._length = length
         self._seed = seed
+        self._batch_size = batch_size
+        self._rank = rank
+        self._processes = processes
         self._epoch = 0
+        self._start = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, that the next iteration is for."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose what the next iteration is for.
+
+        Args:
+            epoch: From 0.
+            start: Samples at the beginning of the epoch that are left out: those that a run did before it was
+                interrupted. The length does not count this.
+        """
         self._epoch = epoch
+        self._start = start
 
     def __len__(self) -> int:
-        return self._length
+        if self._processes == 1:
+            return self._length
+        return self._length // self._batch_size * (self._batch_size // self._processes)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # The spawn key keeps this stream apart from that of sample (seed, epoch, 0): NumPy pads with zeros.
         sequence = np.random.SeedSequence([self._seed, self._epoch], spawn_key=(0,))
         order = np.random.default_rng(sequence).permutation(self._length)
-        return iter([(self._epoch, index) for index in order.tolist()])
+        if self._processes > 1:
+            steps = self._length // self._batch_size
+            parts = order[: steps * self._batch_size].reshape(steps, self._processes, -1)
+            order = parts[:, self._rank].reshape(-1)
+        return iter([(self._epoch, index) for index in order[self._start :].tolist()])
 
 
 def collate_clips(samples: list[tuple[Any, int]]) -> tuple[Any, torch.Tensor]:

@@ -5,14 +5,16 @@ and weight alteration are private to each of them (Specialized Normalization, We
 frame count is given to the nearest sub-network (inference at any frame, Table 7).
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, overload
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ffnrepro.models.specialized_norm import SpecializedBatchNorm2d
 from ffnrepro.models.tsm import ShiftedResNet
+from ffnrepro.models.weight_alteration import AlteredConv2d
 
 
 class FrameFlexibleNetwork(ShiftedResNet):
@@ -25,6 +27,11 @@ class FrameFlexibleNetwork(ShiftedResNet):
         width: channels of the first convolution; the stages have 1, 2, 4 and 8 times as many.
         stem: kernel size of the first convolution.
         dropout: probability with which a feature is dropped before the classifier.
+        training_shift: `per_clip`, or as in the authors' code, `authors`: in training the shift takes every so many
+            rows as the highest frame count has for one clip, so that frames leak between neighbouring clips of a
+            batch; a batch must then fill whole such pieces at each frame count. Evaluation is always per clip.
+        adapter_init: `near_zero`, standard deviation 0.001, as the paper says; or as in the authors' code,
+            `authors`: sqrt(2 / C), since their Kaiming loop overwrites the former.
 
     Raises:
         ValueError: an argument makes no network.
@@ -39,6 +46,8 @@ class FrameFlexibleNetwork(ShiftedResNet):
         width: int = 64,
         stem: int = 7,
         dropout: float = 0.5,
+        training_shift: Literal["per_clip", "authors"] = "per_clip",
+        adapter_init: Literal["near_zero", "authors"] = "near_zero",
     ) -> None:
         if not frame_counts or min(frame_counts) < 1 or len(set(frame_counts)) < len(frame_counts):
             raise ValueError(f"frame_counts must be different positive numbers, not {list(frame_counts)}")
@@ -52,6 +61,12 @@ class FrameFlexibleNetwork(ShiftedResNet):
             altered=frame_counts,
         )
         self.frame_counts = tuple(frame_counts)
+        self.training_shift = training_shift
+        if adapter_init == "authors":
+            for module in self.modules():
+                if isinstance(module, AlteredConv2d):
+                    for alteration in module.alteration.values():
+                        nn.init.normal_(alteration, 0.0, math.sqrt(2 / module.in_channels))
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -85,5 +100,10 @@ class FrameFlexibleNetwork(ShiftedResNet):
         """
         if isinstance(clips, Tensor):
             # The sub-network is the nearest; the shift goes over the frames that there are.
-            return self.score(clips, self.nearest(clips.shape[2] if clips.dim() == 5 else 0))
+            leaks = self.training and self.training_shift == "authors"
+            return self.score(
+                clips,
+                self.nearest(clips.shape[2] if clips.dim() == 5 else 0),
+                shift_length=max(self.frame_counts) if leaks else None,
+            )
         return [self(clip) for clip in clips]

@@ -184,8 +184,13 @@ class ShiftedResNet(nn.Module):
             "dropout": self.dropout.p,
         }
 
-    def score(self, clip: Tensor, subnetwork: int) -> Tensor:
+    def score(self, clip: Tensor, subnetwork: int, shift_length: int | None = None) -> Tensor:
         """Logits `(N, classes)` of clips `(N, 3, T, H, W)`, by the sub-network of one frame count.
+
+        Args:
+            clip: the clips.
+            subnetwork: its frame count.
+            shift_length: rows that the shift takes for one clip; T where it is None.
 
         Raises:
             ValueError: the clips have another shape, or are not of a floating-point type.
@@ -199,7 +204,7 @@ class ShiftedResNet(nn.Module):
         x = self.maxpool(F.relu(self.bn1(self.conv1(x), subnetwork), inplace=True))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
-                x = block(x, frames, subnetwork)
+                x = block(x, shift_length or frames, subnetwork)
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)
         logits: Tensor = self.fc(self.dropout(x))
         return logits.view(clips, frames, -1).mean(1)

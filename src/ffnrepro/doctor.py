@@ -1,0 +1,198 @@
+"""`ffnrepro doctor`: whether a training would run on this machine, and for how long, before it is queued for a day.
+
+It looks at the device, at shared memory, decoder, weights and disk, and then trains some real steps, by the loop of the real
+training and on its videos, in a folder that is thrown away.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+from ffnrepro.config import Config, training_settings
+from ffnrepro.data.decode import DecodeError, open_video
+from ffnrepro.devices import check_precision, choose_device
+from ffnrepro.errors import Unfinished, UserError
+from ffnrepro.experiment import build_network, train_experiment
+from ffnrepro.processes import Processes
+from ffnrepro.state import GENERATIONS, StateDirectory
+from ffnrepro.stopping import StopRequest
+
+PREFETCHED = 2
+"""Batches that each loader worker holds ready: PyTorch's default."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    good: bool
+    text: str
+
+
+class _SomeSteps(StopRequest):
+    """Stops after so many steps, and notes when each ended."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.ends: list[float] = []
+
+    def reason(self, reserve: float = 0.0) -> str | None:
+        """Enough, or None."""
+        self.ends.append(time.perf_counter())
+        return "enough" if len(self.ends) >= self.steps else super().reason(reserve)
+
+
+def examine(config: Config, experiment: str, *, folder: Path, steps: int = 20) -> list[Finding]:
+    """Look at what a training needs, and try it.
+
+    Args:
+        config: the configuration.
+        experiment: its name.
+        folder: where the workflow runs: of `results` and `state`.
+        steps: that are tried.
+    """
+    arguments = _arguments(config, experiment, folder)
+    try:
+        device = choose_device(arguments.device)
+        check_precision(config.training.precision, device)
+    except UserError as error:
+        return [Finding(False, f"device: {error}")]
+    found = [_device(device), _shared_memory(config, experiment), _disk(config, experiment, folder)]
+    if arguments.weights is not None:
+        there = arguments.weights.exists()
+        mend = (
+            "there"
+            if there
+            else f"not there yet: snakemake --cores 1 {arguments.weights.relative_to(folder)}"
+        )
+        found.append(Finding(there, f"weights: {arguments.weights} {mend}"))
+    table = arguments.manifest / "train.parquet"
+    if not table.exists():
+        return [*found, Finding(False, f"videos: no {table} yet; snakemake --until build_manifest makes it")]
+    found.append(_decoder(arguments.videos, table))
+    if all(finding.good for finding in found):
+        found += _try(arguments, device, steps)
+    return found
+
+
+def _arguments(config: Config, experiment: str, folder: Path) -> argparse.Namespace:
+    weights = None
+    if config.network.weights is not None:
+        weights = folder / f"results/weights/resnet{config.depth_of(experiment)}.pth"
+    return argparse.Namespace(
+        name=experiment,
+        settings=training_settings(config, experiment, config.seed),
+        classes=folder / "results/labels/classes.csv",
+        manifest=folder / "results/manifest",
+        videos=folder / config.data.videos,
+        weights=weights,
+        device=config.runtime.device,
+        threads=config.runtime.threads,
+        workers=config.runtime.workers,
+        cache_decoded=config.runtime.cache_decoded,
+    )
+
+
+def _device(device: torch.device) -> Finding:
+    if device.type != "cuda":
+        words = (
+            "fine for the demo; the published run needs a GPU"
+            if device.type == "cpu"
+            else "computes in float32"
+        )
+        return Finding(True, f"device: {device.type}, {words}")
+    free, whole = torch.cuda.mem_get_info(device)
+    return Finding(
+        True, f"device: {torch.cuda.get_device_name(device)}, {free / 1e9:.0f} of {whole / 1e9:.0f} GB free"
+    )
+
+
+def _shared_memory(config: Config, experiment: str) -> Finding:
+    """Loader workers hand over their batches in shared memory; a container has 64 MB of it by default."""
+    shared = Path("/dev/shm")
+    frames = sum(config.experiments[experiment].train_frames)
+    batch = config.training.batch_size * frames * 3 * config.data.crop_size**2
+    needed = batch * PREFETCHED * config.runtime.workers
+    if needed == 0 or not shared.exists():
+        return Finding(True, "shared memory: none needed")
+    free = shutil.disk_usage(shared).free
+    mend = "" if free >= needed else "; lower runtime.workers, or give the container more (--shm-size)"
+    return Finding(free >= needed, f"shared memory: {_size(free)} free, {_size(needed)} needed{mend}")
+
+
+def _disk(config: Config, experiment: str, folder: Path) -> Finding:
+    with torch.device("meta"):
+        network = build_network(training_settings(config, experiment, 0), 174)
+    # A save holds the network, its momentum and the best network; the next is written before the oldest goes.
+    needed = (GENERATIONS + 1) * 3 * 4 * sum(parameter.numel() for parameter in network.parameters())
+    place = folder / "state"
+    free = shutil.disk_usage(place if place.exists() else folder).free
+    mend = "" if free >= needed else "; make room, or move the folder"
+    return Finding(free >= needed, f"disk: {_size(free)} free for {place}, {_size(needed)} needed{mend}")
+
+
+def _decoder(videos: Path, table: Path) -> Finding:
+    row = pd.read_parquet(table).iloc[0]
+    path = videos / str(row["path"])
+    started = time.perf_counter()
+    try:
+        reader = open_video(path)
+        reader.frames(range(int(row["frames"])))
+    except DecodeError as error:
+        return Finding(False, f"decoder: {error}")
+    kind = type(reader).__name__.strip("_").removesuffix("Reader")
+    return Finding(
+        True, f"decoder: {kind}, {1000 * (time.perf_counter() - started):.0f} ms for {row['frames']} frames"
+    )
+
+
+def _try(arguments: argparse.Namespace, device: torch.device, steps: int) -> list[Finding]:
+    recipe = arguments.settings["training"]
+    per_epoch = len(pd.read_parquet(arguments.manifest / "train.parquet")) // recipe["batch_size"]
+    stop = _SomeSteps(min(steps, max(1, per_epoch)))
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            train_experiment(arguments, device, StateDirectory(Path(temporary), {}), stop, Processes())
+        except Unfinished:
+            pass
+        except torch.OutOfMemoryError:
+            return [
+                Finding(
+                    False,
+                    f"memory: a batch of {recipe['batch_size']} clips does not fit on the device; take a larger one, or "
+                    "lower training.batch_size and training.learning_rate alike (that changes numbers)",
+                )
+            ]
+        except UserError as error:
+            return [Finding(False, f"step: {error}")]
+    found = []
+    if device.type == "cuda":
+        found.append(
+            Finding(True, f"memory: {torch.cuda.max_memory_reserved(device) / 1e9:.1f} GB for a batch")
+        )
+    spans = [b - a for a, b in zip(stop.ends, stop.ends[1:], strict=False)]
+    if not spans:
+        return [*found, Finding(True, "step: one was done; too few videos to tell the time")]
+    step = median(spans)
+    frames = recipe["batch_size"] * sum(arguments.settings["train_frames"])
+    hours = step * per_epoch * recipe["epochs"] / 3600
+    found.append(
+        Finding(
+            True,
+            f"time: {step:.3f} s a step of {recipe['batch_size']} clips ({frames / step:.0f} frames/s, {os.cpu_count()} "
+            f"cores): about {hours:.1f} hours for {recipe['epochs']} epochs, validation not counted",
+        )
+    )
+    return found
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

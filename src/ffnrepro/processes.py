@@ -1,0 +1,100 @@
+"""Several GPUs of one machine: a process for each, started by torchrun.
+
+Each process takes its part of every batch; gradients are averaged, so a step is that of the whole batch. Normalisation is private
+to a process, as in the published run.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ffnrepro.errors import UserError
+
+
+class Processes:
+    """This process among those of a training; the first one speaks, saves and writes.
+
+    Args:
+        rank: number of this process.
+        count: of processes.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank = rank
+        self.count = count
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first process."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The network as it is called in training: with several processes, backward averages the gradients."""
+        # Each process keeps running statistics of its own; share_statistics makes them the first one's.
+        return model if self.count == 1 else DistributedDataParallel(model, broadcast_buffers=False)
+
+    def share_statistics(self, model: nn.Module) -> None:
+        """Give every process the first one's running statistics, which are those that are saved and evaluated."""
+        if self.count > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process; all have to ask."""
+        return flag if self.count == 1 else any(self._gather(flag))
+
+    def total(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all processes; all have to ask."""
+        if self.count == 1:
+            return dict(sums)
+        result: dict[str, float] = {}
+        for part in self._gather(dict(sums)):
+            for key, value in part.items():
+                result[key] = result.get(key, 0.0) + value
+        return result
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.count > 1:
+            self._gather(None)
+
+    def end(self) -> None:
+        """Part, at the end of the work."""
+        if self.count > 1:
+            dist.destroy_process_group()
+
+    def _gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+
+def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.device]:
+    """Join the processes that torchrun started, and the device that is this one's.
+
+    Args:
+        device: of their kind.
+        count: how many there have to be.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
+    found = int(os.environ.get("WORLD_SIZE", "1"))
+    if found != count:
+        raise UserError(
+            f"config: training.gpus is {count}, and {found} processes were started; start them with torchrun "
+            f"--nproc-per-node {count}, as the workflow does"
+        )
+    if count == 1:
+        return Processes(), device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(dist.get_rank(), count), device

@@ -1,0 +1,98 @@
+"""The doctor finds what would stop a training, and trains real steps where nothing does."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from ffnrepro import doctor
+from ffnrepro.cli import main
+from ffnrepro.config import read_config, read_files
+from ffnrepro.data.demo import make_demo_data
+from ffnrepro.data.labels import read_labels
+from ffnrepro.data.manifest import build_manifest
+from ffnrepro.data.video_index import index_videos, list_videos
+from ffnrepro.doctor import examine
+
+ROOT = Path(__file__).parents[2]
+CONFIG = [ROOT / "config/config.yaml", ROOT / "config/demo.yaml"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("doctor")
+    make_demo_data(folder / "data", seed=1, train_per_class=2, validation_per_class=1, frames=18, workers=1)
+    classes, labels = read_labels(folder / "data/labels")
+    (folder / "results/labels").mkdir(parents=True)
+    pd.DataFrame({"class": classes}).to_csv(folder / "results/labels/classes.csv", index=False)
+    videos = folder / "data/videos"
+    build_manifest(classes, labels, index_videos(videos, list_videos(videos))).save(
+        folder / "results/manifest"
+    )
+    return folder
+
+
+def settings(**runtime: Any) -> Any:
+    mapping = read_files(CONFIG)
+    mapping["training"]["batch_size"] = 4
+    mapping["runtime"] |= runtime
+    return read_config(mapping)
+
+
+def test_a_training_that_would_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump({"training": {"batch_size": 4}}))
+    files = [str(path) for path in [*CONFIG, small]]
+    assert main(["doctor", "ffn", "--directory", str(folder), "--steps", "3", "--configfile", *files]) == 0
+    said = capsys.readouterr().out
+    assert "PROBLEM" not in said
+    for word in (
+        "device: cpu",
+        "shared memory: none needed",
+        "disk: ",
+        "decoder: ",
+        "s a step of 4 clips",
+        "for 24 epochs",
+    ):
+        assert word in said, said
+    assert not (folder / "state").exists()  # it leaves nothing behind
+
+
+def problems(folder: Path, config: Any) -> str:
+    return "\n".join(
+        finding.text for finding in examine(config, "ffn", folder=folder, steps=2) if not finding.good
+    )
+
+
+def test_too_little_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    assert "disk: 1 MB free" in problems(folder, settings())
+    # 4 clips of 28 frames of 40 x 40 in 3 bytes, two of them for each worker
+    assert "shared memory: 1 MB free, 4 MB needed; lower runtime.workers" in problems(
+        folder, settings(workers=4)
+    )
+
+
+def test_missing_pieces_are_named_with_their_mend(folder: Path, tmp_path: Path) -> None:
+    assert "videos: no" in problems(tmp_path, settings())
+    assert "--until build_manifest" in problems(tmp_path, settings())
+    mapping = read_files(CONFIG)
+    mapping["network"]["weights"] = "imagenet"
+    assert "snakemake --cores 1 results/weights/resnet10.pth" in problems(folder, read_config(mapping))
+
+
+def test_a_video_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(folder / "results", moved / "results")
+    assert "decoder: " in problems(moved, settings())
+
+
+def test_later_files_change_what_they_name(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("training: {epochs: 3, batch_size: 8}\nseed: 1\n")
+    (tmp_path / "b.yaml").write_text("training: {epochs: 4}\n")
+    merged = read_files([tmp_path / "a.yaml", tmp_path / "b.yaml"])
+    assert merged == {"training": {"epochs": 4, "batch_size": 8}, "seed": 1}

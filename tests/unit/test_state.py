@@ -1,0 +1,185 @@
+"""Saves: whole or not at all, two generations, and what is left of a run that failed for good."""
+
+import logging
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ffnrepro.cli import main
+from ffnrepro.errors import PermanentError, Unfinished, UserError
+from ffnrepro.state import StateDirectory
+
+
+def content(number: int) -> dict[str, Any]:
+    return {"epoch": number, "step": 0, "tensor": torch.full((1000,), float(number))}
+
+
+def saved(folder: Path, count: int) -> StateDirectory:
+    state = StateDirectory(folder / "train", {}, about={"experiment": "ffn", "seed": 3, "epochs": 50})
+    for number in range(count):
+        state.save(content(number))
+    return state
+
+
+def epoch_of(state: StateDirectory) -> int | None:
+    loaded = state.load()
+    if loaded is None:
+        return None
+    assert torch.equal(loaded["tensor"], content(loaded["epoch"])["tensor"])
+    return int(loaded["epoch"])
+
+
+def test_state_of_other_settings_is_never_taken(tmp_path: Path) -> None:
+    StateDirectory(tmp_path, {"learning_rate": 0.1}).save(content(1))
+    assert StateDirectory(tmp_path, {"learning_rate": 0.2}).load() is None
+    assert epoch_of(StateDirectory(tmp_path, {"learning_rate": 0.1})) == 1
+
+
+def test_two_generations_are_kept(tmp_path: Path) -> None:
+    state = saved(tmp_path, 12)
+    assert [file.name.split("-")[1] for file in state.generations()] == ["00000012", "00000011"]
+    assert epoch_of(state) == 11
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file: Path) -> None:
+    """One bit in the middle of a tensor: torch.load would not see it."""
+    data = bytearray(file.read_bytes())
+    data[data.index(torch.full((500,), 2.0).numpy().tobytes()) + 400] ^= 1
+    file.write_bytes(data)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty])
+def test_a_damaged_save_falls_back_to_the_one_before(
+    tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = saved(tmp_path, 3)
+    newest = state.generations()[0]
+    damage(newest)
+    assert epoch_of(state) == 1
+    assert f"{newest}: damaged, deleted; goes back to the save before it" in caplog.text
+    state.save(content(2))
+    assert epoch_of(state) == 2
+    for file in state.generations():
+        damage(file) if damage is not flip else cut(file)
+    assert epoch_of(state) is None
+
+
+def test_a_full_disk_during_a_save_leaves_the_one_before(tmp_path: Path) -> None:
+    state = saved(tmp_path, 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(
+            UserError, match=r"cannot be saved \(File too large; 0 MB to write, \d+ MB free\); make room"
+        ):
+            state.save(content(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert epoch_of(state) == 1
+    assert len(state.generations()) == 2
+    assert not list(state.path.glob(".*"))
+    state.save(content(2))
+    assert epoch_of(state) == 2
+
+
+def test_what_a_killed_save_left_is_cleared(tmp_path: Path) -> None:
+    state = saved(tmp_path, 1)
+    (state.path / ".state-00000002-0123-abcdef.pt").write_bytes(b"half")
+    with state.held():
+        assert not list(state.path.glob(".*"))
+    assert epoch_of(state) == 0
+
+
+def test_a_save_is_due_after_so_many_minutes(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path, {}, save_minutes=0.2 / 60)
+    assert not state.is_due()
+    time.sleep(0.25)
+    assert state.is_due()
+    state.save(content(0))
+    assert not state.is_due()
+
+
+def test_who_lost_the_lease_saves_no_more(tmp_path: Path) -> None:
+    state = saved(tmp_path, 1)
+    with state.held():
+        state.save(content(1))
+        (state.path / "lease.json").write_text('{"token": "of another process"}')
+        with pytest.raises(Unfinished, match="another process took over"):
+            state.save(content(2))
+    assert epoch_of(state) == 1
+    assert (state.path / "lease.json").exists()
+
+
+def fail(state: StateDirectory, error: Exception) -> None:
+    with state.held():
+        raise error
+
+
+def test_a_permanent_failure_stops_the_next_try_with_the_same_words(tmp_path: Path) -> None:
+    state = saved(tmp_path, 1)
+    with pytest.raises(PermanentError):
+        fail(state, PermanentError("the loss is nan at epoch 3"))
+    words = rf"^the loss is nan at epoch 3 \(.*ffnrepro state retry {state.key}\)$"
+    with pytest.raises(PermanentError, match=words), state.held():
+        pytest.fail("it was tried again")
+    with StateDirectory(tmp_path / "train", {"learning_rate": 0.001}).held():
+        pass  # another configuration is another state
+    assert main(["state", "--folder", str(tmp_path), "retry", state.key[:6]]) == 0
+    with state.held():
+        assert epoch_of(state) == 0
+
+
+@pytest.mark.parametrize("error", [UserError("disk full"), Unfinished("SIGTERM"), RuntimeError("a fault")])
+def test_other_ends_are_tried_again(tmp_path: Path, error: Exception) -> None:
+    state = saved(tmp_path, 1)
+    with pytest.raises(type(error)):
+        fail(state, error)
+    with state.held():
+        pass
+
+
+def test_list_and_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("ffnrepro").handlers.clear()
+    folder = ["state", "--folder", str(tmp_path)]
+    assert main([*folder, "list"]) == 0
+    assert "no states" in capsys.readouterr().out
+    state = saved(tmp_path, 8)
+    with pytest.raises(PermanentError):
+        fail(state, PermanentError("the loss is nan at epoch 8"))
+    other = StateDirectory(tmp_path / "train", {"seed": 4}, about={"experiment": "tsm", "epochs": 2})
+    with other.held():
+        other.save(content(2))
+        assert main([*folder, "list"]) == 0
+        rows = capsys.readouterr().out.splitlines()
+        first = next(row for row in rows if state.key in row)
+        assert first.split()[:5] == ["train", state.key, "ffn", "3", "7/50"]
+        assert "the loss is nan at epoch 8" in first
+        second = next(row for row in rows if other.key in row)
+        assert "2/2" in second
+        assert f"process {os.getpid()} on" in second
+    assert main([*folder, "prune", "no-such-key"]) == 1
+    assert main([*folder, "prune", state.key]) == 0
+    assert not state.path.exists()
+    assert other.path.exists()
+
+
+def test_a_state_at_work_is_not_pruned(tmp_path: Path) -> None:
+    state = saved(tmp_path, 1)
+    with state.held():
+        lease = state.path / "lease.json"
+        lease.write_text(lease.read_text().replace(str(os.getpid()), str(os.getppid())))
+        assert main(["state", "--folder", str(tmp_path), "prune", state.key]) == 1
+    assert epoch_of(state) == 0

@@ -1,0 +1,93 @@
+"""When to stop: signals and deadlines."""
+
+import os
+import signal
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from ffnrepro.errors import Unfinished
+from ffnrepro.logs import run
+from ffnrepro.stopping import StopRequest, end_of_job
+
+
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_END_TIME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_and_the_old_handler_comes_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert stop.reason() is None
+        stop.check("validation")
+        os.kill(os.getpid(), number)
+        assert stop.reason() == number.name
+        with pytest.raises(Unfinished, match=f"validation: {number.name}; what was done before is saved"):
+            stop.check("validation")
+        assert signal.getsignal(number) is before  # a second one acts at once
+    assert signal.getsignal(number) is before
+
+
+def test_a_deadline_keeps_time_for_the_save() -> None:
+    stop = StopRequest(time.time() + 10_000)  # a margin of 60 s
+    assert stop.reason() is None
+    assert stop.reason(reserve=9_900) is None
+    assert stop.reason(reserve=9_945) == "the time is nearly used"
+
+
+def test_a_short_budget_has_a_short_margin() -> None:
+    stop = StopRequest(time.time() + 100)
+    assert stop.reason(reserve=90) is None
+    assert stop.reason(reserve=96) is not None
+
+
+def test_the_end_is_the_first_of_budget_and_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert end_of_job(None) is None
+    assert end_of_job(30) == pytest.approx(time.time() + 1800, abs=5)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 600))
+    assert end_of_job(None) == pytest.approx(time.time() + 600, abs=5)
+    assert end_of_job(30) == pytest.approx(time.time() + 600, abs=5)
+    assert end_of_job(5) == pytest.approx(time.time() + 300, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "known"), [("2031-04-05T06:07:08", True), ("Unknown", False), ("", False)]
+)
+def test_an_older_slurm_is_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    known: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    program = tmp_path / "squeue"
+    program.write_text(f'#!/bin/sh\n[ "$*" = "--noheader --jobs 12 --format %e" ] && echo "{answer}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    end = end_of_job(None)
+    if known:
+        assert end == datetime(2031, 4, 5, 6, 7, 8).timestamp()
+    else:
+        assert end is None
+        assert "the end of SLURM job 12 is not known; set runtime.time_budget" in caplog.text
+
+
+def test_a_job_without_squeue_has_no_known_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert end_of_job(None) is None
+
+
+def test_unfinished_has_a_code_and_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise Unfinished("ffn: SIGTERM, saved at epoch 3")
+
+    assert run(work) == 75
+    assert "unfinished, run again: ffn: SIGTERM, saved at epoch 3" in capsys.readouterr().err
