@@ -33,9 +33,9 @@ environment = {
     "TRAINING": f"--save-minutes {CONFIG.runtime.save_minutes}"
     + ("" if CONFIG.runtime.time_budget is None else f" --time-budget {CONFIG.runtime.time_budget}")
     + (" --cache-decoded" if CONFIG.runtime.cache_decoded else ""),
-    # One process trains; where a training has several GPUs, torchrun starts one for each.
+    # One process trains; where a training has several GPUs, torchrun starts one for each (`--`: our --log is not its own).
     "TORCHRUN": (
-        f"-m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus}"
+        f"-m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus} --"
         if CONFIG.training.gpus > 1
         else ""
     ),
@@ -45,6 +45,11 @@ prefix = "set -euo pipefail; "
 prefix += "".join(f"{name}={shlex.quote(value)}; " for name, value in environment.items())
 prefix += 'script() { "$PYTHON" ${LAUNCH:-} "$SCRIPTS/$1.py" "${@:2}"; }; '
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
+
+# On one machine, jobs that use a GPU run one after the other: each takes the first GPUs that it sees. On a cluster SLURM
+# gives each job its own.
+if workflow.local_exec and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", max(1, CONFIG.training.gpus))
 
 
 wildcard_constraints:
