@@ -5,7 +5,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint format clean-demo
+.PHONY: help demo test lint format bench clean-demo
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,6 +35,9 @@ format: $(READY)  ## bring every file into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
+
+bench: $(READY)  ## measure against the goals, into benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/full_scale.py
 
 clean-demo:  ## delete the demo's data and results
 	rm -rf demo

@@ -22,3 +22,5 @@ rule all:
     input:
         "results/table1.csv",
         "results/figures/accuracy.png",
+        "results/figures/class_counts.png",
+        "results/figures/clip_lengths.png",

@@ -15,7 +15,10 @@ VideoWriter = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def write_video() -> VideoWriter:
-    """Give a function that writes frames (n, H, W, 3) to a video: VP9, 12 frames a second by default."""
+    """Give a function that writes frames (n, H, W, 3) to a video: VP9, 12 frames a second by default.
+
+    `times` are the frames' times, in units of a frame; further options are the container's.
+    """
 
     def write(
         target: Any,
@@ -23,19 +26,24 @@ def write_video() -> VideoWriter:
         fps: int = 12,
         codec: str = "libvpx-vp9",
         container: str | None = None,
+        times: Sequence[int] | None = None,
+        b_frames: int = 0,
+        **muxer: str,
     ) -> Path:
         options = {"libvpx-vp9": {"crf": "10", "deadline": "realtime", "cpu-used": "8"}}.get(codec, {})
         file = target if hasattr(target, "write") else str(target)
-        with av.open(file, "w", format=container) as output:
+        with av.open(file, "w", format=container, options=muxer) as output:
             stream = output.add_stream(codec, rate=Fraction(fps), options=options)
             stream.height, stream.width = frames[0].shape[:2]
             stream.pix_fmt = "yuv420p"
+            stream.codec_context.max_b_frames = b_frames
             if not options:
                 stream.bit_rate = 8_000_000
-            for frame in frames:
-                output.mux(
-                    stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
-                )
+            for number, pixels in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                frame.pts = number if times is None else times[number]
+                frame.time_base = Fraction(1, fps)
+                output.mux(stream.encode(frame))
             output.mux(stream.encode(None))
         return target
 

@@ -1,15 +1,19 @@
 """The command `ffnrepro`: what is done by hand beside the workflow."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
 from ffnrepro.config import read_config, read_files
 from ffnrepro.data.demo import make_demo_data
+from ffnrepro.data.isolation import examine_apart
 from ffnrepro.data.unpack import SOMETHING_SOMETHING_V2, unpack
+from ffnrepro.data.video_index import list_videos
 from ffnrepro.errors import UserError
 from ffnrepro.logs import logger, run
 from ffnrepro.state import list_states, prune, retry
@@ -34,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="files that must come out (default %(default)s, as of Something-Something V2)",
     )
     unpacking.set_defaults(work=_unpack)
+    inspecting = commands.add_parser("inspect", help="tell of any videos what the index would")
+    inspecting.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="video, folder of frames, or of videos"
+    )
+    inspecting.add_argument("--json", action="store_true", help="print a list of objects")
+    inspecting.set_defaults(work=_inspect)
     state = commands.add_parser("state", help="resumable trainings: show them, clear them")
     state.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
     state.set_defaults(work=_state)
@@ -46,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         actions.add_parser(action, help=words).add_argument(
             "keys", nargs="+", metavar="KEY", help="as listed, or its beginning"
         )
+    state.set_defaults(work=_state)
     doctor = commands.add_parser("doctor", help="whether a training would run here, and for how long")
     doctor.add_argument("experiment", help="such as ffn")
     doctor.add_argument(
@@ -67,6 +78,45 @@ def _make_demo_data(arguments: argparse.Namespace) -> None:
 def _unpack(arguments: argparse.Namespace) -> None:
     into = arguments.into or arguments.folder
     logger.info(unpack(arguments.folder, into, expect=arguments.expect, progress=sys.stderr.isatty()))
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    inspect_videos(arguments.paths, as_json=arguments.json)
+
+
+def inspect_videos(paths: Sequence[Path], *, as_json: bool) -> None:
+    """Print what the index would say of videos: of files, folders of frames, and all files of folders of videos."""
+    inspected = [file for path in paths for file in _videos_of(path)]
+    fields = ("frames", "width", "height", "fps", "codec", "duration")
+    rows = []
+    for path, outcome in examine_apart(inspected):
+        row: dict[str, Any] = {"path": str(path), "status": "ok", "reason": "", **dict.fromkeys(fields)}
+        if isinstance(outcome, str):
+            row |= {"status": "excluded", "reason": outcome}
+        else:
+            row |= {**vars(outcome[0]), "frames": outcome[1]}
+        rows.append(row)
+        if not as_json:
+            print(_told(row))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+
+
+def _videos_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    try:
+        return [path / name for name in list_videos(path)]
+    except UserError:
+        return [path]  # a folder of frames; or of nothing, and the reason says so
+
+
+def _told(row: dict[str, Any]) -> str:
+    if row["status"] == "excluded":
+        return f"{row['path']}: excluded: {row['reason']}"
+    rate = "" if row["fps"] is None else f", {row['fps']:g} frames/s"
+    duration = "" if row["duration"] is None else f", {row['duration']:.2f} s"
+    return f"{row['path']}: ok: {row['frames']} frames, {row['width']}x{row['height']}{rate}, {row['codec']}{duration}"
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

@@ -33,7 +33,12 @@ class DataConfig:
     labels: str
     videos: str
     partial: bool
+    layout: Literal["videos", "frames"]
+    verify: Literal["decode", "packets"]
+    watch: Literal["names", "stat", "none"]
     index_shards: int
+    max_excluded: float
+    max_bad_fraction: float
     short_side: int
     crop_size: int
 
@@ -263,6 +268,11 @@ def _check(config: Config) -> None:
         raise UserError(
             f"config: network.width is {config.network.width}; it must be a multiple of 8 (the shift takes eighths)"
         )
+    for name in ("max_excluded", "max_bad_fraction"):
+        if getattr(config.data, name) > 1:
+            raise UserError(
+                f"config: data.{name} is {getattr(config.data, name)}; it is a fraction, from 0 to 1, such as 0.01"
+            )
     if config.data.crop_size > config.data.short_side:
         raise UserError(
             f"config: data.crop_size {config.data.crop_size} exceeds data.short_side {config.data.short_side}; "
@@ -295,7 +305,16 @@ def _check(config: Config) -> None:
     _check_table(config)
 
 
-_MAY_BE_ZERO = {"dropout", "milestones", "warmup_epochs", "momentum", "weight_decay", "workers"}
+_MAY_BE_ZERO = {
+    "dropout",
+    "milestones",
+    "warmup_epochs",
+    "momentum",
+    "weight_decay",
+    "workers",
+    "max_excluded",
+    "max_bad_fraction",
+}
 
 
 def _check_sign(key: str, name: str, value: Any) -> None:
@@ -305,7 +324,7 @@ def _check_sign(key: str, name: str, value: Any) -> None:
             continue
         if item < 0 or (item == 0 and name not in _MAY_BE_ZERO):
             least = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
-            raise UserError(f"config: {key} is {item}; it must be {least}")
+            raise UserError(f"config: {key} is {item:g}; it must be {least}")
 
 
 def _check_depth(key: str, depth: int) -> None:

@@ -98,6 +98,7 @@ def _arguments(config: Config, experiment: str, folder: Path) -> argparse.Namesp
         threads=config.runtime.threads,
         workers=config.runtime.workers,
         cache_decoded=config.runtime.cache_decoded,
+        max_bad_fraction=config.data.max_bad_fraction,
     )
 
 

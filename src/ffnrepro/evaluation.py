@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
-from ffnrepro.data.dataset import ClipDataset, collate_clips
+from ffnrepro.data.dataset import ClipDataset
+from ffnrepro.data.loading import VideoBatches
 from ffnrepro.errors import UserError
 from ffnrepro.metrics import correct_within, top_k
 from ffnrepro.training import to_device
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 @torch.inference_mode()
 def score(
     model: nn.Module,
-    batches: DataLoader[Any],
+    batches: VideoBatches,
     *,
     frame_counts: Sequence[int],
     device: torch.device,
@@ -86,7 +86,7 @@ def predict(
         A row a video: `id`, `label`, `class_1` ... `class_5` and `score_1` ... `score_5` (probabilities).
 
     Raises:
-        UserError: the split has videos without a class.
+        UserError: the split has videos without a class, or one that cannot be read.
     """
     if manifest["class"].isna().any():
         raise UserError(
@@ -96,11 +96,11 @@ def predict(
     dataset = ClipDataset(
         manifest=manifest, videos=videos, frames=frames, size=crop_size, short_side=short_side, crop="centre"
     )
-    batches = DataLoader(
+    batches = VideoBatches(
         dataset,
+        sampler=SequentialSampler(dataset),
         batch_size=batch_size,
-        collate_fn=collate_clips,
-        num_workers=workers,
+        workers=workers,
         pin_memory=device.type == "cuda",
     )
     model.eval()

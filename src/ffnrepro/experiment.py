@@ -6,7 +6,6 @@ The scripts of the training rules call `run_experiment`.
 import argparse
 import json
 import logging
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -16,9 +15,10 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import SequentialSampler
 
-from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset, collate_clips
+from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset
+from ffnrepro.data.loading import VideoBatches
 from ffnrepro.devices import check_precision, choose_device
 from ffnrepro.errors import PermanentError, UserError
 from ffnrepro.evaluation import score
@@ -55,6 +55,9 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--threads", type=int, default=1, help="CPU cores of the computation")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
+    parser.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, help="of an epoch, that may be left out as unreadable"
+    )
     parser.add_argument("--cache-decoded", action="store_true", help="keep decoded clips in memory")
     parser.add_argument("--save-minutes", type=float, default=10.0, help="between two saves within an epoch")
     parser.add_argument("--time-budget", type=float, help="minutes after which to save and stop, unfinished")
@@ -246,13 +249,12 @@ def _loader(
     arguments: argparse.Namespace,
     device: torch.device,
     processes: Processes,
-) -> DataLoader[Any]:
+) -> VideoBatches:
     """This process's batches of a split: shuffled and whole in training, in order and complete in validation."""
     manifest = pd.read_parquet(arguments.manifest / f"{split}.parquet")
     batch_size = settings["training"]["batch_size"]
     frame_counts = settings["train_frames"]
     training = split == "train"
-    workers = -(-arguments.workers // processes.count)
     if training and len(manifest) < batch_size:
         raise PermanentError(
             f"{arguments.manifest / 'train.parquet'}: {len(manifest)} videos do not fill one batch of "
@@ -269,12 +271,14 @@ def _loader(
         "seed": settings["seed"],
         "cache": arguments.cache_decoded,
     }
-    return DataLoader(
+    dataset = (
         ClipDataset(frames=frame_counts[0], **common)
         if len(frame_counts) == 1
-        else FrameCountsDataset(frame_counts=frame_counts, **common),
+        else FrameCountsDataset(frame_counts=frame_counts, **common)
+    )
+    return VideoBatches(
+        dataset,
         batch_size=batch_size // processes.count,
-        collate_fn=collate_clips,
         sampler=EpochSampler(
             len(manifest),
             seed=settings["seed"],
@@ -283,21 +287,12 @@ def _loader(
             processes=processes.count,
         )
         if training
-        else None,
+        else SequentialSampler(dataset),
         drop_last=training,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        workers=-(-arguments.workers // processes.count),
         pin_memory=device.type == "cuda",
-        worker_init_fn=_leave_signals_to_the_trainer,
-        # A generator of its own: making an iterator must not draw from the one that dropout uses.
-        generator=torch.Generator(),
+        max_bad_fraction=arguments.max_bad_fraction if training else None,
     )
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:  # noqa: ARG001
-    # A job's end signals every process; without its workers the trainer could not end the step and save.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _weights_digest(weights: Path | None) -> str | None:

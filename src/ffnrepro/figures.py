@@ -1,7 +1,8 @@
-"""Pictures: accuracy against frame count."""
+"""Pictures: accuracy against frame count; what the splits hold."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -42,6 +43,72 @@ def plot_accuracy(table: pd.DataFrame, *, published: pd.DataFrame, dataset: str,
     panels[0].set_ylabel("top-1 accuracy (%)")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
+
+
+_SPLIT_COLOURS = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868"}
+
+
+def plot_class_counts(summary: Mapping[str, Any], path: Path) -> None:
+    """Draw the videos of each class, the largest class first, a line a split.
+
+    Args:
+        summary: of the manifest (`summary.json`).
+        path: of the picture.
+    """
+    classes: dict[str, dict[str, int]] = summary["classes"]
+    names = sorted(classes, key=lambda name: -classes[name]["train"])
+    figure, axes = _panel(len(names) / 4 if len(names) <= 30 else 8)
+    for split, colour in _SPLIT_COLOURS.items():
+        if any(counts[split] for counts in classes.values()):
+            axes.step(
+                range(len(names)), [classes[n][split] for n in names], where="mid", color=colour, label=split
+            )
+    axes.set_ylim(bottom=0)
+    if len(names) <= 30:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    else:
+        axes.set_xlabel(
+            f"{len(names)} classes, most videos first (from {names[0]!r} to {names[-1]!r})", fontsize=7
+        )
+    axes.set_ylabel("videos")
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def plot_clip_lengths(summary: Mapping[str, Any], path: Path) -> None:
+    """Draw how many videos have how many frames, a histogram a split.
+
+    Args:
+        summary: of the manifest (`summary.json`).
+        path: of the picture.
+    """
+    lengths = {
+        split: {int(n): count for n, count in rows.items()} for split, rows in summary["frames"].items()
+    }
+    longest = max(n for rows in lengths.values() for n in rows)
+    step = -(-longest // 60)  # whole frames: other bins would hold now more lengths, now fewer
+    edges = [0.5 + n for n in range(0, longest + step, step)]
+    figure, axes = _panel(6)
+    for split, colour in _SPLIT_COLOURS.items():
+        if rows := lengths[split]:
+            axes.hist(
+                list(rows), weights=list(rows.values()), bins=edges,
+                histtype="step", color=colour, label=split,
+            )  # fmt: skip
+    axes.set_xlabel("frames of a video")
+    axes.set_ylabel("videos")
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _panel(width: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(max(width, 5), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    return figure, axes
 
 
 def _curves(

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ffnrepro.data.dataset import EpochSampler
+from ffnrepro.data.loading import VideoBatches
 from ffnrepro.data.transforms import normalise
 from ffnrepro.errors import PermanentError, Unfinished
 from ffnrepro.losses import Loss
@@ -27,9 +27,6 @@ from ffnrepro.stopping import StopRequest
 from ffnrepro.watching import epoch_line, warn_of_norms, warnings, write_scalars
 
 logger = logging.getLogger(__name__)
-
-Batch = tuple[Tensor | Sequence[Tensor], Tensor]
-"""Clips, uint8 of (N, 3, T, S, S), or one such tensor for each frame count; and (N,) labels."""
 
 
 TIMES = ("seconds", "frames_per_second", "data_wait")
@@ -61,7 +58,7 @@ def to_device(clips: Tensor | Sequence[Tensor], device: torch.device) -> Tensor 
 def train(
     *,
     model: nn.Module,
-    batches: DataLoader[Batch],
+    batches: VideoBatches,
     compute_loss: Callable[[Any, Tensor], Loss],
     optimizer: torch.optim.Optimizer,
     learning_rate_factor: Callable[[float], float],
@@ -109,7 +106,6 @@ def train(
     """
     sampler = batches.sampler
     assert isinstance(sampler, EpochSampler)
-    assert batches.batch_size is not None
     precision = precision if device.type == "cuda" else "float32"
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     history: list[dict[str, float]] = []
@@ -162,7 +158,7 @@ def train(
             disable=None if processes.first else True,
             unit="step",
         )
-        longest = 0.0
+        longest, bad_before = 0.0, counts["bad_videos"]
         asked = time.perf_counter()
         for step, (clips, labels) in enumerate(bar, start=first_step):
             received = time.perf_counter()
@@ -201,6 +197,7 @@ def train(
                 counts["skipped_steps"] += 1
             else:
                 counts["norm"] += norm
+            counts["bad_videos"] = bad_before + batches.bad_videos
             counts["steps"] += 1
             counts["samples"] += len(labels)
             counts["frames"] += sum(
@@ -242,6 +239,7 @@ def train(
             **{f"train_top{k}": 100 * counted[f"top{k}"] / counted["samples"] for k in (1, 5)},
             "gradient_norm": counted["norm"] / max(1, counted["steps"] - counted["skipped_steps"]),
             "skipped_steps": counted["skipped_steps"] / processes.count,
+            "bad_videos": counted["bad_videos"],
             **{f"validation_{score}": value for score, value in scores.items()},
             "seconds": (counted["seconds"] + seconds) / processes.count,
             "frames_per_second": processes.count * counted["frames"] / counted["seconds"],

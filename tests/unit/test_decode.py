@@ -172,10 +172,11 @@ def page(path):
         (lambda path: path.write_bytes(b""), "empty file"),
         (lambda path: path.unlink(missing_ok=True), "no such file"),
         (audio_only, "no video stream"),
-        (page, "does not decode"),
-        (lambda path: path.write_bytes(b"\x1a\x45\xdf\xa3" + bytes(296)), "does not decode"),
+        (page, "a web page, not a video"),
+        (lambda path: path.write_text("see attachment"), "text, not a video"),
+        (lambda path: path.write_bytes(b"\x1a\x45\xdf\xa3" + bytes(296)), "does not open"),
     ],
-    ids=["empty", "missing", "audio", "page", "header"],
+    ids=["empty", "missing", "audio", "page", "text", "header"],
 )
 @pytest.mark.parametrize("read", [open_video, examine])
 @pytest.mark.usefixtures("decoder")

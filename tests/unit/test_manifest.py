@@ -161,16 +161,16 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_names_that_do_not_match_are_shown():
-    strangers = index([("video_1.webm", 4, ""), ("video_2.webm", 4, "")])
+    strangers = index([("clip a.webm", 4, ""), ("clip b.webm", 4, ""), ("clip c.webm", 4, "")])
     with pytest.raises(UserError) as caught:
         build_manifest(CLASSES, LABELS, strangers)
     message = str(caught.value)
     for word in [
         "none of the 5 videos of train",
         "no video file: 5",
-        "2 files",
+        "3 files",
         "data.videos",
-        "video_1.webm",
+        "'clip a.webm'",
         "'10'",
     ]:
         assert word in message
@@ -200,3 +200,73 @@ def test_two_files_of_one_id():
 def test_a_class_without_training_videos_is_told(caplog):
     build_manifest([*CLASSES, "juggling"], LABELS, INDEX)
     assert "1 of 3 classes, such as 'juggling'" in caplog.text
+
+
+def test_a_file_belongs_to_the_id_of_its_name_then_to_that_of_its_number(caplog):
+    caplog.set_level("INFO")
+    table = labels(
+        [(name, "train", 0) for name in ["12", "0013", "14", "15", "16", "clip7"]] + [("17", "validation", 1)]
+    )
+    files = [
+        "video_00012.webm",
+        "13.webm",
+        "014.webm",
+        "14.webm",
+        "v15.webm",
+        "w_015.webm",
+        "x.webm",
+        "a2b017.webm",
+    ]
+    manifest = build_manifest(CLASSES, table, index([(name, 4, "") for name in [*files, "_7.webm"]]))
+    assert manifest.splits["train"].set_index("id")["path"].to_dict() == {
+        "12": "video_00012.webm", "0013": "13.webm", "14": "14.webm",
+    }  # fmt: skip
+    assert manifest.splits["validation"]["path"].tolist() == ["a2b017.webm"]
+    assert sorted(rows(manifest.excluded[manifest.excluded["split"] == "train"])) == [
+        ("15", "train", "", "several files of its number"),
+        ("16", "train", "", "no video file"),
+        ("clip7", "train", "", "no video file"),
+    ]
+    unlabelled = manifest.excluded.loc[manifest.excluded["reason"] == "no label", "path"]
+    assert sorted(unlabelled) == ["014.webm", "_7.webm", "v15.webm", "w_015.webm", "x.webm"]
+    assert "3 files belong to the id of their number, such as video_00012.webm to 12" in caplog.text
+
+
+def many(reason, count=30, strangers=0):
+    """A hundred labelled videos, `count` of them not usable, and files without a label."""
+    table = labels([(str(n), "train" if n < 80 else "validation", n % 2) for n in range(100)])
+    kept = [(f"{n}.webm", 4, reason if n < count else "") for n in range(100)]
+    if reason == "no video file":
+        kept = kept[count:]
+    return table, index([*kept, *((f"stray{chr(97 + n)}.webm", 4, "") for n in range(strangers))])
+
+
+@pytest.mark.parametrize(
+    ("reason", "strangers", "mend"),
+    [
+        ("no video file", 0, r"files are missing \(such as that of '0'\).*`data\.videos`.*unzipped"),
+        (
+            "no video file",
+            25,
+            r"names of the files are no ids \(a file is 'straya\.webm', an id '0'\).*prefix",
+        ),
+        ("truncated", 0, r"damaged \(such as '0\.webm'\): unpack the archive again.*unzipped"),
+        ("a web page, not a video", 0, r"downloads have failed \(such as '0\.webm'\)"),
+        ("decoder did not finish in 30 s", 0, r"check the disk"),
+    ],
+)
+def test_more_excluded_than_allowed_stops_with_the_likeliest_mend(reason, strangers, mend):
+    table, files = many(reason, strangers=strangers)
+    with pytest.raises(UserError, match=mend) as caught:
+        build_manifest(CLASSES, table, files, max_excluded=0.29)
+    message = str(caught.value)
+    assert "30 of the 100 labelled videos cannot be used" in message
+    assert f"`data.max_excluded` 0.29 allows ({reason}: 30;" in message
+    assert "\n" not in message
+    manifest = build_manifest(CLASSES, table, files, max_excluded=0.3)
+    assert len(manifest.excluded) == 30 + strangers
+
+
+def test_files_without_a_label_are_not_counted_as_excluded():
+    table, files = many("truncated", count=0, strangers=26)
+    assert len(build_manifest(CLASSES, table, files, max_excluded=0.0).excluded) == 26

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ffnrepro.data.dataset import EpochSampler, collate_clips
+from ffnrepro.data.dataset import EpochSampler
+from ffnrepro.data.decode import DecodeError
+from ffnrepro.data.loading import VideoBatches
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.losses import Loss, classification_loss, frame_flexible_loss
 from ffnrepro.models.ffn import FrameFlexibleNetwork
@@ -32,13 +34,19 @@ COUNTS = (2, 4)
 class Noise(Dataset[Any]):
     """Clips that are a function of epoch and index, as those of the real data sets are."""
 
-    def __init__(self, several: bool) -> None:
+    def __init__(self, several: bool, bad: tuple[int, ...] = ()) -> None:
         self.several = several
+        self.bad = bad
 
     def __len__(self) -> int:
         return 10
 
+    def path_of(self, index: int) -> str:
+        return f"{index}.webm"
+
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int]:
+        if key[1] in self.bad:
+            raise DecodeError(f"{key[1]}.webm: does not decode")
         generator = torch.Generator().manual_seed(1000 * key[0] + key[1])
         clips = tuple(
             torch.randint(0, 256, (3, t, 16, 16), generator=generator, dtype=torch.uint8) for t in COUNTS
@@ -59,6 +67,7 @@ def run(
     learning_rate: float = 0.02,
     clip_norm: float | None = 20.0,
     scores: list[float] | None = None,
+    bad: tuple[int, ...] = (),
     watch: Callable[[nn.Module], None] = lambda _: None,
     before_step: Callable[[], None] = lambda: None,
     stop: StopRequest | None = None,
@@ -89,13 +98,12 @@ def run(
 
     trained = train(
         model=model,
-        batches=DataLoader(
-            Noise(method == "ffn"),
+        batches=VideoBatches(
+            Noise(method == "ffn", bad),
             batch_size=4,
             sampler=EpochSampler(10, seed=1),
             drop_last=True,
-            collate_fn=collate_clips,
-            generator=torch.Generator(),
+            max_bad_fraction=0.2,
         ),
         compute_loss=compute_loss,
         optimizer=torch.optim.SGD(
@@ -213,6 +221,20 @@ def test_sigterm_is_answered_after_the_step_and_loses_nothing(tmp_path: Path, me
     assert without_times(resumed.history) == without_times(unbroken.history)
     assert all(torch.equal(tensors[name], resumed_tensors[name]) for name in tensors)
     assert all(torch.equal(unbroken.best_model[n], resumed.best_model[n]) for n in tensors)
+
+
+def test_videos_that_go_bad_are_counted_in_the_history(tmp_path: Path) -> None:
+    sound, _ = run(tmp_path / "sound", "tsm")
+    assert [row["bad_videos"] for row in sound.history] == [0, 0, 0, 0]
+    trained, _ = run(tmp_path / "bad", "tsm", bad=(3, 5))
+    # The last, incomplete batch is dropped, and at times a bad video with it.
+    counts = [row["bad_videos"] for row in trained.history]
+    assert max(counts) == 2
+    assert sum(counts) >= 4
+    with pytest.raises(
+        UserError, match=r"3 of 10 videos could not be read in this epoch.*max_bad_fraction` 0\.2"
+    ):
+        run(tmp_path / "worse", "tsm", bad=(1, 2, 3, 4, 5))
 
 
 def test_a_deadline_stops_in_time_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,20 @@
 """The index of a folder of sound and broken videos made here."""
 
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from ffnrepro.data.video_index import index_videos, list_videos, listing_digest, shard_of
+from ffnrepro.data import video_index
+from ffnrepro.data.decode import examine
+from ffnrepro.data.isolation import examine_apart
+from ffnrepro.data.video_index import index_videos, list_videos, listing_digest, shard_of, watch_digests
 from ffnrepro.errors import UserError
 
 
@@ -65,7 +74,7 @@ def test_index_tells_what_each_file_is(write_video, numbered_frames, tmp_path):
         "1.webm", "empty.webm", "gone.webm", "name with space.mp4", "one frame.webm", "page.webm",
     ]  # fmt: skip
     assert table["status"].tolist() == ["ok", "excluded", "excluded", "ok", "ok", "excluded"]
-    assert table["reason"].tolist() == ["", "empty file", "no such file", "", "", "does not decode"]
+    assert table["reason"].tolist() == ["", "empty file", "no such file", "", "", "a web page, not a video"]
     first = table.loc["1"]
     assert (first["frames"], first["width"], first["height"], first["codec"]) == (24, 64, 36, "vp9")
     assert first["fps"] == pytest.approx(12)
@@ -87,3 +96,128 @@ def test_index_has_one_form_whatever_it_holds(write_video, numbered_frames, tmp_
         part.to_parquet(tmp_path / f"{number}.parquet")
     read = pd.concat([pd.read_parquet(Path(tmp_path / f"{number}.parquet")) for number in range(3)])
     assert read["id"].tolist() == ["1", "2"]
+
+
+def test_frames_are_listed_by_their_folders_and_the_other_layout_is_named(tmp_path):
+    (tmp_path / "frames" / "2").mkdir(parents=True)
+    (tmp_path / "frames" / "2" / "00001.jpg").touch()
+    (tmp_path / "frames" / "1.webm").touch()
+    assert list_videos(tmp_path / "frames", "frames") == ["2"]
+    (tmp_path / "frames" / "1.webm").unlink()
+    with pytest.raises(UserError, match=r"but folders of frames: set `data\.layout: frames`"):
+        list_videos(tmp_path / "frames")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "1.webm").touch()
+    with pytest.raises(UserError, match=r"but video files: set `data\.layout: videos`"):
+        list_videos(tmp_path / "videos", "frames")
+
+
+def test_what_is_watched_decides_what_is_noticed(tmp_path):
+    def digests(watch):
+        return watch_digests(tmp_path, shards=4, watch=watch)
+
+    for number in range(40):
+        (tmp_path / f"{number}.webm").write_bytes(b"12")
+    before = {watch: digests(watch) for watch in ("names", "stat", "none")}
+    assert before["names"] == [listing_digest(shard_of(list_videos(tmp_path), n, 4)) for n in range(4)]
+    (tmp_path / "7.webm").write_bytes(b"1")
+    assert digests("names") == before["names"]
+    assert sum(a != b for a, b in zip(digests("stat"), before["stat"], strict=True)) == 1
+    (tmp_path / "40.webm").touch()
+    assert sum(a != b for a, b in zip(digests("names"), before["names"], strict=True)) == 1
+    assert digests("none") == before["none"]
+
+
+@pytest.fixture
+def examined(monkeypatch):
+    """Names of the files that are examined anew, as they come."""
+    names: list[str] = []
+    original = video_index.examine_apart
+
+    def watched(paths, **options):
+        paths = list(paths)
+        names.extend(path.name for path in paths)
+        return original(paths, **options)
+
+    monkeypatch.setattr(video_index, "examine_apart", watched)
+    return names
+
+
+def test_unchanged_files_are_not_decoded_again(write_video, numbered_frames, tmp_path, examined):
+    folder, entries = tmp_path / "videos", tmp_path / "state" / "0-of-1.jsonl"
+    folder.mkdir()
+    for number in range(4):
+        write_video(folder / f"{number}.webm", numbered_frames(4))
+    (folder / "page.webm").write_text("<html>")
+    (folder / "gone.webm").symlink_to(tmp_path / "nowhere.webm")
+    names = list_videos(folder)
+    first = index_videos(folder, names, entries=entries)
+    assert sorted(examined) == sorted(names)
+    examined.clear()
+    pd.testing.assert_frame_equal(index_videos(folder, names, entries=entries), first)
+    assert examined == ["gone.webm"]  # what may have been a fault of the disk is tried again
+
+    examined.clear()
+    write_video(folder / "1.webm", numbered_frames(6))
+    changed = (folder / "2.webm").stat().st_mtime_ns + 10**9
+    os.utime(folder / "2.webm", ns=(changed, changed))
+    with entries.open("a") as file:
+        file.write('{"key": ["3.webm", 12')  # a line that a kill cut short
+    table = index_videos(folder, names, entries=entries).set_index("id")
+    assert examined == ["1.webm", "2.webm", "gone.webm"]
+    assert table["frames"].dropna().tolist() == [4, 6, 4, 4]
+
+    examined.clear()
+    index_videos(folder, names, entries=entries.with_name("0-of-2.jsonl"))  # shards divided anew
+    assert examined == ["gone.webm"]
+    index_videos(folder, names, entries=entries, verify="packets")
+    assert sorted(examined[1:]) == sorted(names)
+
+
+def test_a_killed_index_goes_on_where_it_was(write_video, numbered_frames, tmp_path, examined):
+    folder, entries = tmp_path / "videos", tmp_path / "state" / "0-of-1.jsonl"
+    folder.mkdir()
+    write_video(tmp_path / "clip.webm", numbered_frames(40, 240, 427))
+    names = [f"{number}.webm" for number in range(300)]
+    for name in names:
+        (folder / name).symlink_to(tmp_path / "clip.webm")
+    script = Path(__file__).parents[2] / "workflow/scripts/index_videos.py"
+    command = [sys.executable, script, "--videos", folder, "--shard", "0", "--shards", "1"]
+    with subprocess.Popen(
+        [*command, "--entries", entries.parent, "--output", tmp_path / "part.parquet"],
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while not entries.exists() or entries.read_text().count("\n") < 20:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    done = len(entries.read_text().splitlines())
+    assert 20 <= done < 300
+    assert not (tmp_path / "part.parquet").exists()
+    table = index_videos(folder, names, entries=entries)
+    assert len(examined) in (300 - done, 300 - done + 1)
+    assert table["id"].tolist() == [name.removesuffix(".webm") for name in names]
+    assert set(table["frames"]) == {40}
+
+
+def hang_or_die(path, verify):
+    """Stands for `examine` with a decoder that never returns, holding the interpreter lock, or crashes."""
+    if "hangs" in path.name:
+        ctypes.PyDLL(None).pause()
+    if "dies" in path.name:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return examine(path, verify)
+
+
+def test_a_file_that_hangs_or_kills_the_decoder_costs_only_itself(write_video, numbered_frames, tmp_path):
+    names = [f"{number}.webm" for number in range(20)]
+    names[3], names[12] = "hangs.webm", "dies.webm"
+    for name in names:
+        write_video(tmp_path / name, numbered_frames(3))
+    paths = [tmp_path / name for name in names]
+    outcomes = dict(examine_apart(paths, seconds=1.5, examine_one=hang_or_die))
+    assert list(outcomes) == paths
+    assert outcomes.pop(tmp_path / "hangs.webm") == "decoder did not finish in 1.5 s"
+    assert outcomes.pop(tmp_path / "dies.webm") == "decoder crashed"
+    assert {frames for _, frames in outcomes.values()} == {3}
+    assert list(examine_apart([])) == []

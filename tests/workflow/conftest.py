@@ -15,7 +15,8 @@ from ffnrepro.data.demo import make_demo_data
 ROOT = Path(__file__).parents[2]
 
 TINY: dict[str, Any] = {
-    "data": {"labels": "my data/labels", "videos": "my data/videos"},  # a space, everywhere a path goes
+    # A space, everywhere a path goes; one video of 36 is damaged on purpose, and one is missing.
+    "data": {"labels": "my data/labels", "videos": "my data/videos", "max_excluded": 0.1},
     "training": {"epochs": 2, "batch_size": 8, "warmup_epochs": 0},
     "evaluation": {"batch_size": 8},
 }

@@ -28,7 +28,8 @@ def test_it_ends_with_the_table_and_the_picture(finished: Finished) -> None:
     assert table["method"].tolist() == ["TSM", "TSM-FFN"]
     markdown = (workflow.folder / "results/table1.md").read_text()
     assert markdown in result.stderr
-    assert (workflow.folder / "results/figures/accuracy.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("accuracy", "class_counts", "clip_lengths"):
+        assert (workflow.folder / f"results/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_is_what_the_predictions_say(finished: Finished) -> None:
@@ -132,6 +133,7 @@ def test_the_default_configuration_plans_the_real_run() -> None:
         "evaluate": 6,
         "assemble_table": 1,
         "plot_accuracy": 1,
+        "plot_manifest": 1,
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ffnrepro.config import read_config, training_settings
 from ffnrepro.data.labels import check_counts, list_label_files, read_labels
-from ffnrepro.data.video_index import list_videos, listing_digest, shard_of
+from ffnrepro.data.video_index import list_videos, watch_digests
 from ffnrepro.errors import UserError
 
 try:
@@ -22,6 +22,16 @@ EXPERIMENT = "results/experiments/{experiment}/seed{seed}"
 EVALUATION = "results/evaluation/{experiment}/seed{seed}/{frames}f"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
+TRAINING = f"--save-minutes {CONFIG.runtime.save_minutes} --max-bad-fraction {CONFIG.data.max_bad_fraction}"
+if CONFIG.runtime.time_budget is not None:
+    TRAINING += f" --time-budget {CONFIG.runtime.time_budget}"
+if CONFIG.runtime.cache_decoded:
+    TRAINING += " --cache-decoded"
+# One process trains; where a training has several GPUs, torchrun starts one for each.
+TORCHRUN = ""
+if CONFIG.training.gpus > 1:
+    TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus} --"  # else it takes --log for its own
+
 # What decides no number reaches the commands by the shell's environment: neither params nor the command's text
 # change with it, so moving the tree or using other workers reruns nothing. `script NAME ...` calls a rule's script.
 environment = {
@@ -30,26 +40,14 @@ environment = {
     "LABELS": CONFIG.data.labels,
     "VIDEOS": CONFIG.data.videos,
     "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
-    "TRAINING": f"--save-minutes {CONFIG.runtime.save_minutes}"
-    + ("" if CONFIG.runtime.time_budget is None else f" --time-budget {CONFIG.runtime.time_budget}")
-    + (" --cache-decoded" if CONFIG.runtime.cache_decoded else ""),
-    # One process trains; where a training has several GPUs, torchrun starts one for each (`--`: our --log is not its own).
-    "TORCHRUN": (
-        f"-m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus} --"
-        if CONFIG.training.gpus > 1
-        else ""
-    ),
+    "TRAINING": TRAINING,
+    "TORCHRUN": TORCHRUN,
     "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
 }
 prefix = "set -euo pipefail; "
 prefix += "".join(f"{name}={shlex.quote(value)}; " for name, value in environment.items())
 prefix += 'script() { "$PYTHON" ${LAUNCH:-} "$SCRIPTS/$1.py" "${@:2}"; }; '
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
-
-# On one machine, jobs that use a GPU run one after the other: each takes the first GPUs that it sees. On a cluster SLURM
-# gives each job its own.
-if workflow.local_exec and "gpu" not in workflow.global_resources:
-    workflow.register_resource("gpu", max(1, CONFIG.training.gpus))
 
 
 wildcard_constraints:
@@ -73,17 +71,20 @@ def label_files(wildcards):
 
 @cache
 def shard_digests():
-    """Digest of the names in each shard of the videos; empty where there are none yet."""
+    """What tells of a change in each shard of the videos."""
     try:
-        names = list_videos(Path(CONFIG.data.videos))
+        return watch_digests(
+            Path(CONFIG.data.videos),
+            shards=CONFIG.data.index_shards,
+            layout=CONFIG.data.layout,
+            watch=CONFIG.data.watch,
+        )
     except UserError:
-        return {}
-    shards = CONFIG.data.index_shards
-    return {shard: listing_digest(shard_of(names, shard, shards)) for shard in range(shards)}
+        return ["no videos"] * CONFIG.data.index_shards
 
 
 def shard_digest(wildcards):
-    return shard_digests().get(int(wildcards.shard), "no videos")
+    return shard_digests()[int(wildcards.shard)]
 
 
 def weights_of(experiment):

@@ -4,6 +4,7 @@
 localrules:
     parse_labels,
     build_manifest,
+    plot_manifest,
 
 
 onstart:
@@ -18,7 +19,7 @@ onstart:
                 partial=CONFIG.data.partial,
             )
         if "index_videos" in planned:
-            list_videos(Path(CONFIG.data.videos))
+            list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -61,11 +62,13 @@ rule index_videos:
     params:
         names=shard_digest,
         shards=CONFIG.data.index_shards,
+        layout=CONFIG.data.layout,
+        verify=CONFIG.data.verify,
     message:
         "Indexing the videos: shard {wildcards.shard}"
     shell:
         'script index_videos --videos "$VIDEOS" --shard {wildcards.shard} --shards {params.shards} '
-        "--output {output} --log {log}"
+        "--layout {params.layout} --verify {params.verify} --entries state/video_index --output {output} --log {log}"
 
 
 rule build_manifest:
@@ -88,8 +91,30 @@ rule build_manifest:
     resources:
         runtime=15,
         mem_mb=4000,
+    params:
+        max_excluded=CONFIG.data.max_excluded,
     message:
         "Joining labels and videos into the manifest"
     shell:
         "script build_manifest --classes {input.classes} --table {input.table} --index {input.index} "
-        "--output results/manifest --log {log}"
+        "--max-excluded {params.max_excluded} --output results/manifest --log {log}"
+
+
+rule plot_manifest:
+    input:
+        "results/manifest/summary.json",
+    output:
+        classes="results/figures/class_counts.png",
+        lengths="results/figures/clip_lengths.png",
+    log:
+        "logs/plot_manifest.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        runtime=5,
+        mem_mb=1000,
+    message:
+        "Drawing class counts and clip lengths"
+    shell:
+        "script plot_manifest --summary {input} --classes {output.classes} "
+        "--lengths {output.lengths} --log {log}"

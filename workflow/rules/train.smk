@@ -60,7 +60,7 @@ rule train_tsm:
     message:
         "Training TSM: {wildcards.experiment}, seed {wildcards.seed}"
     shell:
-        "LAUNCH=$TORCHRUN script train_{params.method} --name {wildcards.experiment} --settings {params.settings:q} "
+        'LAUNCH="$TORCHRUN" script train_{params.method} --name {wildcards.experiment} --settings {params.settings:q} '
         '--classes {input.classes} --manifest results/manifest --videos "$VIDEOS" {params.weights} --state state/train '
         "--output $(dirname {output.model}) --threads {threads} $RUNTIME $TRAINING --log {log}"
 

@@ -17,13 +17,16 @@ def main() -> int:
     parser.add_argument("--table", required=True, type=Path, help="labels.parquet")
     parser.add_argument("--index", required=True, type=Path, nargs="+", help="shards of the index")
     parser.add_argument("--output", required=True, type=Path, help="folder that is written to")
+    parser.add_argument("--max-excluded", type=float, default=1.0, help="fraction that may be unusable")
     parser.add_argument("--log", type=Path)
     arguments = parser.parse_args()
 
     def work() -> None:
         classes = pd.read_csv(arguments.classes)["class"].tolist()
         index = pd.concat([pd.read_parquet(part) for part in arguments.index], ignore_index=True)
-        manifest = build_manifest(classes, pd.read_parquet(arguments.table), index)
+        manifest = build_manifest(
+            classes, pd.read_parquet(arguments.table), index, max_excluded=arguments.max_excluded
+        )
         manifest.save(arguments.output)
         counts = ", ".join(f"{len(rows):,} {split}" for split, rows in manifest.splits.items())
         logger.info("manifest: %s; %d excluded", counts, len(manifest.excluded))

@@ -15,13 +15,22 @@ def main() -> int:
     parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     parser.add_argument("--shard", required=True, type=int, help="counted from 0")
     parser.add_argument("--shards", required=True, type=int, help="in all")
+    parser.add_argument("--layout", default="videos", choices=["videos", "frames"])
+    parser.add_argument("--verify", default="decode", choices=["decode", "packets"])
+    parser.add_argument("--entries", type=Path, help="folder that keeps what was found, for the next call")
     parser.add_argument("--output", required=True, type=Path, help="written: a row a video")
     parser.add_argument("--log", type=Path)
     arguments = parser.parse_args()
 
     def work() -> None:
-        names = shard_of(list_videos(arguments.videos), arguments.shard, arguments.shards)
-        index = index_videos(arguments.videos, names)
+        names = shard_of(list_videos(arguments.videos, arguments.layout), arguments.shard, arguments.shards)
+        kept = f"{arguments.shard}-of-{arguments.shards}.jsonl"
+        index = index_videos(
+            arguments.videos,
+            names,
+            verify=arguments.verify,
+            entries=None if arguments.entries is None else arguments.entries / kept,
+        )
         with replacing(arguments.output) as temporary:
             index.to_parquet(temporary, index=False)
         usable = int((index["status"] == "ok").sum())

@@ -80,6 +80,10 @@ class _VideoDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._paths)
 
+    def path_of(self, index: int) -> Path:
+        """Give the file, or folder of frames, of a sample."""
+        return self._videos / str(self._paths[index])
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the cache behind: a worker that is spawned fills its own."""
         return self.__dict__ | {"_cache": None if self._cache is None else {}}
@@ -107,7 +111,7 @@ class _VideoDataset(Dataset[Any]):
         return np.random.default_rng([self._seed, epoch, index]), index
 
     def _read(self, index: int, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-        path = self._videos / str(self._paths[index])
+        path = self.path_of(index)
         if self._cache is None:
             return open_video(path).frames(positions)
         if index not in self._cache:

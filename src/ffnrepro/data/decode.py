@@ -1,29 +1,47 @@
-"""One reader over two decoders: decord where it is installed and takes the file, PyAV everywhere else.
+"""One reader over videos and folders of JPEG frames: decord, PyAV or Pillow behind it.
 
-decord refuses sound files (a single frame, no duration in the header, AV1, widths that it pads) and has no
-wheel for every platform; PyAV reads them all. A reader belongs to one process: decord hangs in a child when
-it was opened before the fork, so it is opened where it is used, in the loader's worker. One thread a reader:
-the workers are the parallelism.
+A video is what a player shows, whatever decodes it: turned as its display matrix says, without the frames that
+an edit list cuts away. decord ignores edit lists, so it reads Matroska (``.webm``) only, which has none; PyAV
+reads every other container, what decord refuses (a single frame, no duration in the header, AV1, widths that it
+pads), and everything where decord has no wheel. On short clips neither is faster.
+
+A reader belongs to one process: decord hangs in a child when it was opened before the fork, so it is opened
+where it is used, in the loader's worker. One thread a reader: the workers are the parallelism.
 """
 
 import contextlib
 import functools
 import importlib
+import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import av.video.reformatter
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+Verify = Literal["decode", "packets"]
 
 NO_SUCH_FILE = "no such file"
 EMPTY_FILE = "empty file"
+NO_PERMISSION = "no permission to read it"
+WEB_PAGE = "a web page, not a video"
+TEXT = "text, not a video"
+DOES_NOT_OPEN = "does not open"
 NO_VIDEO_STREAM = "no video stream"
 DOES_NOT_DECODE = "does not decode"
+TRUNCATED = "truncated"
+NO_FRAMES = "no frames"
+FRAMES_MISSING = "frames missing"
+FRAMES_CHANGE_SIZE = "frames change size"
+
+_MATROSKA = b"\x1a\x45\xdf\xa3"
 
 
 class DecodeError(Exception):
@@ -36,7 +54,7 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """What a file says of its first video stream; None where it says nothing."""
+    """What a file says of its first video stream, as shown; None where it says nothing."""
 
     width: int
     height: int
@@ -82,17 +100,16 @@ class VideoReader(ABC):
 
     @functools.cached_property
     def _header(self) -> VideoHeader:
-        with _open_container(self.path) as container:
-            return _read_header(container)
+        return _header_of(self.path)
 
     @property
     def width(self) -> int:
-        """Width of the stored picture in pixels."""
+        """Width of the picture as shown, in pixels."""
         return self._header.width
 
     @property
     def height(self) -> int:
-        """Height of the stored picture in pixels."""
+        """Height of the picture as shown, in pixels."""
         return self._header.height
 
     @property
@@ -116,7 +133,7 @@ class _PyAVReader(VideoReader):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        _ = self._header  # refuse here, when opened, what is no video
+        _open_container(path).close()  # refuse here, when opened, what is no video
 
     def __len__(self) -> int:
         return self._length
@@ -133,17 +150,36 @@ class _PyAVReader(VideoReader):
             for position, frame in enumerate(_decoded_frames(self.path, container)):
                 seen = position + 1
                 if position == ascending[len(pictures)]:
-                    picture: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
-                    pictures.append(picture)
+                    pictures.append(_as_shown(frame, reformatter))
                     if len(pictures) == len(ascending):
                         break
         if len(pictures) < len(ascending):
             raise DecodeError(
                 f"{self.path}: has {seen} frames, frame {ascending[-1]} was asked for", "too few frames"
             )
-        if any(picture.shape != pictures[0].shape for picture in pictures):
-            raise DecodeError(f"{self.path}: its frames change size", "frames change size")
-        return np.stack(pictures)
+        return _stack(self.path, pictures)
+
+
+class _FramesReader(VideoReader):
+    """Reads a folder of pictures, one a frame."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._files = _frame_files(path)
+
+    @functools.cached_property
+    def _header(self) -> VideoHeader:
+        return _examine_frames(self.path, "packets")[0]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
+        if ascending[-1] >= len(self):
+            raise DecodeError(
+                f"{self.path}: has {len(self)} frames, frame {ascending[-1]} was asked for", "too few frames"
+            )
+        return _stack(self.path, [_read_picture(self._files[position]) for position in ascending])
 
 
 class _DecordReader(VideoReader):
@@ -184,20 +220,24 @@ def _decord_errors(decord: Any) -> tuple[type[Exception], ...]:
 
 
 def open_video(path: Path | str) -> VideoReader:
-    """Open a video with decord, or with PyAV when decord is not installed or refuses the file.
+    """Open a video, or a folder of JPEG frames.
+
+    decord opens Matroska files; PyAV all others, and what decord refuses or where it is not installed.
 
     Args:
-        path: The video file.
+        path: The video file, or the folder of frames.
 
     Returns:
         A reader for use in this process.
 
     Raises:
-        DecodeError: Neither opens the file; the message names it and the reason.
+        DecodeError: Nothing opens it; the message names it and the reason.
     """
     path = Path(path)
-    _require_content(path)
-    decord = _import_decord()
+    if path.is_dir():
+        return _FramesReader(path)
+    start = _first_bytes(path)
+    decord = _import_decord() if start.startswith(_MATROSKA) else None
     if decord is not None:
         # What decord refuses is PyAV's to read, or to name the reason.
         with contextlib.suppress(*_decord_errors(decord)):
@@ -205,38 +245,140 @@ def open_video(path: Path | str) -> VideoReader:
     return _PyAVReader(path)
 
 
-def examine(path: Path | str) -> tuple[VideoHeader, int]:
-    """Decode a whole video and count its frames; damage anywhere in it is an error.
+def examine(path: Path | str, verify: Verify = "decode") -> tuple[VideoHeader, int]:
+    """Count the frames of a video; damage anywhere in it, and an end that is missing, are errors.
 
     PyAV does this on every platform, so an index does not depend on the decoder that is installed. It makes
-    no RGB pictures, and it cannot hang as decord does on a file that promises more frames than it holds.
+    no RGB pictures, and it does not hang as decord does on a file that promises more frames than it holds.
 
     Args:
-        path: The video file.
+        path: The video file, or a folder of JPEG frames.
+        verify: ``decode`` decodes every frame; ``packets`` only reads the container and counts the packets of
+            the video (of a folder: the files), which finds a missing end but not every damage.
 
     Returns:
-        What the header says, and the number of frames that decode, at least 1.
+        What the header says, and the number of frames, at least 1.
 
     Raises:
-        DecodeError: The file does not decode to its end, or to no frame at all.
+        DecodeError: It does not decode to its end, ends before the time that its header promises, or has not
+            one frame.
     """
     path = Path(path)
-    _require_content(path)
+    if path.is_dir():
+        return _examine_frames(path, verify)
+    _first_bytes(path)
     with _open_container(path) as container:
         header = _read_header(container)
-        frames = sum(1 for _ in _decoded_frames(path, container))
+        may_turn = _may_turn(container)
+        promised = _promised_end(container)
+        frames, seen, frame_length = _count(path, container, decode=verify == "decode")
     if frames == 0:
         raise DecodeError(f"{path}: {DOES_NOT_DECODE} (not one frame)")
-    return header, frames
+    # Times are compared, not frames x rate: a clip of variable rate holds fewer frames than that.
+    if promised is not None and seen is not None and seen < promised - 2 * frame_length:
+        raise DecodeError(f"{path}: {TRUNCATED} (ends at {seen:.2f} s of {promised:.2f} s)", TRUNCATED)
+    return _header_of(path) if may_turn else header, frames
 
 
-def _require_content(path: Path) -> None:
+def _count(path: Path, container: Any, *, decode: bool) -> tuple[int, float | None, float]:
+    """Go through a container; give the frames, the end in seconds of the last, and the length of one."""
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1
+    nominal = 1 / float(stream.average_rate) if stream.average_rate else 0.0
+    # A Matroska file promises one duration for all of its streams together.
+    others = stream.duration is None and len(container.streams) > 1
+    frames, first, last, end = 0, None, None, None
+    with _decoding(path):
+        for packet in container.demux() if others else container.demux(stream):
+            if packet.is_corrupt:  # the file ends within it
+                raise DecodeError(f"{path}: {TRUNCATED} (in the packet of frame {frames})", TRUNCATED)
+            if packet.stream.index != stream.index:
+                units = []
+                if packet.pts is not None and packet.duration:
+                    end = max(end or 0.0, float((packet.pts + packet.duration) * packet.time_base))
+            elif decode:
+                units = packet.decode()
+                if any(frame.is_corrupt for frame in units):  # some decoders patch damage up and go on
+                    raise ValueError("a damaged frame")
+            else:  # the packet that ends a demuxing is empty; an edit list marks what it cuts away
+                units = [packet] if packet.size and not packet.is_discard else []
+            for unit in units:
+                frames += 1
+                if unit.pts is None:
+                    continue
+                time = float(unit.pts * unit.time_base)
+                length = float(unit.duration * unit.time_base) if unit.duration else nominal
+                first = time if first is None else min(first, time)
+                last = time if last is None else max(last, time)
+                end = max(end or 0.0, time + length)
+    mean = (last - first) / (frames - 1) if frames > 1 and first is not None and last is not None else 0.0
+    return frames, end, max(nominal, mean)
+
+
+def _promised_end(container: Any) -> float | None:
+    """Time in seconds at which the header says that the video ends."""
+    stream = container.streams.video[0]
+    if stream.duration is not None:  # mp4, mov and avi: from the stream's own start
+        return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    return None if container.duration is None else float(container.duration / av.time_base)
+
+
+def _examine_frames(path: Path, verify: Verify) -> tuple[VideoHeader, int]:
+    files = _frame_files(path)
+    shape = _read_picture(files[0]).shape
+    for file in files[1:] if verify == "decode" else []:
+        if _read_picture(file).shape != shape:
+            raise DecodeError(f"{file}: {FRAMES_CHANGE_SIZE}", FRAMES_CHANGE_SIZE)
+    return VideoHeader(width=shape[1], height=shape[0], fps=None, codec="jpeg", duration=None), len(files)
+
+
+def _frame_files(folder: Path) -> list[Path]:
+    """Pictures of a folder by the number at the end of their names (``00001.jpg``, ``img_00001.jpg``)."""
     try:
-        size = path.stat().st_size
+        names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:
+        raise DecodeError(f"{folder}: {NO_PERMISSION} ({error.strerror})", NO_PERMISSION) from error
+    numbered = sorted(
+        (int(found[1]), name) for name in names if (found := re.search(r"(\d+)\.jpe?g$", name, re.IGNORECASE))
+    )
+    if not numbered:
+        raise DecodeError(f"{folder}: {NO_FRAMES} (such as 00001.jpg)", NO_FRAMES)
+    if [number for number, _ in numbered] != list(range(numbered[0][0], numbered[0][0] + len(numbered))):
+        # What is counted is what is shown: a gap would be a jump in the motion.
+        raise DecodeError(
+            f"{folder}: {FRAMES_MISSING} ({len(numbered)} files, numbered {numbered[0][0]} to {numbered[-1][0]})",
+            FRAMES_MISSING,
+        )
+    return [folder / name for _, name in numbered]
+
+
+def _read_picture(file: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(file) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DecodeError(f"{file}: {DOES_NOT_DECODE} ({_words(error)})") from error
+
+
+def _stack(path: Path, pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    if any(picture.shape != pictures[0].shape for picture in pictures):
+        raise DecodeError(f"{path}: its {FRAMES_CHANGE_SIZE}", FRAMES_CHANGE_SIZE)
+    return np.stack(pictures)
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except FileNotFoundError as error:
         raise DecodeError(f"{path}: {NO_SUCH_FILE}", NO_SUCH_FILE) from error
-    if size == 0:
+    except PermissionError as error:
+        raise DecodeError(f"{path}: {NO_PERMISSION}", NO_PERMISSION) from error
+    except OSError as error:
+        raise DecodeError(f"{path}: {DOES_NOT_OPEN} ({_words(error)})", DOES_NOT_OPEN) from error
+    if not start:
         raise DecodeError(f"{path}: {EMPTY_FILE}", EMPTY_FILE)
+    return start
 
 
 def _open_container(path: Path) -> Any:
@@ -244,14 +386,38 @@ def _open_container(path: Path) -> Any:
         # The "file:" protocol keeps FFmpeg from reading a name such as "a:b.webm" as an address.
         container = av.open(f"file:{path}")
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError(f"{path}: {DOES_NOT_DECODE} ({_words(error)})") from error
+        reason = _what_it_is_instead(path)
+        raise DecodeError(f"{path}: {reason} ({_words(error)})", reason) from error
     if not container.streams.video:
         container.close()
         raise DecodeError(f"{path}: {NO_VIDEO_STREAM}", NO_VIDEO_STREAM)
     return container
 
 
+def _what_it_is_instead(path: Path) -> str:
+    """Reason for a file that is no container: a failed download is often a page that says so."""
+    start = _first_bytes(path)
+    if re.match(rb"\s*(<!doctype html|<html|<\?xml)", start.removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE):
+        return WEB_PAGE
+    return TEXT if start.isascii() and b"\0" not in start else DOES_NOT_OPEN
+
+
+def _header_of(path: Path) -> VideoHeader:
+    with _open_container(path) as container:
+        header = _read_header(container)
+        # Only a decoded frame has the display matrix.
+        first = next(_decoded_frames(path, container), None) if _may_turn(container) else None
+    if first is not None and _quarter_turns(first) % 2 == 1:
+        return replace(header, width=header.height, height=header.width)
+    return header
+
+
+def _may_turn(container: Any) -> bool:
+    return "mov" in container.format.name
+
+
 def _read_header(container: Any) -> VideoHeader:
+    """Read the header, with the size of the picture as stored."""
     stream = container.streams.video[0]
     duration = None
     if container.duration is not None:
@@ -268,12 +434,29 @@ def _read_header(container: Any) -> VideoHeader:
     )
 
 
+def _quarter_turns(frame: Any) -> int:
+    """Quarter turns, anticlockwise, from the stored picture to the one shown."""
+    turns: int = round(frame.rotation / 90)
+    return turns % 4
+
+
+def _as_shown(frame: Any, reformatter: av.video.reformatter.VideoReformatter) -> NDArray[np.uint8]:
+    picture: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
+    return np.rot90(picture, _quarter_turns(frame))
+
+
 def _decoded_frames(path: Path, container: Any) -> Iterator[Any]:
     """Yield every frame of the first video stream; a damaged packet anywhere is a DecodeError."""
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
-    try:
+    with _decoding(path):
         yield from container.decode(stream)
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"{path}: {DOES_NOT_DECODE} ({_words(error)})") from error
 

@@ -1,29 +1,32 @@
 """The manifest: which videos each split has, and which are left out and why.
 
-Labels and index are joined by id. What is left out is named with its reason (the published loader replaces a
-missing video by another one without a word), so a score can say how many videos it counts.
+Labels and index are joined by id. A video belongs to the id that its name is; a file whose name is no id belongs
+to the id of the same number where this is unambiguous (``video_00012.webm`` to ``12``). What is left out is named
+with its reason (the published loader replaces a missing video by another one without a word), so a score can say
+how many videos it counts.
 """
 
-import functools
 import hashlib
 import json
 import logging
-import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ffnrepro.data.decode import NO_PERMISSION, TEXT, WEB_PAGE
+from ffnrepro.data.isolation import CRASHED, NOT_FINISHED
 from ffnrepro.data.labels import SPLITS
 from ffnrepro.errors import UserError
+from ffnrepro.files import replacing, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 NO_VIDEO_FILE = "no video file"
 NO_LABEL = "no label"
+SEVERAL_FILES = "several files of its number"
 
 _COLUMNS = {"id": "str", "path": "str", "frames": "int64", "class": "Int64"}
 
@@ -73,37 +76,38 @@ class Manifest:
         Args:
             folder: Made when it does not exist.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         for split, table in self.splits.items():
-            _replace(folder / f"{split}.parquet", functools.partial(table.to_parquet, index=False))
-        _replace(
-            folder / "excluded.csv",
-            lambda path: self.excluded.to_csv(path, index=False, lineterminator="\n"),
-        )
-        summary = json.dumps(self.summary, indent=1, ensure_ascii=False) + "\n"
-        _replace(folder / "summary.json", lambda path: path.write_text(summary, encoding="utf-8"))
-        _replace(
-            folder / "manifest.sha256", lambda path: path.write_text(self.digest + "\n", encoding="utf-8")
-        )
+            with replacing(folder / f"{split}.parquet") as temporary:
+                table.to_parquet(temporary, index=False)
+        with replacing(folder / "excluded.csv") as temporary:
+            self.excluded.to_csv(temporary, index=False, lineterminator="\n")
+        write_json(folder / "summary.json", self.summary)
+        write_text(folder / "manifest.sha256", self.digest + "\n")
 
 
-def build_manifest(classes: list[str], labels: pd.DataFrame, index: pd.DataFrame) -> Manifest:
+def build_manifest(
+    classes: list[str], labels: pd.DataFrame, index: pd.DataFrame, *, max_excluded: float = 1.0
+) -> Manifest:
     """Join labels and index.
 
     Args:
         classes: Class names in index order.
         labels: ``id``, ``split``, ``class``, of :func:`ffnrepro.data.labels.read_labels`.
         index: One row a file, of :func:`ffnrepro.data.video_index.index_videos`.
+        max_excluded: Fraction of the labelled videos that may be unusable. Files without a label do not count.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: Two usable files have one id, or train or validation has no usable video.
+        UserError: Two usable files have one id, train or validation has no usable video, or more are unusable
+            than ``max_excluded`` allows.
     """
+    index, ambiguous = _ids_by_number(labels, index)
     index = _one_file_an_id(index)
     joined = labels.merge(index[["id", "path", "frames", "status", "reason"]], on="id", how="left")
-    joined["reason"] = joined["reason"].fillna(NO_VIDEO_FILE)
+    without_file = joined["id"].isin(ambiguous).map({True: SEVERAL_FILES, False: NO_VIDEO_FILE})
+    joined["reason"] = joined["reason"].fillna(without_file)
     joined["path"] = joined["path"].fillna("")
     usable = joined["status"].eq("ok").fillna(value=False)
 
@@ -123,8 +127,31 @@ def build_manifest(classes: list[str], labels: pd.DataFrame, index: pd.DataFrame
     for split in ("train", "validation"):
         if splits[split].empty:
             raise _empty_split(split, labels, index, excluded)
+    lost = int((excluded["split"] != "").sum())
+    if lost > max_excluded * len(labels):
+        raise _too_many(lost, max_excluded, labels, index, excluded)
     _warn_of_missing_classes(classes, splits["train"])
     return Manifest(classes, splits, excluded, _summary(classes, labels, splits, excluded))
+
+
+def _ids_by_number(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, set[str]]:
+    """Give files whose name is no id the id of their number; also the ids that several files claim."""
+    files = index.loc[~index["id"].isin(labels["id"]), "id"]
+    ids = labels.loc[~labels["id"].isin(index["id"]), "id"]
+    ids = ids[ids.str.fullmatch(r"[0-9]+")]
+    by_number = pd.Series(ids.to_numpy(), index=ids.str.replace(r"^0+(?=[0-9])", "", regex=True))
+    id_of = by_number[~by_number.index.duplicated(keep=False)].to_dict()
+    numbers = files.str.extract(r"(?:^|[^0-9])0*([0-9]+)$")[0]
+    claimed = numbers[numbers.isin(id_of)]
+    several = claimed.duplicated(keep=False)
+    found = claimed[~several].map(id_of)
+    if len(found):
+        path = index.loc[found.index[0], "path"]
+        log.info(
+            "%d files belong to the id of their number, such as %s to %s", len(found), path, found.iloc[0]
+        )
+    index = index.assign(id=found.reindex(index.index).fillna(index["id"]))
+    return index, {id_of[number] for number in claimed[several]}
 
 
 def _one_file_an_id(index: pd.DataFrame) -> pd.DataFrame:
@@ -153,21 +180,55 @@ def _sorted_by_id(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _empty_split(split: str, labels: pd.DataFrame, index: pd.DataFrame, excluded: pd.DataFrame) -> UserError:
-    labelled = labels.loc[labels["split"] == split, "id"]
+    labelled = labels[labels["split"] == split]
     if labelled.empty:
         return UserError(f"manifest: the labels have no rows for {split}: check the files of `data.labels`")
-    reasons = excluded.loc[excluded["split"] == split, "reason"].value_counts()
-    counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-    if reasons.index[0] == NO_VIDEO_FILE:
-        strangers = excluded.loc[excluded["reason"] == NO_LABEL, "path"]
-        example = f" (a file is {strangers.iloc[0]!r}, an id {labelled.iloc[0]!r})" if len(strangers) else ""
-        mend = f"check that `data.videos` is their folder, with all archive parts unpacked{example}"
-    else:
-        damaged = excluded.loc[(excluded["split"] == split) & (excluded["path"] != ""), "path"].iloc[0]
-        mend = f"the files are damaged (such as {damaged!r}): download and unpack the archive again"
+    lost = excluded[excluded["split"] == split]
     return UserError(
-        f"manifest: none of the {len(labelled)} videos of {split} can be used "
-        f"({counts}; {len(index)} files found): {mend}"
+        f"manifest: none of the {len(labelled):,} videos of {split} can be used "
+        f"({_counted(lost)}; {len(index):,} files found): {_likeliest_mend(lost, labelled, excluded)}"
+    )
+
+
+def _too_many(
+    count: int, allowed: float, labels: pd.DataFrame, index: pd.DataFrame, excluded: pd.DataFrame
+) -> UserError:
+    lost = excluded[excluded["split"] != ""]
+    return UserError(
+        f"manifest: {count:,} of the {len(labels):,} labelled videos cannot be used, more than `data.max_excluded` "
+        f"{allowed:g} allows ({_counted(lost)}; {len(index):,} files found): {_likeliest_mend(lost, labels, excluded)}; "
+        "or allow more"
+    )
+
+
+def _counted(lost: pd.DataFrame) -> str:
+    return ", ".join(f"{reason}: {count:,}" for reason, count in lost["reason"].value_counts().items())
+
+
+def _likeliest_mend(lost: pd.DataFrame, labelled: pd.DataFrame, excluded: pd.DataFrame) -> str:
+    """Say what the commonest reason comes from, more often than not."""
+    reason = str(lost["reason"].value_counts().index[0])
+    example = lost.loc[lost["reason"] == reason].iloc[0]
+    if reason == NO_VIDEO_FILE:
+        strangers = excluded.loc[excluded["reason"] == NO_LABEL, "path"]
+        if 2 * len(strangers) >= len(lost):
+            return (
+                f"the names of the files are no ids (a file is {strangers.iloc[0]!r}, an id {labelled['id'].iloc[0]!r}): "
+                "check that `data.videos` is the folder of this data set, and its prefix"
+            )
+        return (
+            f"files are missing (such as that of {example['id']!r}): check that `data.videos` is their folder, and that "
+            "the archive is unpacked whole: each of its parts unzipped, then all joined in order"
+        )
+    if reason == SEVERAL_FILES:
+        return f"keep one file of the number {example['id']!r} in `data.videos`"
+    if reason in (WEB_PAGE, TEXT):
+        return f"downloads have failed (such as {example['path']!r}): fetch these files again"
+    if reason.startswith((NO_PERMISSION, NOT_FINISHED, CRASHED)):
+        return f"check the disk of `data.videos` (such as {example['path']!r}), and run again"
+    return (
+        f"the files are damaged (such as {example['path']!r}): unpack the archive again, each of its parts unzipped "
+        "before they are joined"
     )
 
 
@@ -203,13 +264,3 @@ def _summary(
             split: {str(frames): int(count) for frames, count in lengths[split].items()} for split in SPLITS
         },
     }
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the file and rename, so that a reader sees the old file or the new one, whole."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

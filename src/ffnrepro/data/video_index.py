@@ -5,19 +5,29 @@ count: so the frames are decoded, and damaged files are found before training. T
 file belongs to a shard by its name alone, so a new file changes one shard only.
 """
 
+import contextlib
 import hashlib
+import json
 import os
+import stat
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
-from ffnrepro.data.decode import DecodeError, examine
+from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify
+from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, examine_apart
 from ffnrepro.errors import UserError
 
+Layout = Literal["videos", "frames"]
+Watch = Literal["names", "stat", "none"]
+
 ENDINGS = (".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v")
+
+_VERSION = 1
+"""Of what an entry says; a change of what `examine` finds makes every entry that was kept worthless."""
 
 _TYPES = {
     "id": "str",
@@ -34,50 +44,57 @@ _TYPES = {
 }
 
 
-def list_videos(folder: Path) -> list[str]:
-    """List the videos of a folder by their endings, without touching the files.
+def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
+    """List the videos of a folder, without touching the files.
 
     Args:
         folder: The folder of videos; its subfolders are not searched.
+        layout: ``videos``: one file each, told by its ending; ``frames``: one folder of JPEG frames each.
 
     Returns:
-        File names, sorted.
+        Names of the files or folders, sorted.
 
     Raises:
         UserError: The folder does not exist, or holds no video.
     """
     try:
-        names = sorted(_video_names(folder))
+        names = sorted(_video_names(folder, layout))
     except OSError as error:
         raise UserError(
             f"{folder}: no such folder of videos ({error.strerror}): set `data.videos`"
         ) from error
     if not names:
+        what = f"videos ({', '.join(ENDINGS)})" if layout == "videos" else "folders of frames"
         raise UserError(
-            f"{folder}: holds no videos ({', '.join(ENDINGS)}){_where_instead(folder)}: unpack the "
+            f"{folder}: holds no {what}{_where_instead(folder, layout)}: unpack the "
             "videos into it, or name their folder in `data.videos`"
         )
     return names
 
 
-def _video_names(folder: Path) -> list[str]:
+def _video_names(folder: Path, layout: Layout) -> list[str]:
     with os.scandir(folder) as entries:
         # Hidden files are what other systems leave behind (._1.webm of a Mac's archive). A folder is told
         # without a look at the file itself: 220,847 such looks take minutes on a network file system.
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        if layout == "frames":
+            return [entry.name for entry in visible if entry.is_dir()]
         return [
             entry.name
-            for entry in entries
-            if entry.name.lower().endswith(ENDINGS)
-            and not entry.name.startswith(".")
-            and not entry.is_dir(follow_symlinks=False)
+            for entry in visible
+            if entry.name.lower().endswith(ENDINGS) and not entry.is_dir(follow_symlinks=False)
         ]
 
 
-def _where_instead(folder: Path) -> str:
-    """Name the subfolder that has them: an archive brings its own folder."""
+def _where_instead(folder: Path, layout: Layout) -> str:
+    """Name the subfolder that has them (an archive brings its own folder), or the layout that fits."""
+    if layout == "frames":
+        return " but video files: set `data.layout: videos`" if _video_names(folder, "videos") else ""
     for below in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if _video_names(below):
+        if _video_names(below, "videos"):
             return f", but {below} does"
+        if any(path.suffix.lower() in (".jpg", ".jpeg") for path in below.iterdir()):
+            return " but folders of frames: set `data.layout: frames`"
     return ""
 
 
@@ -91,6 +108,33 @@ def listing_digest(names: Iterable[str]) -> str:
         SHA-256 in hexadecimal.
     """
     return hashlib.sha256(b"\0".join(sorted(map(os.fsencode, names)))).hexdigest()
+
+
+def watch_digests(
+    folder: Path, *, shards: int, layout: Layout = "videos", watch: Watch = "names"
+) -> list[str]:
+    """Digest, shard by shard, what a change of the videos is told by.
+
+    Args:
+        folder: The folder of videos.
+        shards: Number of shards.
+        layout: As in :func:`list_videos`.
+        watch: ``names``: files added, removed or renamed; ``stat``: size and time of each file too, which is
+            slow on a network file system; ``none``: nothing, the folder is not even listed.
+
+    Returns:
+        A digest for each shard.
+
+    Raises:
+        UserError: The folder does not exist, or holds no video.
+    """
+    if watch == "none":
+        return ["not watched"] * shards
+    parts: list[list[str]] = [[] for _ in range(shards)]
+    for name in list_videos(folder, layout):
+        size, time = _stat(folder / name) if watch == "stat" else (0, 0)
+        parts[_shard(name, shards)].append(f"{name}\0{size}\0{time}" if watch == "stat" else name)
+    return [listing_digest(part) for part in parts]
 
 
 def shard_of(names: Iterable[str], shard: int, shards: int) -> list[str]:
@@ -109,44 +153,112 @@ def shard_of(names: Iterable[str], shard: int, shards: int) -> list[str]:
     """
     if not 0 <= shard < shards:
         raise ValueError(f"no shard {shard} among {shards}: shards are numbered from 0")
-    return [name for name in names if zlib.crc32(os.fsencode(name)) % shards == shard]
+    return [name for name in names if _shard(name, shards) == shard]
 
 
-def index_videos(folder: Path, names: Sequence[str]) -> pd.DataFrame:
-    """Decode videos in full and record what they are.
+def _shard(name: str, shards: int) -> int:
+    return zlib.crc32(os.fsencode(name)) % shards
+
+
+def index_videos(
+    folder: Path,
+    names: Sequence[str],
+    *,
+    verify: Verify = "decode",
+    entries: Path | None = None,
+    workers: int = 1,
+    seconds: float = 30,
+) -> pd.DataFrame:
+    """Examine videos and record what they are.
 
     Args:
         folder: The folder of videos.
-        names: File names in it, in any number (also none).
+        names: Names in it, of files or of folders of frames, in any number (also none).
+        verify: ``decode`` decodes each in full; ``packets`` reads containers only, and finds less damage.
+        entries: File, such as ``3-of-64.jsonl``, that keeps what was found, a line a video, as soon as it is
+            found: a call that is killed is continued by the next one, and a file of the same name, size and time
+            is not examined again. Where it does not exist yet, files of other divisions beside it are read.
+        workers: Child processes that decode side by side.
+        seconds: Time that a file may take.
 
     Returns:
-        One row a video: ``id`` (file name without its ending), ``path`` (relative to the folder), ``frames``
-        (decoded), ``width``, ``height`` (pixels), ``fps``, ``codec``, ``duration`` (seconds in the header;
-        missing where it has none), ``bytes``, ``status`` (``ok`` or ``excluded``) and ``reason`` (empty when
-        ok). What a file does not tell is missing.
+        One row a video: ``id`` (name without its ending), ``path`` (relative to the folder), ``frames``
+        (decoded), ``width``, ``height`` (pixels, as shown), ``fps``, ``codec``, ``duration`` (seconds in the
+        header; missing where it has none), ``bytes``, ``status`` (``ok`` or ``excluded``) and ``reason`` (empty
+        when ok). What a file does not tell is missing.
     """
-    rows = [_index_video(folder, name) for name in names]
-    return pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
+    keys = {name: (name, *_stat(folder / name), verify, _VERSION) for name in names}
+    kept = _read_entries(entries, set(keys.values()))
+    rows = {name: kept[key] for name, key in keys.items() if key in kept}
+    new = {folder / name: name for name in names if name not in rows}
+    with _appending(entries if new else None) as append:
+        for path, outcome in examine_apart(new, verify=verify, workers=workers, seconds=seconds):
+            name = new[path]
+            rows[name] = _row(path, keys[name][1], outcome)
+            # What may be otherwise at the next try is tried again then.
+            if not rows[name]["reason"].startswith((NO_SUCH_FILE, NO_PERMISSION, NOT_FINISHED, CRASHED)):
+                append({"key": keys[name], "row": rows[name]})
+    return pd.DataFrame([rows[name] for name in names], columns=list(_TYPES)).astype(_TYPES)
 
 
-def _index_video(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    try:
-        size = path.stat().st_size
-    except OSError:
-        size = 0  # examine() gives the reason
-    row = {"id": Path(name).stem, "path": Path(name).as_posix(), "bytes": size, "codec": ""}
-    try:
-        header, frames = examine(path)
-    except DecodeError as error:
-        return row | {"status": "excluded", "reason": error.reason}
-    return row | {
-        "frames": frames,
-        "width": header.width,
-        "height": header.height,
-        "fps": header.fps,
-        "codec": header.codec,
-        "duration": header.duration,
-        "status": "ok",
-        "reason": "",
+def _row(path: Path, size: int, outcome: Outcome) -> dict[str, Any]:
+    row = {
+        "id": path.name if path.is_dir() else path.stem,
+        "path": path.name,
+        "bytes": size,
+        "codec": "",
     }
+    if isinstance(outcome, str):
+        return row | {"status": "excluded", "reason": outcome}
+    header, frames = outcome
+    return row | vars(header) | {"frames": frames, "status": "ok", "reason": ""}
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    """Bytes, and time of the last change in ns; of a folder of frames all its files together, and the latest."""
+    try:
+        status = path.stat()
+        if not stat.S_ISDIR(status.st_mode):
+            return status.st_size, status.st_mtime_ns
+        with os.scandir(path) as entries:
+            inside = [entry.stat() for entry in entries]
+    except OSError:
+        return 0, 0  # the examination gives the reason
+    return sum(s.st_size for s in inside), max([status.st_mtime_ns, *(s.st_mtime_ns for s in inside)])
+
+
+_Key = tuple[str, int, int, str, int]
+
+
+def _read_entries(path: Path | None, wanted: Collection[_Key]) -> dict[_Key, dict[str, Any]]:
+    if path is None:
+        return {}
+    division = path.name.partition("-of-")[2]
+    others = [file for file in path.parent.glob("*.jsonl") if file.name.partition("-of-")[2] != division]
+    kept: dict[_Key, dict[str, Any]] = {}
+    for file in [path] if path.exists() else others:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            # A line that a kill cut short is no JSON: its video is examined again.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                if (key := tuple(entry["key"])) in wanted:
+                    kept[key] = entry["row"]
+    return kept
+
+
+@contextlib.contextmanager
+def _appending(path: Path | None) -> Iterator[Callable[[object], None]]:
+    """Give a function that appends a line of JSON, which is in the file before the function returns."""
+    if path is None:
+        yield lambda _entry: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        if file.tell():
+            file.write("\n")  # ends a line that was cut short; an empty line is skipped
+
+        def append(entry: object) -> None:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+
+        yield append

@@ -29,7 +29,8 @@ class FrameFlexibleNetwork(ShiftedResNet):
         dropout: probability with which a feature is dropped before the classifier.
         training_shift: `per_clip`, or as in the authors' code, `authors`: in training the shift takes every so many
             rows as the highest frame count has for one clip, so that frames leak between neighbouring clips of a
-            batch; a batch must then fill whole such pieces at each frame count. Evaluation is always per clip.
+            batch. Batches have to fill whole such pieces at each frame count; one that does not, since a video could not
+            be read, is shifted per clip. Evaluation is always per clip.
         adapter_init: `near_zero`, standard deviation 0.001, as the paper says; or as in the authors' code,
             `authors`: sqrt(2 / C), since their Kaiming loop overwrites the former.
 
@@ -100,10 +101,8 @@ class FrameFlexibleNetwork(ShiftedResNet):
         """
         if isinstance(clips, Tensor):
             # The sub-network is the nearest; the shift goes over the frames that there are.
-            leaks = self.training and self.training_shift == "authors"
-            return self.score(
-                clips,
-                self.nearest(clips.shape[2] if clips.dim() == 5 else 0),
-                shift_length=max(self.frame_counts) if leaks else None,
-            )
+            frames = clips.shape[2] if clips.dim() == 5 else 0
+            longest = max(self.frame_counts)
+            leaks = self.training and self.training_shift == "authors" and len(clips) * frames % longest == 0
+            return self.score(clips, self.nearest(frames), shift_length=longest if leaks else None)
         return [self(clip) for clip in clips]
