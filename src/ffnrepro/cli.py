@@ -46,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspecting.set_defaults(work=_inspect)
     state = commands.add_parser("state", help="resumable trainings: show them, clear them")
     state.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
-    state.set_defaults(work=_state)
     actions = state.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="what is there, how far it came, who is at work on it, what failed")
     for action, words in (
