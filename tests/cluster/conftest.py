@@ -27,14 +27,14 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 # Two GPUs that compute nothing: SLURM deals out device files, here two that every machine has. A node of more cores than
-# the machine lets jobs run side by side on a small one.
+# the machine lets jobs run side by side on a small one. A job that is requeued waits for `cred_expire` seconds.
 SLURM_CONF = """\
 ClusterName=throwaway
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmUser={user}
 SlurmdUser={user}
 StateSaveLocation={folder}/controller
@@ -56,13 +56,13 @@ GresTypes=gpu
 MinJobAge=3600
 ReturnToService=2
 KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=200000 Gres=gpu:2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=200000 Gres=gpu:h200:2
 PartitionName=gpu Nodes=ALL State=UP
 PartitionName=cpu Nodes=ALL State=UP Default=YES
 """
 GRES_CONF = """\
-Name=gpu File=/dev/null
-Name=gpu File=/dev/zero
+Name=gpu Type=h200 File=/dev/null
+Name=gpu Type=h200 File=/dev/zero
 """
 
 # The executor asks SLURM ever more seldom, every 3 minutes in the end. A test does not wait so long.
@@ -220,13 +220,14 @@ class ClusterWorkflow:
         (self.folder / "tiny.yaml").write_text(yaml.safe_dump(config))
 
     def profile(self, **site: Any) -> Path:
-        """A copy of the profile with what a site changes, and with GPUs: without them the demo asks for none."""
+        """A copy of the profile with what a site changes, and with GPUs also for the device `cpu`, which asks for none."""
         text = (ROOT / "profiles/slurm/config.yaml").read_text()
         changes = {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 10, "local-cores": 1, **site}
         for name, value in changes.items():
             text, count = re.subn(rf"^( *{name}:) \S+", rf"\1 {value}", text, flags=re.MULTILINE)
             assert count == 1, name
-        text = text.replace("      slurm_partition: ?gpu", "      gpu: 1\n      slurm_partition: ?gpu")
+        if "runtime" not in yaml.safe_load((self.folder / "tiny.yaml").read_text()):
+            text = text.replace("      slurm_partition: ?gpu", "      gpu: 1\n      slurm_partition: ?gpu")
         target = self.folder / "profile"
         target.mkdir(exist_ok=True)
         (target / "config.yaml").write_text(text)
