@@ -5,7 +5,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint format bench clean-demo
+.PHONY: help demo test test-cluster lint format bench clean-demo
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +21,11 @@ demo: $(READY)  ## make the built-in data set and run the whole workflow on it, 
 	@$(BIN)/snakemake --directory demo --configfile config/config.yaml config/demo.yaml --config seed=$(SEED) --cores $(CORES) --quiet host
 	@echo && cat demo/results/table1.md && echo && echo "demo/results/table1.csv, table1.md and figures/accuracy.png are up to date."
 
-test: $(READY)  ## run all tests
+test: $(READY)  ## run all tests that need no SLURM
 	$(BIN)/pytest
+
+test-cluster: $(READY)  ## run the workflow on a throwaway SLURM cluster here (apt-get install slurm-wlm munge)
+	$(BIN)/pytest -m cluster tests/cluster
 
 lint: $(READY)  ## style, types, and the workflow's own linter
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """The device that computes."""
 
+import os
 from typing import TypeVar
 
 import torch
@@ -14,11 +15,17 @@ def choose_device(name: str) -> torch.device:
     """The device of a name, `cuda`, `mps` or `cpu`; `auto` takes the first of them that is there.
 
     Raises:
-        UserError: the device that is asked for is not there.
+        UserError: the device that is asked for is not there; `auto` finds no GPU in a SLURM job, where a training
+            would go on for weeks on the CPU.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in present.items() if there)
+        if name == "cpu" and (job := os.environ.get("SLURM_JOB_ID")):
+            raise UserError(
+                f"SLURM job {job} sees no GPU (CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}); "
+                "ask for one (profiles/slurm/config.yaml), or set runtime.device: cpu"
+            )
     if not present[name]:
         raise UserError(f"config: runtime.device is {name}, which is not on this machine; use auto or cpu")
     return torch.device(name)

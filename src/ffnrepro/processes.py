@@ -82,13 +82,17 @@ def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.
         count: how many there have to be.
 
     Raises:
-        UserError: there are more or fewer.
+        UserError: there are more or fewer, or fewer GPUs.
     """
     found = int(os.environ.get("WORLD_SIZE", "1"))
     if found != count:
         raise UserError(
             f"config: training.gpus is {count}, and {found} processes were started; start them with torchrun "
             f"--nproc-per-node {count}, as the workflow does"
+        )
+    if device.type == "cuda" and torch.cuda.device_count() < count:
+        raise UserError(
+            f"config: training.gpus is {count}, and {torch.cuda.device_count()} can be seen here; ask for as many"
         )
     if count == 1:
         return Processes(), device

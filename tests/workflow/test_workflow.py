@@ -92,6 +92,24 @@ def test_a_second_call_does_nothing(finished: Finished) -> None:
     assert "Nothing to be done" in again.stderr
 
 
+def test_jobs_with_a_gpu_run_one_after_the_other(finished: Finished, tmp_path: Path) -> None:
+    """There are cores for two trainings, but both would take the same GPU."""
+    shutil.copytree(finished[0].folder, tmp_path / "run")
+    workflow = Workflow(tmp_path / "run")
+    workflow.configure(runtime={"device": "auto"}, seed=1)
+    trained = [f"results/experiments/{name}/seed1/model.sha256" for name in ("tsm", "ffn")]
+    result = workflow.run(*trained)
+    assert result.returncode == 0, result.stderr
+    assert "Provided resources: gpu=1" in result.stderr
+    times = []
+    for name in ("tsm", "ffn"):
+        text = (workflow.folder / f"logs/train/{name}/seed1.log").read_text()
+        found = re.findall(r"^[-0-9]+ ([:0-9,]+) INFO", text, re.MULTILINE)
+        times.append((found[0], found[-1]))
+    (_, end), (start, _) = sorted(times)
+    assert end <= start
+
+
 def test_another_frame_count_is_one_target(finished: Finished) -> None:
     workflow, _ = finished
     planned = workflow.run("--dry-run", "results/evaluation/ffn/seed0/6f.json")

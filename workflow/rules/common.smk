@@ -49,6 +49,11 @@ prefix += "".join(f"{name}={shlex.quote(value)}; " for name, value in environmen
 prefix += 'script() { "$PYTHON" ${LAUNCH:-} "$SCRIPTS/$1.py" "${@:2}"; }; '
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
 
+# On one machine, jobs that use a GPU run one after the other: each takes the first GPUs that it sees. On a cluster, SLURM
+# gives each job its own.
+if workflow.local_exec and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", max(1, CONFIG.training.gpus))
+
 
 wildcard_constraints:
     experiment="[A-Za-z0-9_-]+",
