@@ -45,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspecting.add_argument("--json", action="store_true", help="print a list of objects")
     inspecting.set_defaults(work=_inspect)
     state = commands.add_parser("state", help="resumable trainings: show them, clear them")
-    state.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
     actions = state.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="what is there, how far it came, who is at work on it, what failed")
     for action, words in (
@@ -55,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         actions.add_parser(action, help=words).add_argument(
             "keys", nargs="+", metavar="KEY", help="as listed, or its beginning"
         )
+    for action in actions.choices.values():
+        action.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
     state.set_defaults(work=_state)
     doctor = commands.add_parser("doctor", help="whether a training would run here, and for how long")
     doctor.add_argument("experiment", help="such as ffn")

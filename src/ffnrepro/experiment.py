@@ -18,10 +18,11 @@ from torch.utils.data import SequentialSampler
 
 from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset
 from ffnrepro.data.loading import VideoBatches
-from ffnrepro.devices import check_precision, choose_device, place
+from ffnrepro.devices import check_precision, choose_device, place, precision_on
 from ffnrepro.errors import PermanentError, UserError
 from ffnrepro.evaluation import score
 from ffnrepro.files import replacing, write_json, write_text
+from ffnrepro.logs import also_log_to
 from ffnrepro.losses import Loss, classification_loss, frame_flexible_loss
 from ffnrepro.models.ffn import FrameFlexibleNetwork
 from ffnrepro.models.tsm import TSM
@@ -122,6 +123,7 @@ def run_experiment(arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
         if processes.first:
             stack.enter_context(state.held())
+            also_log_to(state.path / "log.txt")
         processes.wait()
         stop = stack.enter_context(StopRequest(end_of_job(arguments.time_budget)))
         model, trained = train_experiment(arguments, device, state, stop, processes)
@@ -233,6 +235,7 @@ def _write_results(
             "best_epoch": trained.best_epoch,
             "best": scores.iloc[trained.best_epoch - 1].to_dict(),
             "last": scores.iloc[-1].to_dict(),
+            "precision": precision_on(device, arguments.settings["training"]["precision"]),
             "wall_seconds": history["seconds"].sum(),
             **provenance(device),
         },
