@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         actions.add_parser(action, help=words).add_argument(
             "keys", nargs="+", metavar="KEY", help="as listed, or its beginning"
         )
-    for action in actions.choices.values():
-        action.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
+    for parser_of_action in actions.choices.values():
+        parser_of_action.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
     state.set_defaults(work=_state)
     doctor = commands.add_parser("doctor", help="whether a training would run here, and for how long")
     doctor.add_argument("experiment", help="such as ffn")

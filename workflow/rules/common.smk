@@ -30,7 +30,7 @@ if CONFIG.runtime.cache_decoded:
 # One process trains; where a training has several GPUs, torchrun starts one for each.
 TORCHRUN = ""
 if CONFIG.training.gpus > 1:
-    TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus} --"  # else it takes --log for its own
+    TORCHRUN = f"-m ffnrepro.launch {CONFIG.training.gpus}"
 
 # What decides no number reaches the commands by the shell's environment: neither params nor the command's text
 # change with it, so moving the tree or using other workers reruns nothing. `script NAME ...` calls a rule's script.
