@@ -120,12 +120,13 @@ def _told(row: dict[str, Any]) -> str:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from ffnrepro.doctor import examine  # noqa: PLC0415 - the other commands do not need torch's weight
+    from ffnrepro.doctor import examine, training_arguments  # noqa: PLC0415 - the other commands do not need torch's weight
 
     config = read_config(read_files(arguments.configfile))
     if arguments.experiment not in config.experiments:
         raise UserError(f"no experiment {arguments.experiment}; there are {', '.join(config.experiments)}")
-    found = examine(config, arguments.experiment, folder=arguments.directory, steps=arguments.steps)
+    training = training_arguments(config, arguments.experiment, arguments.directory)
+    found = examine(training, steps=arguments.steps)
     for finding in found:
         print("ok     " if finding.good else "PROBLEM", finding.text)
     if not all(finding.good for finding in found):

@@ -35,7 +35,7 @@ from ffnrepro.stopping import StopRequest, end_of_job
 from ffnrepro.training import Trained, train
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
+def training_parser(description: str) -> argparse.ArgumentParser:
     """Command line of the training scripts; `settings` is `config.training_settings` as JSON."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--name", required=True, help="of the experiment")
@@ -49,7 +49,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
         "--weights", type=Path, help="pretrained weights; without them training starts at random"
     )
     parser.add_argument("--state", required=True, type=Path, help="folder of resumable states")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the finished files")
+    parser.add_argument("--output", required=True, type=Path, help="where the finished files go")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--threads", type=int, default=1, help="CPU cores of the computation")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
@@ -60,7 +60,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--save-minutes", type=float, default=10.0, help="between two saves within an epoch")
     parser.add_argument("--time-budget", type=float, help="minutes after which to save and stop, unfinished")
     parser.add_argument("--log", type=Path)
-    return parser.parse_args()
+    return parser
 
 
 def build_network(settings: dict[str, Any], classes: int) -> TSM | FrameFlexibleNetwork:
@@ -96,7 +96,7 @@ def run_experiment(arguments: argparse.Namespace) -> None:
     """Train one experiment and write `model.pt`, `model.sha256`, `history.parquet` and `run.json`.
 
     Args:
-        arguments: of `parse_arguments`.
+        arguments: of `training_parser`.
 
     Raises:
         PermanentError: too few videos for a batch, unfit weights, a loss that is not finite.
@@ -142,7 +142,7 @@ def train_experiment(
     """Wire one experiment and train it.
 
     Args:
-        arguments: of `parse_arguments`.
+        arguments: of `training_parser`.
         device: that computes.
         state: that it continues from and saves to.
         stop: asked after each step.

@@ -42,6 +42,7 @@ environment = {
     "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
     "TRAINING": TRAINING,
     "TORCHRUN": TORCHRUN,
+    "CHECK_STEPS": "20" if workflow.local_exec else "0",
     "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
 }
 prefix = "set -euo pipefail; "
@@ -140,6 +141,10 @@ def experiment_settings(wildcards):
         training_settings(CONFIG, wildcards.experiment, int(wildcards.seed)),
         sort_keys=True,
     )
+
+
+def settings_of_any_seed(wildcards):
+    return json.dumps(training_settings(CONFIG, wildcards.experiment, seed=0), sort_keys=True)
 
 
 def table_rows():
