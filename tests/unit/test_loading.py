@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,8 @@ class Numbers:
             raise DecodeError(f"{self.path_of(index)}: does not decode")
         if self._has("hangs", index):
             ctypes.PyDLL(None).pause()  # native code that keeps the interpreter lock and never returns
+        if self._has("kills", index):
+            os.kill(os.getpid(), signal.SIGSEGV)
         if index in self.faults.get("slow", ()):
             time.sleep(0.6)
         if index in self.faults.get("faulty", ()):
@@ -72,6 +75,7 @@ def batches_of(data: Numbers, *, shuffled: bool = False, **options: Any) -> Vide
 def read(batches: VideoBatches) -> list[list[int]]:
     rows = []
     for clips, labels in batches:
+        time.sleep(0.1)  # the step: workers go on meanwhile, and may die
         assert clips[:, 0, 0, 0, 0].tolist() == labels.tolist()
         rows.append(labels.tolist())
     return rows
@@ -140,10 +144,12 @@ def test_evaluation_drops_nothing(tmp_path: Path, workers: int) -> None:
         read(batches_of(Numbers(6, tmp_path, bad=(5,)), workers=workers))
 
 
-def test_a_worker_stuck_in_native_code_is_replaced(tmp_path: Path, caplog: Any) -> None:
-    batches = batches_of(
-        Numbers(24, tmp_path, hangs=(9,), hangs_once=(2,)), workers=2, max_bad_fraction=0.1, seconds=2
-    )
+@pytest.mark.parametrize("fault", ["hangs", "kills"])
+def test_a_worker_that_native_code_holds_or_kills_is_replaced(
+    tmp_path: Path, caplog: Any, fault: str
+) -> None:
+    faults = {fault: (9,), f"{fault}_once": (2,)}
+    batches = batches_of(Numbers(24, tmp_path, **faults), workers=2, max_bad_fraction=0.1, seconds=2)
     started = time.monotonic()
     whole = [[n, n + 1, n + 2, n + 3] for n in range(0, 24, 4)]
     expected = [[8, 10, 11] if row[0] == 8 else row for row in whole]
@@ -153,7 +159,10 @@ def test_a_worker_stuck_in_native_code_is_replaced(tmp_path: Path, caplog: Any) 
     messages = [record.getMessage() for record in caplog.records]
     assert any("workers are replaced" in words and "videos/2.webm" in words for words in messages)
     assert sum("workers are replaced" in words and "videos/9.webm" in words for words in messages) == 2
-    assert messages[-1] == "left out of its batch: videos/9.webm: the decoder did not finish in 2 s"
+    assert (
+        messages[-1]
+        == "left out of its batch: videos/9.webm: the decoder did not finish in 2 s, or killed its process"
+    )
     caplog.clear()
     assert read(batches) == expected  # known now: not waited for again, but counted again
     assert batches.bad_videos == 1
@@ -161,7 +170,10 @@ def test_a_worker_stuck_in_native_code_is_replaced(tmp_path: Path, caplog: Any) 
 
 
 def test_evaluation_stops_with_the_name_of_the_video_that_hangs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"videos/1\.webm: the decoder did not finish in 2 s; evaluation"):
+    with pytest.raises(
+        UserError,
+        match=r"videos/1\.webm: the decoder did not finish in 2 s, or killed its process; evaluation",
+    ):
         read(batches_of(Numbers(4, tmp_path, hangs=(1,)), workers=1, seconds=2))
 
 

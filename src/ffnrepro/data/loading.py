@@ -2,15 +2,16 @@
 
 The index has left out what was broken then. A file that does not decode later is tried again, then left out of its
 batch, named and counted; in evaluation, which counts every video once, it ends the run with its name. A worker that
-is stuck in a decoder (native code, which nothing in its own process can interrupt) gives no batch within the time
-limit: then all workers are replaced and go on at the batch that was waited for.
+is stuck in a decoder (native code, which nothing in its own process can interrupt), or that the decoder has killed,
+gives no batch within the time limit: then all workers are replaced and go on at the batch that was waited for.
 """
 
 import logging
 import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -156,6 +157,10 @@ class VideoBatches:
             if self._loader is None:
                 self._loader = self._build()
             batches = iter(self._loader)
+            if self._workers and threading.current_thread() is threading.main_thread():
+                # PyTorch would raise the death of a worker wherever this process happens to be, in the middle of a
+                # step; without its handler it is noticed where the batch is waited for.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             while (batch := next(batches, None)) is not None:
                 yield batch
         except RuntimeError as error:
@@ -179,8 +184,12 @@ class VideoBatches:
         )
 
     def _replace_workers(self) -> list[int]:
-        """End all workers; give the samples that they were stuck in."""
-        stuck = self._watched.stuck(0.8 * self._seconds)
+        """End all workers; give the samples that they were stuck in, or that killed them."""
+        dead = []
+        if self._loader is not None and self._loader._iterator is not None:
+            workers = self._loader._iterator._workers  # type: ignore[attr-defined]
+            dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
+        stuck = self._watched.stuck(0.8 * self._seconds, dead)
         self.close()
         self._watched.clear()
         return stuck
@@ -189,7 +198,7 @@ class VideoBatches:
         return self._hangs[index] > 1  # it was tried again
 
     def _words_of(self, index: int) -> str:
-        return f"{self.dataset.path_of(index)}: the decoder did not finish in {self._seconds:g} s"
+        return f"{self.dataset.path_of(index)}: the decoder did not finish in {self._seconds:g} s, or killed its process"
 
     def _leave_out(self, bad: list[str]) -> None:
         for words in bad:
@@ -261,10 +270,14 @@ class _WatchedDataset(Dataset[Any]):
             except DecodeError as error:
                 return _BadVideo(str(error))
 
-    def stuck(self, seconds: float) -> list[int]:
-        """Samples that workers have been at for longer than `seconds`."""
+    def stuck(self, seconds: float, dead: Collection[int]) -> list[int]:
+        """Samples that workers have been at for longer than `seconds`, or when they died."""
         now = time.monotonic()
-        return [int(index) - 1 for index, since in self._at.tolist() if index and now - since > seconds]
+        return [
+            int(index) - 1
+            for worker, (index, since) in enumerate(self._at.tolist())
+            if index and (worker in dead or now - since > seconds)
+        ]
 
     def clear(self) -> None:
         """Forget what workers that are gone were at."""
