@@ -1,6 +1,7 @@
 """A throwaway SLURM cluster of one node on this machine, and the workflow on it through `profiles/slurm`."""
 
 import getpass
+import json
 import os
 import platform
 import re
@@ -19,14 +20,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
+from ffnrepro.models.weights import tensors_digest
 from ffnrepro.training import TIMES
 
 from ..workflow.conftest import ROOT, make_workflow
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 END_WITH_PYTEST = ("setpriv", "--pdeathsig", "TERM")  # also where pytest is killed
+CTRL_C_WORKS = ("env", "--default-signal=INT")  # also where pytest was started in the background
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 # Two GPUs that compute nothing: SLURM deals out device files, here two that every machine has. A node of more cores than
@@ -63,6 +67,10 @@ KillWait=30
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=200000 Gres=gpu:h200:2
 PartitionName=gpu Nodes=ALL State=UP
 PartitionName=cpu Nodes=ALL State=UP Default=YES
+"""
+# No cgroups are used, but slurmd looks for a plugin, and this one starts in a container without them, too.
+CGROUP_CONF = """\
+CgroupPlugin=cgroup/v1
 """
 GRES_CONF = """\
 Name=gpu Type=h200 File=/dev/null
@@ -126,6 +134,7 @@ class Cluster:
         settings = {"folder": folder, "host": self.node, "user": getpass.getuser(), "ports": ports}
         (folder / "slurm.conf").write_text(SLURM_CONF.format(**settings))
         (folder / "gres.conf").write_text(GRES_CONF)
+        (folder / "cgroup.conf").write_text(CGROUP_CONF)
         munge = {
             "key-file": key, "socket": folder / "munge.socket", "pid-file": folder / "munged.pid",
             "log-file": folder / "munged.log", "seed-file": folder / "munged.seed",
@@ -248,7 +257,8 @@ class ClusterWorkflow:
     def start(self, *targets: str, step: float = 0, **site: Any) -> "Controller":
         """Start snakemake on the cluster; a training step takes `step` seconds more."""
         command = [
-            *END_WITH_PYTEST, sys.executable, "-c", IMPATIENT, *targets, "--profile", str(self.profile(**site)), *self.files,
+            *END_WITH_PYTEST, *CTRL_C_WORKS, sys.executable, "-c", IMPATIENT, *targets,
+            "--profile", str(self.profile(**site)), *self.files,
         ]  # fmt: skip
         screen = self.folder / f"screen{len(self.controllers)}.txt"
         with screen.open("w") as output:
@@ -298,11 +308,14 @@ class ClusterWorkflow:
         file = Path(job["StdOut"])
         return (file if file.exists() else self.folder / "logs/train/tsm/seed0.log").read_text()
 
-    def trained(self, experiment: str = "tsm") -> tuple[str, list[dict[str, Any]]]:
-        """What a training gives: the digest of its best network, and each epoch's loss and scores."""
+    def trained(self, experiment: str = "tsm") -> tuple[str, str, list[dict[str, Any]]]:
+        """What a training gives: the digests of its best and of its last network, and each epoch's loss and scores."""
         folder = self.folder / f"results/experiments/{experiment}/seed0"
         history = pd.read_parquet(folder / "history.parquet").drop(columns=list(TIMES))
-        return (folder / "model.sha256").read_text(), history.to_dict("records")
+        key = json.loads((folder / "run.json").read_text())["state"]
+        saved = max((self.folder / "state/train" / key).glob("state-*-*.pt"))
+        last = torch.load(saved, weights_only=True)["model"]
+        return (folder / "model.sha256").read_text(), tensors_digest(last), history.to_dict("records")
 
     def log(self) -> str:
         """What the training said, in all its attempts."""
@@ -340,7 +353,7 @@ class Controller:
     def kill(self, number: signal.Signals) -> None:
         """Send a signal, as to a terminal's whole group of processes."""
         os.killpg(self.process.pid, number)
-        self.process.wait(30)
+        self.process.wait(60)
 
 
 TSM = "results/experiments/tsm/seed0/model.sha256"

@@ -133,6 +133,19 @@ def test_requeue_drain_and_scancel(cluster: Cluster, workflow: ClusterWorkflow, 
     assert workflow.trained() == unbroken
 
 
+def test_ctrl_c(cluster: Cluster, workflow: ClusterWorkflow, unbroken: Any) -> None:
+    """It cancels the job, which saves; the same command goes on, without a lock in its way."""
+    controller = workflow.start(TSM, step=0.4)
+    running(cluster, workflow)
+    controller.kill(signal.SIGINT)
+    wait_for("the job's end", lambda: states(cluster) == ["CANCELLED"])
+    controller = workflow.start(TSM)
+    assert controller.wait() == 0, controller.text()
+    assert states(cluster) == ["CANCELLED", "COMPLETED"]
+    assert goes_on_where_it_stopped(workflow, 1), workflow.log()
+    assert workflow.trained() == unbroken
+
+
 def test_a_node_that_fails(cluster: Cluster, workflow: ClusterWorkflow, unbroken: Any) -> None:
     """SLURM runs the same job again; at most the steps since the last save, an epoch, are repeated."""
     controller = workflow.start(TSM, step=0.4)
