@@ -254,10 +254,11 @@ class ClusterWorkflow:
         (target / "config.yaml").write_text(text)
         return target
 
-    def start(self, *targets: str, step: float = 0, **site: Any) -> "Controller":
-        """Start snakemake on the cluster; a training step takes `step` seconds more."""
+    def start(self, *targets: str, step: float = 0, patient: bool = False, **site: Any) -> "Controller":
+        """Start snakemake on the cluster; a training step takes `step` seconds more. Patient, it asks as seldom as it does."""
+        run = ["-m", "snakemake"] if patient else ["-c", IMPATIENT]
         command = [
-            *END_WITH_PYTEST, *CTRL_C_WORKS, sys.executable, "-c", IMPATIENT, *targets,
+            *END_WITH_PYTEST, *CTRL_C_WORKS, sys.executable, *run, *targets,
             "--profile", str(self.profile(**site)), *self.files,
         ]  # fmt: skip
         screen = self.folder / f"screen{len(self.controllers)}.txt"
@@ -353,7 +354,7 @@ class Controller:
     def kill(self, number: signal.Signals) -> None:
         """Send a signal, as to a terminal's whole group of processes."""
         os.killpg(self.process.pid, number)
-        self.process.wait(60)
+        self.process.wait(240)
 
 
 TSM = "results/experiments/tsm/seed0/model.sha256"

@@ -135,7 +135,9 @@ def test_requeue_drain_and_scancel(cluster: Cluster, workflow: ClusterWorkflow, 
 
 def test_ctrl_c(cluster: Cluster, workflow: ClusterWorkflow, unbroken: Any) -> None:
     """It cancels the job, which saves; the same command goes on, without a lock in its way."""
-    controller = workflow.start(TSM, step=0.4)
+    # While it asks SLURM for its jobs, Snakemake has none to cancel, so here it asks seldom, as it does elsewhere. A step is
+    # long, and what is between SLURM and the training has to wait for its end.
+    controller = workflow.start(TSM, step=3, patient=True, **{"slurm-init-seconds-before-status-checks": 10})
     running(cluster, workflow)
     controller.kill(signal.SIGINT)
     wait_for("the job's end", lambda: states(cluster) == ["CANCELLED"])

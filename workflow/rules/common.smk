@@ -44,7 +44,8 @@ environment = {
     "TORCHRUN": TORCHRUN,
     "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
 }
-prefix = "set -euo pipefail; "
+# SLURM sends SIGTERM to all processes of a job, and kills those that are left once the shell has ended: so it waits.
+prefix = "set -euo pipefail; trap : TERM; "
 prefix += "".join(f"{name}={shlex.quote(value)}; " for name, value in environment.items())
 prefix += 'script() { "$PYTHON" ${LAUNCH:-} "$SCRIPTS/$1.py" "${@:2}"; }; '
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
