@@ -30,7 +30,7 @@ from ..workflow.conftest import ROOT, make_workflow
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 END_WITH_PYTEST = ("setpriv", "--pdeathsig", "TERM")  # also where pytest is killed
-CTRL_C_WORKS = ("env", "--default-signal=INT")  # also where pytest was started in the background
+HEARS_SIGNALS = ("env", "--default-signal=INT,HUP")  # also where pytest runs in the background, or by nohup
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 # Two GPUs that compute nothing: SLURM deals out device files, here two that every machine has. A node of more cores than
@@ -258,7 +258,7 @@ class ClusterWorkflow:
         """Start snakemake on the cluster; a training step takes `step` seconds more. Patient, it asks as seldom as it does."""
         run = ["-m", "snakemake"] if patient else ["-c", IMPATIENT]
         command = [
-            *END_WITH_PYTEST, *CTRL_C_WORKS, sys.executable, *run, *targets,
+            *END_WITH_PYTEST, *HEARS_SIGNALS, sys.executable, *run, *targets,
             "--profile", str(self.profile(**site)), *self.files,
         ]  # fmt: skip
         screen = self.folder / f"screen{len(self.controllers)}.txt"
