@@ -18,12 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import torch
 import yaml
+
+from ffnrepro.models.weights import tensors_digest
+from ffnrepro.training import TIMES
 
 from ..workflow.conftest import ROOT, make_workflow
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+END_WITH_PYTEST = ("setpriv", "--pdeathsig", "TERM")  # also where pytest is killed
+HEARS_SIGNALS = ("env", "--default-signal=INT,HUP")  # also where pytest runs in the background, or by nohup
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 # Two GPUs that compute nothing: SLURM deals out device files, here two that every machine has. A node of more cores than
@@ -47,6 +54,7 @@ SlurmdParameters=config_overrides
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 MpiDefault=none
+SchedulerParameters=sched_interval=2,bf_interval=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=100
@@ -54,11 +62,15 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 GresTypes=gpu
 MinJobAge=3600
-ReturnToService=2
-KillWait=5
+ReturnToService=1
+KillWait=30
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=200000 Gres=gpu:h200:2
 PartitionName=gpu Nodes=ALL State=UP
 PartitionName=cpu Nodes=ALL State=UP Default=YES
+"""
+# No cgroups are used, but slurmd looks for a plugin, and this one starts in a container without them, too.
+CGROUP_CONF = """\
+CgroupPlugin=cgroup/v1
 """
 GRES_CONF = """\
 Name=gpu Type=h200 File=/dev/null
@@ -72,7 +84,7 @@ IMPATIENT = (
 )
 
 
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
     """Wait until the condition holds, and return its value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -122,6 +134,7 @@ class Cluster:
         settings = {"folder": folder, "host": self.node, "user": getpass.getuser(), "ports": ports}
         (folder / "slurm.conf").write_text(SLURM_CONF.format(**settings))
         (folder / "gres.conf").write_text(GRES_CONF)
+        (folder / "cgroup.conf").write_text(CGROUP_CONF)
         munge = {
             "key-file": key, "socket": folder / "munge.socket", "pid-file": folder / "munged.pid",
             "log-file": folder / "munged.log", "seed-file": folder / "munged.seed",
@@ -172,6 +185,11 @@ class Cluster:
         jobs = self.all_jobs()[self.seen :]
         return [job for job in jobs if job.get("Comment", "").startswith(f"rule_{rule}")]
 
+    def processes_ended(self, job: dict[str, str]) -> bool:
+        """Whether the node is through with the first run of a job: its batch script and its step."""
+        log = (self.folder / "slurmd.log").read_text()
+        return all(f"[{job['JobId']}.{part}] done with job" in log for part in ("batch", "0"))
+
     def update(self, *arguments: str) -> None:
         """Change something, as an administrator does."""
         subprocess.run(["scontrol", *arguments], env=self.environment, timeout=60, check=True)
@@ -181,14 +199,17 @@ class Cluster:
         assert executable is not None
         with (self.folder / f"{name}.screen").open("wb") as output:
             process = subprocess.Popen(
-                [executable, *arguments], stdout=output, stderr=subprocess.STDOUT, env=self.environment
+                [*END_WITH_PYTEST, executable, *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
             )
         self._daemons.append(process)
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    missing = [name for name in (*DAEMONS, "srun") if shutil.which(name, path=PATH) is None]
+    missing = [name for name in (*DAEMONS, "srun", "setpriv") if shutil.which(name, path=PATH) is None]
     if missing:
         words = f"no {', '.join(missing)} here: apt-get install slurm-wlm munge"
         if os.environ.get("CI") or os.environ.get("FFNREPRO_REQUIRE_SLURM"):
@@ -206,7 +227,7 @@ def cluster() -> Iterator[Cluster]:
 
 @dataclass
 class ClusterWorkflow:
-    """A working directory with a manifest, and snakemake in it."""
+    """A working directory, and snakemake in it."""
 
     folder: Path
     cluster: Cluster
@@ -224,7 +245,7 @@ class ClusterWorkflow:
         text = (ROOT / "profiles/slurm/config.yaml").read_text()
         changes = {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 10, "local-cores": 1, **site}
         for name, value in changes.items():
-            text, count = re.subn(rf"^( *{name}:) \S+", rf"\1 {value}", text, flags=re.MULTILINE)
+            text, count = re.subn(rf"^( *{name}:) \S+", rf"\1 {value}", text, count=1, flags=re.MULTILINE)
             assert count == 1, name
         if "runtime" not in yaml.safe_load((self.folder / "tiny.yaml").read_text()):
             text = text.replace("      slurm_partition: ?gpu", "      gpu: 1\n      slurm_partition: ?gpu")
@@ -233,10 +254,12 @@ class ClusterWorkflow:
         (target / "config.yaml").write_text(text)
         return target
 
-    def start(self, *targets: str, step: float = 0, **site: Any) -> "Controller":
-        """Start snakemake on the cluster; a training step takes `step` seconds more."""
+    def start(self, *targets: str, step: float = 0, patient: bool = False, **site: Any) -> "Controller":
+        """Start snakemake on the cluster; a training step takes `step` seconds more. Patient, it asks as seldom as it does."""
+        run = ["-m", "snakemake"] if patient else ["-c", IMPATIENT]
         command = [
-            sys.executable, "-c", IMPATIENT, *targets, "--profile", str(self.profile(**site)), *self.files,
+            *END_WITH_PYTEST, *HEARS_SIGNALS, sys.executable, *run, *targets,
+            "--profile", str(self.profile(**site)), *self.files,
         ]  # fmt: skip
         screen = self.folder / f"screen{len(self.controllers)}.txt"
         with screen.open("w") as output:
@@ -252,12 +275,26 @@ class ClusterWorkflow:
         self.controllers.append(Controller(process, screen))
         return self.controllers[-1]
 
-    def local(self, *arguments: str) -> None:
+    def local(self, *targets: str) -> None:
         """Run snakemake here, without the cluster."""
-        command = [sys.executable, "-m", "snakemake", *self.files, "--cores", "2", *arguments]
-        subprocess.run(
-            command, cwd=ROOT, env=self.cluster.environment, capture_output=True, timeout=300, check=True
+        self._run(*targets, "--cores", "2")
+
+    def unlock(self) -> None:
+        """Take away the lock that a killed snakemake left."""
+        self._run("--unlock", "--profile", str(self.profile()))
+
+    def _run(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "snakemake", *arguments, *self.files]
+        result = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
+        assert result.returncode == 0, result.stderr
 
     @property
     def files(self) -> list[str]:
@@ -267,24 +304,37 @@ class ClusterWorkflow:
             str(self.folder / "tiny.yaml"),
         ]  # fmt: skip
 
-    def unlock(self) -> None:
-        """Take away the lock that a killed snakemake left."""
-        self.local("--unlock")
-
     def output_of(self, job: dict[str, str]) -> str:
         """What a job wrote to the screen; SLURM's file of it, or the training's log where the job succeeded."""
         file = Path(job["StdOut"])
         return (file if file.exists() else self.folder / "logs/train/tsm/seed0.log").read_text()
 
-    def digest(self, experiment: str = "tsm") -> str:
-        return (self.folder / f"results/experiments/{experiment}/seed0/model.sha256").read_text()
+    def trained(self, experiment: str = "tsm") -> tuple[str, str, list[dict[str, Any]]]:
+        """What a training gives: the digests of its best and of its last network, and each epoch's loss and scores."""
+        folder = self.folder / f"results/experiments/{experiment}/seed0"
+        history = pd.read_parquet(folder / "history.parquet").drop(columns=list(TIMES))
+        key = json.loads((folder / "run.json").read_text())["state"]
+        saved = max((self.folder / "state/train" / key).glob("state-*-*.pt"))
+        last = torch.load(saved, weights_only=True)["model"]
+        return (folder / "model.sha256").read_text(), tensors_digest(last), history.to_dict("records")
 
-    def progress(self) -> int:
-        """Epochs that the training has saved."""
-        return max(
-            (json.loads(path.read_text())["epoch"] for path in self.folder.glob("state/train/*/about.json")),
-            default=0,
-        )
+    def log(self) -> str:
+        """What the training said, in all its attempts."""
+        return "".join(path.read_text() for path in self.folder.glob("state/train/*/log.txt"))
+
+    def steps(self) -> list[tuple[str, str]]:
+        """The training steps that were made, in order: SLURM job, and the GPUs that it saw (`slow_steps`)."""
+        file = self.folder / "steps.txt"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [(job, devices) for job, devices in (line.split(" ") for line in lines)]
+
+    def hold(self, steps: int) -> None:
+        """Let training wait, alive, once so many steps are made."""
+        (self.folder / "hold").write_text(str(steps))
+
+    def release(self) -> None:
+        """Let training go on."""
+        (self.folder / "hold").unlink()
 
 
 @dataclass
@@ -297,42 +347,44 @@ class Controller:
     def text(self) -> str:
         return self.screen.read_text()
 
-    def wait(self, seconds: float = 240) -> int:
+    def wait(self, seconds: float = 480) -> int:
         """Wait for its end and return its exit code."""
         return self.process.wait(seconds)
 
     def kill(self, number: signal.Signals) -> None:
         """Send a signal, as to a terminal's whole group of processes."""
         os.killpg(self.process.pid, number)
-        self.process.wait(30)
+        self.process.wait(240)
 
 
 TSM = "results/experiments/tsm/seed0/model.sha256"
-EPOCHS = 40
+EPOCHS = 16
+STEPS = 3 * EPOCHS  # 24 videos, 8 a step
 
 
 @pytest.fixture(scope="session")
 def prepared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> ClusterWorkflow:
-    """A working directory whose manifest is made, locally. Tests copy it."""
+    """A working directory in which all is made that TSM's training needs, locally. Tests copy it."""
     workflow = ClusterWorkflow(make_workflow(tmp_path_factory.mktemp("prepared")).folder, cluster)
     workflow.configure(training={"epochs": EPOCHS})
-    workflow.local("results/manifest/manifest.sha256")
+    workflow.local("results/checks/tsm.txt")
     return workflow
 
 
 @pytest.fixture(scope="session")
-def unbroken(prepared: ClusterWorkflow, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Digest of the network of a training that nothing interrupted, here without the cluster."""
+def unbroken(prepared: ClusterWorkflow, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a training gives that nothing interrupted, here without the cluster."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     shutil.copytree(prepared.folder, folder)
     workflow = ClusterWorkflow(folder, prepared.cluster)
     workflow.local(TSM)
-    return workflow.digest()
+    assert len(workflow.steps()) == STEPS
+    return workflow.trained()
 
 
 @pytest.fixture
 def workflow(prepared: ClusterWorkflow, tmp_path: Path, cluster: Cluster) -> Iterator[ClusterWorkflow]:
-    """A working directory whose manifest is made, on a cluster without jobs."""
+    """A working directory in which only the training is missing, on a cluster without jobs."""
     shutil.copytree(prepared.folder, tmp_path / "run")
     cluster.seen = len(cluster.all_jobs())
     workflow = ClusterWorkflow(tmp_path / "run", cluster)
@@ -340,4 +392,5 @@ def workflow(prepared: ClusterWorkflow, tmp_path: Path, cluster: Cluster) -> Ite
     for controller in workflow.controllers:
         if controller.process.poll() is None:
             controller.kill(signal.SIGKILL)
+    (workflow.folder / "hold").unlink(missing_ok=True)
     cluster.clear()

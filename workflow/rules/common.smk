@@ -42,17 +42,17 @@ environment = {
     "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
     "TRAINING": TRAINING,
     "TORCHRUN": TORCHRUN,
-    "CHECK_STEPS": "20" if workflow.local_exec else "0",
     "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
 }
-prefix = "set -euo pipefail; "
+# SLURM sends SIGTERM to all processes of a job, and kills those that are left once the shell has ended: so it waits.
+prefix = "set -euo pipefail; trap : TERM; "
 prefix += "".join(f"{name}={shlex.quote(value)}; " for name, value in environment.items())
 prefix += 'script() { "$PYTHON" ${LAUNCH:-} "$SCRIPTS/$1.py" "${@:2}"; }; '
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
 
 # On one machine, jobs that use a GPU run one after the other: each takes the first GPUs that it sees. On a cluster, SLURM
-# gives each job its own.
-if workflow.local_exec and "gpu" not in workflow.global_resources:
+# gives each job its own. The executor is not known yet; `nodes` are a cluster's only.
+if workflow.resource_settings.nodes is None and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", max(1, CONFIG.training.gpus))
 
 
@@ -145,6 +145,11 @@ def experiment_settings(wildcards):
 
 def settings_of_any_seed(wildcards):
     return json.dumps(training_settings(CONFIG, wildcards.experiment, seed=0), sort_keys=True)
+
+
+def tried_steps(wildcards):
+    """Steps that are tried before a training: none on a cluster, where another machine trains."""
+    return 20 if workflow.local_exec else 0
 
 
 def table_rows():

@@ -44,7 +44,8 @@ rule check_training:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
-        gpu=GPUS if workflow.local_exec else 0,
+        gpu=GPUS,
+        steps=tried_steps,  # as a param it would run the rule again on another machine
         runtime=30,
         mem_mb=16000,
     params:
@@ -55,7 +56,7 @@ rule check_training:
     shell:
         "script check_training --name {wildcards.experiment} --settings {params.settings:q} --classes {input.classes} "
         '--manifest results/manifest --videos "$VIDEOS" {params.weights} --state state/train --output {output} '
-        "--threads {threads} --steps $CHECK_STEPS $RUNTIME $TRAINING --log {log}"
+        "--threads {threads} --steps {resources.steps} $RUNTIME $TRAINING --log {log}"
 
 
 rule train_tsm:
