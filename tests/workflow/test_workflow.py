@@ -96,7 +96,7 @@ def test_jobs_with_a_gpu_run_one_after_the_other(finished: Finished, tmp_path: P
     """There are cores for two trainings, but both would take the same GPU."""
     shutil.copytree(finished[0].folder, tmp_path / "run")
     workflow = Workflow(tmp_path / "run")
-    workflow.configure(runtime={"device": "auto"}, seed=1)
+    workflow.configure(runtime={"device": "auto"}, seeds=[1])
     trained = [f"results/experiments/{name}/seed1/model.sha256" for name in ("tsm", "ffn")]
     result = workflow.run(*trained)
     assert result.returncode == 0, result.stderr

@@ -23,6 +23,7 @@ rule assemble_table:
     params:
         rows=json.dumps(table_rows()),
         dataset=CONFIG.dataset,
+        code=code_of("assemble_table"),
     message:
         "Assembling Table 1"
     shell:
@@ -45,6 +46,7 @@ rule plot_accuracy:
         mem_mb=1000,
     params:
         dataset=CONFIG.dataset,
+        code=code_of("plot_accuracy"),
     message:
         "Drawing accuracy against frame count"
     shell:

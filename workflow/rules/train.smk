@@ -21,6 +21,7 @@ rule fetch_weights:
         mem_mb=1000,
     params:
         source=weights_options,
+        code=code_of("fetch_weights"),
     message:
         "Fetching the ImageNet weights of ResNet-{wildcards.depth}"
     shell:
@@ -56,6 +57,7 @@ rule train_tsm:
     params:
         method="tsm",
         settings=experiment_settings,
+        code=code_of("train_tsm"),
         weights=weights_argument,
     message:
         "Training TSM: {wildcards.experiment}, seed {wildcards.seed}"
@@ -71,6 +73,7 @@ use rule train_tsm as train_ffn with:
     params:
         method="ffn",
         settings=experiment_settings,
+        code=code_of("train_ffn"),
         weights=weights_argument,
     message:
         "Training FFN: {wildcards.experiment}, seed {wildcards.seed}"

@@ -14,7 +14,10 @@ def main() -> int:
     """Parse the arguments, assemble, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rows", required=True, type=json.loads, help="JSON: a list of [method, [[frames, summary], ...]]"
+        "--rows",
+        required=True,
+        type=json.loads,
+        help="JSON: a list of [method, [[frames, [summary of each seed]], ...]]",
     )
     parser.add_argument("--dataset", required=True, help="that was evaluated")
     parser.add_argument("--published", required=True, type=Path, help="published figures")
@@ -26,7 +29,7 @@ def main() -> int:
     def work() -> None:
         published = read_published(arguments.published)
         rows = [
-            (method, {frames: read_summary(Path(path)) for frames, path in cells})
+            (method, {frames: [read_summary(Path(path)) for path in paths] for frames, paths in cells})
             for method, cells in arguments.rows
         ]
         table = assemble_table(rows, published=published, dataset=arguments.dataset)
