@@ -181,9 +181,7 @@ def print_plan():
             os.chdir(FOLDER)
             order = [job for level in workflow.dag.toposorted() for job in level]
             jobs = [planned(job) for job in order if workflow.dag.needrun(job) and not job.rule.norun]
-            print(
-                f"\n{describe(jobs, gpu=CONFIG.runtime.device != 'cpu')}", flush=True
-            )
+            print(f"\n{describe(jobs, gpu=CONFIG.runtime.device != 'cpu')}", flush=True)
     except Exception:
         return
 
