@@ -22,6 +22,8 @@ rule all:
     default_target: True
     input:
         TABLE,
+        "results/table1.md",
+        "results/table1.json",
         "results/figures/accuracy.png",
         "results/figures/class_counts.png",
         "results/figures/clip_lengths.png",

@@ -66,15 +66,11 @@ def notice():
     It does not miss a file that only finished files were made from. And a job that ended after `snakemake` was killed leaves
     files without a record, or with that of an earlier setting.
     """
-    evaluated = any(
-        os.path.exists(path)
-        for path in (TABLE, *BEHIND_THE_TABLE)
-        if path == TABLE or path.endswith("f.json")
-    )
+    evaluated = any(os.path.exists(path) for path in BEHIND_THE_TABLE if path.endswith("f.json"))
     recorded = any(record_of(path) for path in BEHIND_THE_TABLE)
     for path in BEHIND_THE_TABLE:
         if not os.path.exists(path):
-            if evaluated:
+            if record_of(path) is not None or (evaluated and not recorded):
                 NOTICED[path] = f"{path} is missing"
         elif recorded and record_of(path) is None:
             NOTICED[path] = f"{path} was finished while no snakemake watched"
@@ -92,9 +88,10 @@ def notice():
 def reasons(job):
     """Why a job runs, in words."""
     reason, producers = workflow.dag.reason(job), workflow.dag.dependencies[job]
-    words = [NOTICED[path] for path in job.output if path in NOTICED]
-    if missing := sorted(map(str, reason.missing_output)):
-        words.append(f"{missing[0]} is missing" if os.path.exists(TABLE) else "not made yet")
+    words = [NOTICED[path] for path in job.output if path in NOTICED][:1]
+    if reason.missing_output and not words:
+        path = min(map(str, reason.missing_output))
+        words.append("not made yet" if record_of(path) is None else f"{path} is missing")
     words += [f"{path} is changed" for path in sorted(map(str, reason.updated_input))[:3]]
     if after := sorted(
         {job.rule.name for job, files in producers.items() if reason.updated_input_run & set(files)}

@@ -13,6 +13,7 @@ rule assemble_table:
     output:
         csv="results/table1.csv",
         markdown="results/table1.md",
+        cells="results/table1.json",
     log:
         "logs/assemble_table.log",
     conda:
@@ -28,7 +29,7 @@ rule assemble_table:
         "Assembling Table 1"
     shell:
         "script assemble_table --rows {params.rows:q} --dataset {params.dataset:q} "
-        "--published {input.published:q} --csv {output.csv} --markdown {output.markdown} --log {log}"
+        "--published {input.published:q} --csv {output.csv} --markdown {output.markdown} --cells {output.cells} --log {log}"
 
 
 rule plot_accuracy:

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ffnrepro.files import replacing, write_text
+from ffnrepro.files import replacing, write_json, write_text
 from ffnrepro.logs import logger, run
 from ffnrepro.table import assemble_table, read_published, read_summary, table_markdown
 
@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--published", required=True, type=Path, help="published figures")
     parser.add_argument("--csv", required=True, type=Path, help="written")
     parser.add_argument("--markdown", required=True, type=Path, help="written")
+    parser.add_argument("--cells", required=True, type=Path, help="written: what each number is made from")
     parser.add_argument("--log", type=Path)
     arguments = parser.parse_args()
 
@@ -37,6 +38,10 @@ def main() -> int:
         with replacing(arguments.csv) as temporary:
             table.to_csv(temporary, index=False)
         write_text(arguments.markdown, text)
+        write_json(
+            arguments.cells,
+            {method: {str(frames): paths for frames, paths in cells} for method, cells in arguments.rows},
+        )
         logger.info("%s", text)
 
     return run(work, arguments.log)
