@@ -46,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspecting.add_argument("--json", action="store_true", help="print a list of objects")
     inspecting.set_defaults(work=_inspect)
     state = commands.add_parser("state", help="resumable trainings: show them, clear them")
-    state.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
     actions = state.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="what is there, how far it came, who is at work on it, what failed")
     for action, words in (
@@ -56,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         actions.add_parser(action, help=words).add_argument(
             "keys", nargs="+", metavar="KEY", help="as listed, or its beginning"
         )
+    for parser_of_action in actions.choices.values():
+        parser_of_action.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
     state.set_defaults(work=_state)
     provenance = commands.add_parser("provenance", help="the chain behind each number of the table")
     provenance.add_argument("table", type=Path, help="results/table1.csv")
@@ -123,12 +124,13 @@ def _told(row: dict[str, Any]) -> str:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from ffnrepro.doctor import examine  # noqa: PLC0415 - the other commands do not need torch's weight
+    from ffnrepro.doctor import examine, training_arguments  # noqa: PLC0415 - the other commands do not need torch's weight
 
     config = read_config(read_files(arguments.configfile))
     if arguments.experiment not in config.experiments:
         raise UserError(f"no experiment {arguments.experiment}; there are {', '.join(config.experiments)}")
-    found = examine(config, arguments.experiment, folder=arguments.directory, steps=arguments.steps)
+    training = training_arguments(config, arguments.experiment, arguments.directory)
+    found = examine(training, steps=arguments.steps)
     for finding in found:
         print("ok     " if finding.good else "PROBLEM", finding.text)
     if not all(finding.good for finding in found):

@@ -25,7 +25,7 @@ LEFT_OUT = {
     "ffnrepro.stopping": "when a run stops; it continues from its state to the same result (tests/unit/test_resumption.py)",
     "ffnrepro.state": "saves and reads what training hands to it, checked by digest; a resumed run ends in the same tensors",
     "ffnrepro.watching": "lines, curves and warnings",
-    "ffnrepro.experiment.parse_arguments": "hands over what the rule gives: the settings as they are, and what decides no number",
+    "ffnrepro.experiment.training_parser": "hands over what the rule gives: the settings as they are, and what decides no number",
     "ffnrepro.experiment.write_record": "writes run.json and the history, beside the network",
 }
 """What is reached and decides no number, with the reason. A mistake here gives a stale number, so it holds little."""

@@ -484,6 +484,8 @@ def training_settings(config: Config, experiment: str, seed: int) -> dict[str, A
             for key, value in dataclasses.asdict(config.training).items()
         },
     }
+    if config.training.schedule == "cosine":
+        settings["training"]["milestones"] = []  # not used: they shall neither retrain nor be recorded
     if own.method == "ffn":
         settings |= {switch: getattr(own, switch) for switch in FFN_SWITCHES}
     return settings

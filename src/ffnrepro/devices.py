@@ -44,6 +44,11 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
+def precision_on(device: torch.device, precision: str) -> str:
+    """The precision of the forward pass: the configured one on CUDA, elsewhere float32."""
+    return precision if device.type == "cuda" else "float32"
+
+
 def move(tensor: Tensor, device: torch.device) -> Tensor:
     """Bring a batch's tensor to the device; on CUDA without waiting, which elsewhere is not safe (on MPS, wrong values)."""
     if device.type == "mps":

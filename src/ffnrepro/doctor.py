@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -36,6 +36,10 @@ class Finding(NamedTuple):
     text: str
 
 
+ENOUGH = 60.0
+"""Seconds after which fewer steps than asked for are enough, too: on a machine that is no good for the network."""
+
+
 class _SomeSteps(StopRequest):
     """Stops after so many steps, and notes when each ended."""
 
@@ -47,43 +51,56 @@ class _SomeSteps(StopRequest):
     def reason(self, reserve: float = 0.0) -> str | None:
         """Enough, or None."""
         self.ends.append(time.perf_counter())
-        return "enough" if len(self.ends) >= self.steps else super().reason(reserve)
+        enough = len(self.ends) >= self.steps or (
+            len(self.ends) > 2 and self.ends[-1] - self.ends[0] > ENOUGH
+        )
+        return "enough" if enough else super().reason(reserve)
 
 
-def examine(config: Config, experiment: str, *, folder: Path, steps: int = 20) -> list[Finding]:
+def examine(arguments: argparse.Namespace, *, steps: int) -> list[Finding]:
     """Look at what a training needs, and try it.
 
     Args:
-        config: the configuration.
-        experiment: its name.
-        folder: where the workflow runs: of `results` and `state`.
-        steps: that are tried.
+        arguments: of `training_parser`, or `training_arguments`.
+        steps: that are tried; 0: this is not the machine that trains, so what is its own is not looked at.
     """
-    arguments = _arguments(config, experiment, folder)
-    try:
-        device = choose_device(arguments.device)
-        check_precision(config.training.precision, device)
-    except UserError as error:
-        return [Finding(False, f"device: {error}")]
-    found = [_device(device), _shared_memory(config, experiment), _disk(config, experiment, folder)]
+    found = []
+    if steps:
+        try:
+            device = choose_device(arguments.device)
+            check_precision(arguments.settings["training"]["precision"], device)
+        except UserError as error:
+            return [Finding(False, f"device: {error}")]
+        found += [_device(device), _shared_memory(arguments.settings, arguments.workers)]
+    found.append(_disk(arguments.settings, arguments.state))
     if arguments.weights is not None:
         there = arguments.weights.exists()
-        mend = (
-            "there"
-            if there
-            else f"not there yet: snakemake --cores 1 {arguments.weights.relative_to(folder)}"
-        )
+        mend = "there" if there else "not there yet; snakemake --cores 1 --until fetch_weights fetches it"
         found.append(Finding(there, f"weights: {arguments.weights} {mend}"))
     table = arguments.manifest / "train.parquet"
     if not table.exists():
-        return [*found, Finding(False, f"videos: no {table} yet; snakemake --until build_manifest makes it")]
+        mend = "snakemake --cores 1 --until build_manifest makes it"
+        return [*found, Finding(False, f"videos: no {table} yet; {mend}")]
     found.append(_decoder(arguments.videos, table))
-    if all(finding.good for finding in found):
+    if steps and all(finding.good for finding in found):
         found += _try(arguments, device, steps)
     return found
 
 
-def _arguments(config: Config, experiment: str, folder: Path) -> argparse.Namespace:
+def tell(found: list[Finding]) -> str:
+    """The findings, a line each.
+
+    Raises:
+        UserError: one of them would stop the training; its text is theirs.
+    """
+    problems = [finding.text for finding in found if not finding.good]
+    if problems:
+        raise UserError(f"this training would not run as it is: {'; '.join(problems)}")
+    return "\n".join(f"ok  {finding.text}" for finding in found)
+
+
+def training_arguments(config: Config, experiment: str, folder: Path) -> argparse.Namespace:
+    """What the workflow in `folder` would call the training script of an experiment with."""
     weights = None
     if config.network.weights is not None:
         weights = folder / f"results/weights/resnet{config.depth_of(experiment)}.pth"
@@ -94,6 +111,7 @@ def _arguments(config: Config, experiment: str, folder: Path) -> argparse.Namesp
         manifest=folder / "results/manifest",
         videos=folder / config.data.videos,
         weights=weights,
+        state=folder / "state/train",
         device=config.runtime.device,
         threads=config.runtime.threads,
         workers=config.runtime.workers,
@@ -116,12 +134,13 @@ def _device(device: torch.device) -> Finding:
     )
 
 
-def _shared_memory(config: Config, experiment: str) -> Finding:
+def _shared_memory(settings: dict[str, Any], workers: int) -> Finding:
     """Loader workers hand over their batches in shared memory; a container has 64 MB of it by default."""
     shared = Path("/dev/shm")
-    frames = sum(config.experiments[experiment].train_frames)
-    batch = config.training.batch_size * frames * 3 * config.data.crop_size**2
-    needed = batch * PREFETCHED * config.runtime.workers
+    batch = (
+        settings["training"]["batch_size"] * sum(settings["train_frames"]) * 3 * settings["crop_size"] ** 2
+    )
+    needed = batch * PREFETCHED * workers
     if needed == 0 or not shared.exists():
         return Finding(True, "shared memory: none needed")
     free = shutil.disk_usage(shared).free
@@ -129,13 +148,12 @@ def _shared_memory(config: Config, experiment: str) -> Finding:
     return Finding(free >= needed, f"shared memory: {_size(free)} free, {_size(needed)} needed{mend}")
 
 
-def _disk(config: Config, experiment: str, folder: Path) -> Finding:
+def _disk(settings: dict[str, Any], place: Path) -> Finding:
     with torch.device("meta"):
-        network = build_network(training_settings(config, experiment, 0), 174)
+        network = build_network(settings, 174)
     # A save holds the network, its momentum and the best network; the next is written before the oldest goes.
     needed = (GENERATIONS + 1) * 3 * 4 * sum(parameter.numel() for parameter in network.parameters())
-    place = folder / "state"
-    free = shutil.disk_usage(place if place.exists() else folder).free
+    free = shutil.disk_usage(next(path for path in (place, *place.absolute().parents) if path.exists())).free
     mend = "" if free >= needed else "; make room, or move the folder"
     return Finding(free >= needed, f"disk: {_size(free)} free for {place}, {_size(needed)} needed{mend}")
 
@@ -157,6 +175,11 @@ def _decoder(videos: Path, table: Path) -> Finding:
 
 def _try(arguments: argparse.Namespace, device: torch.device, steps: int) -> list[Finding]:
     recipe = arguments.settings["training"]
+    if recipe["gpus"] > 1:  # one process is tried, with its part of the batch
+        part = {**recipe, "batch_size": recipe["batch_size"] // recipe["gpus"], "gpus": 1}
+        arguments = argparse.Namespace(
+            **{**vars(arguments), "settings": {**arguments.settings, "training": part}}
+        )
     per_epoch = len(pd.read_parquet(arguments.manifest / "train.parquet")) // recipe["batch_size"]
     stop = _SomeSteps(min(steps, max(1, per_epoch)))
     with tempfile.TemporaryDirectory() as temporary:

@@ -19,10 +19,11 @@ from torch.utils.data import SequentialSampler
 from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset
 from ffnrepro.data.loading import VideoBatches
 from ffnrepro.decides import training_decides
-from ffnrepro.devices import check_precision, choose_device, place
+from ffnrepro.devices import check_precision, choose_device, place, precision_on
 from ffnrepro.errors import PermanentError, UserError
 from ffnrepro.evaluation import score
 from ffnrepro.files import replacing, write_json, write_text
+from ffnrepro.logs import also_log_to
 from ffnrepro.losses import Loss, classification_loss, frame_flexible_loss
 from ffnrepro.models.ffn import FrameFlexibleNetwork
 from ffnrepro.models.tsm import TSM
@@ -35,7 +36,7 @@ from ffnrepro.stopping import StopRequest, end_of_job
 from ffnrepro.training import Trained, train
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
+def training_parser(description: str) -> argparse.ArgumentParser:
     """Command line of the training scripts; `settings` is `config.training_settings` as JSON."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--name", required=True, help="of the experiment")
@@ -49,7 +50,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
         "--weights", type=Path, help="pretrained weights; without them training starts at random"
     )
     parser.add_argument("--state", required=True, type=Path, help="folder of resumable states")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the finished files")
+    parser.add_argument("--output", required=True, type=Path, help="where the finished files go")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--threads", type=int, default=1, help="CPU cores of the computation")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
@@ -60,7 +61,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--save-minutes", type=float, default=10.0, help="between two saves within an epoch")
     parser.add_argument("--time-budget", type=float, help="minutes after which to save and stop, unfinished")
     parser.add_argument("--log", type=Path)
-    return parser.parse_args()
+    return parser
 
 
 def build_network(settings: dict[str, Any], classes: int) -> TSM | FrameFlexibleNetwork:
@@ -96,7 +97,7 @@ def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
     """Train one experiment and write `model.pt`, `model.sha256`, `history.parquet` and `run.json`.
 
     Args:
-        arguments: of `parse_arguments`.
+        arguments: of `training_parser`.
         script: that calls this.
 
     Raises:
@@ -120,6 +121,7 @@ def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
     with ExitStack() as stack:
         if processes.first:
             stack.enter_context(state.held())
+            also_log_to(state.path / "log.txt")
         processes.wait()
         stop = stack.enter_context(StopRequest(end_of_job(arguments.time_budget)))
         model, trained = train_experiment(arguments, device, state, stop, processes)
@@ -130,7 +132,9 @@ def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
         write_text(arguments.output / "model.sha256", digest + "\n")
         made_with = state.path / "made_with.json"
         if not made_with.exists():  # a network that is only written out again was not made here and now
-            write_json(made_with, provenance(device))
+            write_json(
+                made_with, {"precision": precision_on(device, recipe["precision"]), **provenance(device)}
+            )
         write_record(
             arguments,
             trained,
@@ -155,7 +159,7 @@ def train_experiment(
     """Wire one experiment and train it.
 
     Args:
-        arguments: of `parse_arguments`.
+        arguments: of `training_parser`.
         device: that computes.
         state: that it continues from and saves to.
         stop: asked after each step.
@@ -225,7 +229,7 @@ def write_record(arguments: argparse.Namespace, trained: Trained, record: dict[s
     """Write `history.parquet` and `run.json`: what is known of a trained network.
 
     Args:
-        arguments: of `parse_arguments`.
+        arguments: of `training_parser`.
         trained: the training.
         record: what decided it, the network's digest and size, and what it was made with.
     """

@@ -12,6 +12,8 @@ from ffnrepro.errors import Unfinished, UserError
 
 logger = logging.getLogger("ffnrepro")
 
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
 UNFINISHED = 75
 """Exit code of work that stopped in time and is to be run again (`EX_TEMPFAIL`)."""
 
@@ -33,8 +35,15 @@ def start_logging(log: Path | None = None) -> None:
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(log, mode="w", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(logging.Formatter(_FORMAT))
         logger.addHandler(file)
+
+
+def also_log_to(file: Path) -> None:
+    """Append what is said from now on to a file, too: Snakemake deletes a job's own log with each attempt."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    logger.addHandler(handler)
 
 
 def run(work: Callable[[], object], log: Path | None = None) -> int:

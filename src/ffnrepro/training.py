@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ffnrepro.data.dataset import EpochSampler
 from ffnrepro.data.loading import VideoBatches
 from ffnrepro.data.transforms import normalise
-from ffnrepro.devices import move
+from ffnrepro.devices import move, precision_on
 from ffnrepro.errors import PermanentError, Unfinished
 from ffnrepro.losses import Loss
 from ffnrepro.metrics import correct_within, top_k
@@ -68,7 +68,7 @@ def train(
     epochs: int,
     clip_norm: float | None,
     batchnorm_clips: int | None,
-    precision: Literal["float16", "bfloat16", "float32"],
+    precision: str,
     seed: int,
     device: torch.device,
     processes: Processes,
@@ -93,7 +93,7 @@ def train(
         epochs: in all.
         clip_norm: bound of the gradient's norm, taken after unscaling; None leaves it alone.
         batchnorm_clips: clips that are normalised together; None: all of a step.
-        precision: of the forward pass on CUDA (float16 with loss scaling); elsewhere it is float32.
+        precision: float16 (with loss scaling), bfloat16 or float32, of the forward pass on CUDA; elsewhere it is float32.
         seed: of dropout, with epoch and step.
         device: where the model is.
         processes: that share each batch.
@@ -107,7 +107,7 @@ def train(
     """
     sampler = batches.sampler
     assert isinstance(sampler, EpochSampler)
-    precision = precision if device.type == "cuda" else "float32"
+    precision = precision_on(device, precision)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     history: list[dict[str, float]] = []
     best: dict[str, Any] = {}
@@ -145,7 +145,7 @@ def train(
         if len(history) < epochs:
             logger.info("%s: continues at epoch %d, after %d steps", name, len(history) + 1, first_step)
         else:
-            logger.info("%s: was trained before, nothing is left to do", name)
+            logger.info("%s: was trained before, nothing is left to do; its log is in %s", name, state.path)
 
     for epoch in range(len(history), epochs):
         sampler.set_epoch(epoch, start=first_step * batches.batch_size)

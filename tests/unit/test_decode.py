@@ -191,6 +191,15 @@ def test_what_is_no_video_is_named_with_its_reason(tmp_path, make, reason, read)
     assert (str(copy), copy.reason) == (str(caught.value), reason)
 
 
+@pytest.mark.parametrize("name", ["README.txt", "notes.nfo", "art.ans", "a.asc"])
+@pytest.mark.parametrize("read", [open_video, examine])
+def test_text_whose_ending_ffmpeg_draws_as_a_picture(tmp_path, name, read):
+    path = tmp_path / name
+    path.write_text("see the web page\n" * 40)
+    with pytest.raises(DecodeError, match="text, not a video"):
+        read(path)
+
+
 @pytest.mark.usefixtures("decoder")
 def test_damage_in_the_middle_is_an_error(write_video, tmp_path):
     path = write_video(tmp_path / "clip.webm", natural(24, 96, 128))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from ffnrepro import doctor
@@ -15,7 +16,7 @@ from ffnrepro.data.demo import make_demo_data
 from ffnrepro.data.labels import read_labels
 from ffnrepro.data.manifest import build_manifest
 from ffnrepro.data.video_index import index_videos, list_videos
-from ffnrepro.doctor import examine
+from ffnrepro.doctor import examine, training_arguments
 
 ROOT = Path(__file__).parents[2]
 CONFIG = [ROOT / "config/config.yaml", ROOT / "config/demo.yaml"]
@@ -62,9 +63,11 @@ def test_a_training_that_would_run(folder: Path, tmp_path: Path, capsys: pytest.
     assert not (folder / "state").exists()  # it leaves nothing behind
 
 
-def problems(folder: Path, config: Any) -> str:
+def problems(folder: Path, config: Any, steps: int = 2) -> str:
     return "\n".join(
-        finding.text for finding in examine(config, "ffn", folder=folder, steps=2) if not finding.good
+        finding.text
+        for finding in examine(training_arguments(config, "ffn", folder), steps=steps)
+        if not finding.good
     )
 
 
@@ -83,7 +86,30 @@ def test_missing_pieces_are_named_with_their_mend(folder: Path, tmp_path: Path) 
     assert "--until build_manifest" in problems(tmp_path, settings())
     mapping = read_files(CONFIG)
     mapping["network"] |= {"weights": "own.pth", "weights_sha256": "ab"}
-    assert "snakemake --cores 1 results/weights/resnet10.pth" in problems(folder, read_config(mapping))
+    assert "own.pth" not in problems(folder, settings())
+    assert "resnet10.pth not there yet; snakemake --cores 1 --until fetch_weights" in problems(
+        folder, read_config(mapping)
+    )
+
+
+def test_of_another_machine_only_what_is_shared_is_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine that submits jobs has no GPU, and its shared memory is not the node's; the disk is."""
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    assert problems(folder, settings(device="cuda", workers=4), steps=0).startswith("disk: 1 MB free")
+    assert "shared memory" not in problems(folder, settings(workers=4), steps=0)
+    if not torch.cuda.is_available():
+        assert "device: config: runtime.device is cuda" in problems(folder, settings(device="cuda"))
+
+
+def test_several_gpus_share_a_batch(folder: Path) -> None:
+    mapping = read_files(CONFIG)
+    mapping["training"] |= {"batch_size": 8, "gpus": 2}
+    found = examine(training_arguments(read_config(mapping), "ffn", folder), steps=2)
+    assert all(finding.good for finding in found), found
+    assert "s a step of 8 clips" in found[-1].text
 
 
 def test_a_video_that_is_not_there(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,30 +42,26 @@ def gradients(
     }
 
 
-def torchrun(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            "--",
-            *command,
-        ],
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ffnrepro.launch", "2", *command],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
-        check=False,
     )
 
 
+def torchrun(folder: Path, *command: str) -> tuple[int, str]:
+    """Exit code, and what was said."""
+    process = start(folder, *command)
+    said = process.communicate(timeout=600)[1]
+    return process.returncode, said
+
+
 def test_gradients_are_those_of_one_process(tmp_path: Path) -> None:
-    result = torchrun(tmp_path, __file__)
-    assert result.returncode == 0, result.stderr
+    code, said = torchrun(tmp_path, __file__)
+    assert code == 0, said
     alone = gradients(0, 4, lambda model: model)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -76,21 +73,21 @@ def test_gradients_are_those_of_one_process(tmp_path: Path) -> None:
 
 
 def test_a_training_of_two_processes(tmp_path: Path, data: Path) -> None:  # noqa: F811
-    def train(name: str, script: Path, arguments: list[str], *more: str) -> subprocess.CompletedProcess[str]:
+    def train(name: str, script: Path, arguments: list[str], *more: str) -> tuple[int, str]:
         own = ["--state", f"{name}/state", "--output", f"{name}/output", "--log", f"{name}/log", *more]
         return torchrun(tmp_path, str(script), *arguments, *own)
 
     script = ROOT / "workflow/scripts/train_ffn.py"
     arguments = arguments_of(data, "ffn", gpus=2, epochs=2)
-    assert train("broken", script, arguments, "--time-budget", "0").returncode != 0
+    assert train("broken", script, arguments, "--time-budget", "0")[0] == 75
     assert (
         "unfinished, run again: ffn: the time is nearly used, saved at epoch 1"
         in (tmp_path / "broken/log").read_text()
     )
     assert newest_state(tmp_path / "broken")["step"] == 1
     for name in ("broken", "unbroken"):
-        result = train(name, script, arguments)
-        assert result.returncode == 0, result.stderr
+        code, said = train(name, script, arguments)
+        assert code == 0, said
     states = [newest_state(tmp_path / name) for name in ("broken", "unbroken")]
     histories = [
         pd.read_parquet(tmp_path / name / "output/history.parquet") for name in ("broken", "unbroken")
@@ -105,6 +102,18 @@ def test_a_training_of_two_processes(tmp_path: Path, data: Path) -> None:  # noq
         torch.testing.assert_close(states[0]["model"][name], tensor, msg=name)
     load_checkpoint(tmp_path / "broken/output/model.pt")
     assert json.loads((tmp_path / "broken/output/run.json").read_text())["settings"]["training"]["gpus"] == 2
+
+
+def test_sigterm_to_the_launcher_saves_in_all_processes(tmp_path: Path, data: Path) -> None:  # noqa: F811
+    arguments = arguments_of(data, "tsm", gpus=2, epochs=200)
+    script = str(ROOT / "workflow/scripts/train_tsm.py")
+    process = start(tmp_path, script, *arguments, "--state", "state", "--output", "output", "--log", "log")
+    while not list(tmp_path.glob("state/*/state-*.pt")) and process.poll() is None:
+        time.sleep(0.1)
+    process.terminate()
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 75, said
+    assert "unfinished, run again: tsm" in (tmp_path / "log").read_text()
 
 
 def test_the_number_of_processes_is_the_configured_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,6 +230,11 @@ def test_sigterm_to_the_whole_process_group_saves_and_says_so(tmp_path: Path, da
     assert (unbroken, last) == (0, 0)
     assert (terminated, no_time) == (75, 75)
     assert_ended_as_unbroken(tmp_path)
+    (log,) = (tmp_path / "broken").glob("state/*/log.txt")  # of all attempts
+    said = log.read_text()
+    assert said.count("unfinished, run again") == 2
+    assert said.count("ffn: continues at epoch") == 2
+    assert [said.count(f"ffn: epoch {epoch}/6") for epoch in range(1, 7)] == [1] * 6
 
 
 def test_a_loss_that_is_not_finite_is_not_tried_twice(tmp_path: Path, data: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_permanent_failure_stops_the_next_try_with_the_same_words(tmp_path: Pa
         pytest.fail("it was tried again")
     with StateDirectory(tmp_path / "train", {"learning_rate": 0.001}).held():
         pass  # another configuration is another state
-    assert main(["state", "--folder", str(tmp_path), "retry", state.key[:6]]) == 0
+    assert main(["state", "retry", state.key[:6], "--folder", str(tmp_path)]) == 0
     with state.held():
         assert epoch_of(state) == 0
 
@@ -153,8 +153,8 @@ def test_other_ends_are_tried_again(tmp_path: Path, error: Exception) -> None:
 
 def test_list_and_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("ffnrepro").handlers.clear()
-    folder = ["state", "--folder", str(tmp_path)]
-    assert main([*folder, "list"]) == 0
+    folder = ["--folder", str(tmp_path)]
+    assert main(["state", "list", *folder]) == 0
     assert "no states" in capsys.readouterr().out
     state = saved(tmp_path, 8)
     with pytest.raises(PermanentError):
@@ -162,7 +162,7 @@ def test_list_and_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     other = StateDirectory(tmp_path / "train", {"seed": 4}, about={"experiment": "tsm", "epochs": 2})
     with other.held():
         other.save(content(2))
-        assert main([*folder, "list"]) == 0
+        assert main(["state", "list", *folder]) == 0
         rows = capsys.readouterr().out.splitlines()
         first = next(row for row in rows if state.key in row)
         assert first.split()[:5] == ["train", state.key, "ffn", "3", "7/50"]
@@ -170,8 +170,8 @@ def test_list_and_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         second = next(row for row in rows if other.key in row)
         assert "2/2" in second
         assert f"process {os.getpid()} on" in second
-    assert main([*folder, "prune", "no-such-key"]) == 1
-    assert main([*folder, "prune", state.key]) == 0
+    assert main(["state", "prune", "no-such-key", *folder]) == 1
+    assert main(["state", "prune", state.key, *folder]) == 0
     assert not state.path.exists()
     assert other.path.exists()
 
@@ -181,5 +181,5 @@ def test_a_state_at_work_is_not_pruned(tmp_path: Path) -> None:
     with state.held():
         lease = state.path / "lease.json"
         lease.write_text(lease.read_text().replace(str(os.getpid()), str(os.getppid())))
-        assert main(["state", "--folder", str(tmp_path), "prune", state.key]) == 1
+        assert main(["state", "prune", state.key, "--folder", str(tmp_path)]) == 1
     assert epoch_of(state) == 0

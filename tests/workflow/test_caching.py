@@ -28,7 +28,9 @@ TABLE = "results/table1.csv"
 EVALUATE = {"evaluate": 6, "assemble_table": 1}
 TRAIN = {"train_tsm": 1, "train_ffn": 1, **EVALUATE}
 FFN = {"train_ffn": 1, "evaluate": 3, "assemble_table": 1}
-MANIFEST = {"build_manifest": 1, **TRAIN}
+FFN_SETTINGS = {"check_training": 1, **FFN}
+BOTH = {"check_training": 2, **TRAIN}
+MANIFEST = {"build_manifest": 1, **BOTH}
 
 
 class Copy:
@@ -184,10 +186,10 @@ ROWS: list[tuple[str, Change, dict[str, int], str]] = [
     ("a label row", without_a_label, {"parse_labels": 1, **MANIFEST}, r"parse_labels: my data/labels/train\.json is changed"),
     ("a new video", add_video, {"index_videos": 1, **MANIFEST}, r"index_videos \(shard \d\): names: not as they were"),
     ("a removed video", lambda c: (c.folder / "my data/videos/5.webm").unlink(), {"index_videos": 1, **MANIFEST}, "names"),
-    ("lambda", lambda c: c.configure(experiments={"ffn": {"distillation_weight": 0.5}}), FFN, r"distillation_weight 1\.0 -> 0\.5"),
-    ("adapter", lambda c: c.configure(experiments={"ffn": {"adapter_init": "authors"}}), FFN, "adapter_init near_zero -> authors"),
-    ("learning rate", lambda c: c.configure(training={"learning_rate": 0.02}), TRAIN, r"training\.learning_rate 0\.01 -> 0\.02"),
-    ("crop size", lambda c: c.configure(data={"crop_size": 24}), TRAIN, "crop_size 32 -> 24"),
+    ("lambda", lambda c: c.configure(experiments={"ffn": {"distillation_weight": 0.5}}), FFN_SETTINGS, r"distillation_weight 1\.0 -> 0\.5"),
+    ("adapter", lambda c: c.configure(experiments={"ffn": {"adapter_init": "authors"}}), FFN_SETTINGS, "adapter_init near_zero -> authors"),
+    ("learning rate", lambda c: c.configure(training={"learning_rate": 0.02}), BOTH, r"training\.learning_rate 0\.01 -> 0\.02"),
+    ("crop size", lambda c: c.configure(data={"crop_size": 24}), BOTH, "crop_size 32 -> 24"),
     ("sampler", lambda c: c.edit(f"{CODE}/data/dataset.py", "spawn_key=(0,)", "spawn_key=(7,)"), TRAIN, r"train_tsm .*: code of ffnrepro\.data\.dataset"),
     ("training transform", lambda c: c.edit(f"{CODE}/data/transforms.py", "0.875", "0.8"), TRAIN, r"code of ffnrepro\.data\.transforms"),
     ("centre crop", lambda c: c.edit(f"{CODE}/data/transforms.py", "center_crop(resized,", "center_crop(resized[:],"), TRAIN, "transforms"),
@@ -295,7 +297,7 @@ def test_identical_data_and_an_earlier_setting_train_nothing(copy: Copy) -> None
 
     copy.configure(training=TINY["training"] | {"learning_rate": 0.01})
     jobs, said = copy.plan()
-    assert jobs == TRAIN
+    assert jobs == BOTH
     assert "kept from before: written out in seconds" in said
     made = copy.read("results/experiments/tsm/seed0/run.json")
     copy.run(TABLE)
@@ -356,12 +358,12 @@ def test_a_job_that_nobody_watched_is_noticed(copy: Copy) -> None:
     )
     copy.run("--unlock")
     copy.configure(training={"learning_rate": 0.01})
-    assert copy.plan("--rerun-incomplete", target)[0] == {"train_tsm": 1}
+    assert copy.plan("--rerun-incomplete", target)[0] == {"check_training": 1, "train_tsm": 1}
     # On a cluster the job has a snakemake of its own, which takes the marks of unfinished files away.
     for mark in (copy.folder / ".snakemake/incomplete").iterdir():
         mark.unlink()
     jobs, said = copy.plan()
-    assert jobs == {"train_tsm": 1, "evaluate": 3, "assemble_table": 1}, said
+    assert jobs == {"check_training": 1, "train_tsm": 1, "evaluate": 3, "assemble_table": 1}, said
     assert "is of other settings, data or code" in said
     copy.run(TABLE)
     assert copy.plan()[0] == {}

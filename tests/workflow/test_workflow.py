@@ -156,7 +156,7 @@ def test_a_further_row_trains_only_what_is_new(finished: Finished) -> None:
     rows = '[{"method": "TSM", "experiments": "tsm"}, {"method": "TSM-ST", "experiments": {4: tsm_4f, 8: tsm_8f, 16: tsm}}]'
     planned = workflow.run("--dry-run", "results/table1.csv", "--config", f"table={rows}")
     assert planned.returncode == 0, planned.stderr
-    assert jobs(planned.stdout) == {"train_tsm": 2, "evaluate": 2, "assemble_table": 1}
+    assert jobs(planned.stdout) == {"check_training": 2, "train_tsm": 2, "evaluate": 2, "assemble_table": 1}
 
 
 def test_an_experiment_of_the_same_method_retrains_alone(finished: Finished) -> None:
@@ -164,7 +164,7 @@ def test_an_experiment_of_the_same_method_retrains_alone(finished: Finished) -> 
     planned = workflow.run(
         "--dry-run", "results/table1.csv", "--config", "experiments={ffn: {distillation_weight: 0.5}}"
     )
-    assert jobs(planned.stdout) == {"train_ffn": 1, "evaluate": 3, "assemble_table": 1}
+    assert jobs(planned.stdout) == {"check_training": 1, "train_ffn": 1, "evaluate": 3, "assemble_table": 1}
 
 
 def jobs(output: str) -> dict[str, int]:
@@ -186,6 +186,7 @@ def test_the_default_configuration_plans_the_real_run(tmp_path: Path) -> None:
         "parse_labels": 1,
         "index_videos": 64,
         "build_manifest": 1,
+        "check_training": 2,
         "train_tsm": 1,
         "train_ffn": 1,
         "evaluate": 6,
@@ -235,6 +236,17 @@ def test_a_part_of_a_data_set_is_asked_for(unfinished: Workflow) -> None:
     result = unfinished.run("results/labels/labels.parquet")
     assert result.returncode == 0, result.stderr
     shutil.rmtree(unfinished.folder / "results")
+
+
+def test_what_would_stop_a_training_is_found_before_it(tmp_path: Path) -> None:
+    workflow = make_workflow(tmp_path)
+    workflow.configure(training={"epochs": 2, "batch_size": 100, "warmup_epochs": 0})
+    result = workflow.run("results/experiments/ffn/seed0/model.pt")
+    assert result.returncode != 0
+    assert "error: this training would not run as it is: step: " in result.stderr
+    assert "24 videos do not fill one batch of training.batch_size 100; lower it" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "state/train").exists()
 
 
 def test_a_nonsense_frame_count_in_a_target_stops_before_training(unfinished: Workflow) -> None:

@@ -32,7 +32,7 @@ if CONFIG.runtime.cache_decoded:
 # One process trains; where a training has several GPUs, torchrun starts one for each.
 TORCHRUN = ""
 if CONFIG.training.gpus > 1:
-    TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node {CONFIG.training.gpus} --"  # else it takes --log for its own
+    TORCHRUN = f"-m ffnrepro.launch {CONFIG.training.gpus}"
 
 # What decides no number reaches the commands by the shell's environment: neither params nor the command's text
 # change with it, so moving the tree or using other workers reruns nothing. `script NAME ...` calls a rule's script.
@@ -44,6 +44,7 @@ environment = {
     "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
     "TRAINING": TRAINING,
     "TORCHRUN": TORCHRUN,
+    "CHECK_STEPS": "20" if workflow.local_exec else "0",
     "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
 }
 prefix = "set -euo pipefail; "
@@ -162,6 +163,10 @@ def experiment_settings(wildcards):
         training_settings(CONFIG, wildcards.experiment, int(wildcards.seed)),
         sort_keys=True,
     )
+
+
+def settings_of_any_seed(wildcards):
+    return json.dumps(training_settings(CONFIG, wildcards.experiment, seed=0), sort_keys=True)
 
 
 def table_rows():

@@ -4,6 +4,7 @@
 
 localrules:
     fetch_weights,
+    check_training,
 
 
 rule fetch_weights:
@@ -29,8 +30,38 @@ rule fetch_weights:
         "--output {output.weights} --digest {output.digest} --log {log}"
 
 
+rule check_training:
+    input:
+        classes="results/labels/classes.csv",
+        data="results/manifest/manifest.sha256",
+        splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
+        weights_digest=weights_digest,
+        weights=ancient(weights_file),
+    output:
+        "results/checks/{experiment}.txt",
+    log:
+        "logs/check_training/{experiment}.log",
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.runtime.threads
+    resources:
+        gpu=GPUS if workflow.local_exec else 0,
+        runtime=30,
+        mem_mb=16000,
+    params:
+        settings=settings_of_any_seed,
+        weights=weights_argument,
+    message:
+        "Looking at what training needs: {wildcards.experiment}"
+    shell:
+        "script check_training --name {wildcards.experiment} --settings {params.settings:q} --classes {input.classes} "
+        '--manifest results/manifest --videos "$VIDEOS" {params.weights} --state state/train --output {output} '
+        "--threads {threads} --steps $CHECK_STEPS $RUNTIME $TRAINING --log {log}"
+
+
 rule train_tsm:
     input:
+        checked=ancient("results/checks/{experiment}.txt"),  # it has timings in it
         classes="results/labels/classes.csv",
         data="results/manifest/manifest.sha256",
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),

@@ -35,8 +35,8 @@ def main() -> int:
             index.to_parquet(temporary, index=False)
         usable = int((index["status"] == "ok").sum())
         logger.info(
-            "index: shard %d of %d, %d videos, %d of them excluded",
-            arguments.shard + 1,
+            "index: shard %d of %d (counted from 0), %d videos, %d of them excluded",
+            arguments.shard,
             arguments.shards,
             len(index),
             len(index) - usable,

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from ffnrepro.experiment import parse_arguments, run_experiment
+from ffnrepro.experiment import run_experiment, training_parser
 from ffnrepro.logs import run
 
 
 def main() -> int:
     """Parse the arguments and train."""
-    arguments = parse_arguments(__doc__ or "")
+    arguments = training_parser(__doc__ or "").parse_args()
     return run(lambda: run_experiment(arguments, Path(__file__)), arguments.log)
 
 

@@ -42,6 +42,7 @@ FRAMES_MISSING = "frames missing"
 FRAMES_CHANGE_SIZE = "frames change size"
 
 _MATROSKA = b"\x1a\x45\xdf\xa3"
+_TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")  # what FFmpeg draws text with, going by a file's ending
 
 
 class DecodeError(Exception):
@@ -388,6 +389,9 @@ def _open_container(path: Path) -> Any:
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = _what_it_is_instead(path)
         raise DecodeError(f"{path}: {reason} ({_words(error)})", reason) from error
+    if container.format.name in _TEXT_ART:
+        container.close()
+        raise DecodeError(f"{path}: {TEXT}", TEXT)
     if not container.streams.video:
         container.close()
         raise DecodeError(f"{path}: {NO_VIDEO_STREAM}", NO_VIDEO_STREAM)
