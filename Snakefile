@@ -7,6 +7,7 @@ configfile: "config/config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/plan.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
@@ -20,7 +21,9 @@ localrules:
 rule all:
     default_target: True
     input:
-        "results/table1.csv",
+        TABLE,
+        "results/table1.md",
+        "results/table1.json",
         "results/figures/accuracy.png",
         "results/figures/class_counts.png",
         "results/figures/clip_lengths.png",

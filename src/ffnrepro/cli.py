@@ -16,6 +16,7 @@ from ffnrepro.data.unpack import SOMETHING_SOMETHING_V2, unpack
 from ffnrepro.data.video_index import list_videos
 from ffnrepro.errors import UserError
 from ffnrepro.logs import logger, run
+from ffnrepro.provenance import chain_of_table
 from ffnrepro.state import list_states, prune, retry
 
 
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for parser_of_action in actions.choices.values():
         parser_of_action.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
     state.set_defaults(work=_state)
+    provenance = commands.add_parser("provenance", help="the chain behind each number of the table")
+    provenance.add_argument("table", type=Path, help="results/table1.csv")
+    provenance.set_defaults(work=lambda arguments: print(chain_of_table(arguments.table)))
     doctor = commands.add_parser("doctor", help="whether a training would run here, and for how long")
     doctor.add_argument("experiment", help="such as ffn")
     doctor.add_argument(

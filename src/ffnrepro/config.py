@@ -128,7 +128,7 @@ class Config:
     """The whole configuration."""
 
     dataset: str
-    seed: int
+    seeds: tuple[int, ...]
     data: DataConfig
     network: NetworkConfig
     experiments: dict[str, ExperimentConfig]
@@ -265,8 +265,11 @@ def _check(config: Config) -> None:
         for name, value in vars(getattr(config, section)).items():
             if name != "frame_counts":  # they have a check and words of their own
                 _check_sign(f"{section}.{name}", name, value)
-    if config.seed < 0:
-        raise UserError(f"config: seed is {config.seed}; it must be 0 or more")
+    seeds = list(config.seeds)
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"config: seeds is {seeds}; give different whole numbers of 0 or more, such as [0, 1, 2]"
+        )
     _check_depth("network.depth", config.network.depth)
     if not config.network.dropout < 1:
         raise UserError(f"config: network.dropout is {config.network.dropout}; it must be below 1")
@@ -445,6 +448,17 @@ def _check_table(config: Config) -> None:
                     f"config: {key}.experiments names {name!r}, which is not in experiments "
                     f"({', '.join(config.experiments)})"
                 )
+
+
+def evaluation_settings(config: Config, experiment: str, frames: int) -> dict[str, Any]:
+    """What decides an evaluation beside the network and the data, as plain values."""
+    return {
+        "method": config.experiments[experiment].method,
+        "frames": frames,
+        "split": config.evaluation.split,
+        "short_side": config.data.short_side,
+        "crop_size": config.data.crop_size,
+    }
 
 
 def training_settings(config: Config, experiment: str, seed: int) -> dict[str, Any]:

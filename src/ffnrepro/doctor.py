@@ -106,7 +106,7 @@ def training_arguments(config: Config, experiment: str, folder: Path) -> argpars
         weights = folder / f"results/weights/resnet{config.depth_of(experiment)}.pth"
     return argparse.Namespace(
         name=experiment,
-        settings=training_settings(config, experiment, config.seed),
+        settings=training_settings(config, experiment, config.seeds[0]),
         classes=folder / "results/labels/classes.csv",
         manifest=folder / "results/manifest",
         videos=folder / config.data.videos,

@@ -18,6 +18,7 @@ from torch.utils.data import SequentialSampler
 
 from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset
 from ffnrepro.data.loading import VideoBatches
+from ffnrepro.decides import training_decides
 from ffnrepro.devices import check_precision, choose_device, place, precision_on
 from ffnrepro.errors import PermanentError, UserError
 from ffnrepro.evaluation import score
@@ -92,11 +93,12 @@ def loss_of(settings: dict[str, Any]) -> Callable[[Any, Tensor], Loss]:
     )
 
 
-def run_experiment(arguments: argparse.Namespace) -> None:
+def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
     """Train one experiment and write `model.pt`, `model.sha256`, `history.parquet` and `run.json`.
 
     Args:
         arguments: of `training_parser`.
+        script: that calls this.
 
     Raises:
         PermanentError: too few videos for a batch, unfit weights, a loss that is not finite.
@@ -105,11 +107,7 @@ def run_experiment(arguments: argparse.Namespace) -> None:
     """
     settings: dict[str, Any] = arguments.settings
     recipe: dict[str, Any] = settings["training"]
-    decides = {
-        "settings": settings,
-        "data": (arguments.manifest / "manifest.sha256").read_text().strip(),
-        "weights": _weights_digest(arguments.weights),
-    }
+    decides = training_decides(script, settings, manifest=arguments.manifest, weights=arguments.weights)
     state = StateDirectory(
         arguments.state,
         decides,
@@ -128,7 +126,26 @@ def run_experiment(arguments: argparse.Namespace) -> None:
         stop = stack.enter_context(StopRequest(end_of_job(arguments.time_budget)))
         model, trained = train_experiment(arguments, device, state, stop, processes)
     if processes.first:
-        _write_results(model, trained, arguments, device, {**decides, "state": state.key})
+        model.load_state_dict(trained.best_model)
+        save_checkpoint(arguments.output / "model.pt", model)
+        digest = tensors_digest(trained.best_model)
+        write_text(arguments.output / "model.sha256", digest + "\n")
+        made_with = state.path / "made_with.json"
+        if not made_with.exists():  # a network that is only written out again was not made here and now
+            write_json(
+                made_with, {"precision": precision_on(device, recipe["precision"]), **provenance(device)}
+            )
+        write_record(
+            arguments,
+            trained,
+            {
+                **decides,
+                "state": state.key,
+                "model": digest,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                **json.loads(made_with.read_text(encoding="utf-8")),
+            },
+        )
     processes.end()
 
 
@@ -208,36 +225,27 @@ def train_experiment(
     return model, trained
 
 
-def _write_results(
-    model: TSM | FrameFlexibleNetwork,
-    trained: Trained,
-    arguments: argparse.Namespace,
-    device: torch.device,
-    decides: dict[str, Any],
-) -> None:
-    model.load_state_dict(trained.best_model)
-    digest = tensors_digest(trained.best_model)
+def write_record(arguments: argparse.Namespace, trained: Trained, record: dict[str, Any]) -> None:
+    """Write `history.parquet` and `run.json`: what is known of a trained network.
+
+    Args:
+        arguments: of `training_parser`.
+        trained: the training.
+        record: what decided it, the network's digest and size, and what it was made with.
+    """
     history = pd.DataFrame(trained.history)
     scores = history.filter(like="validation_")
-    output: Path = arguments.output
-    output.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(output / "model.pt", model)
-    write_text(output / "model.sha256", digest + "\n")
-    with replacing(output / "history.parquet") as temporary:
+    with replacing(arguments.output / "history.parquet") as temporary:
         history.to_parquet(temporary, index=False)
     write_json(
-        output / "run.json",
+        arguments.output / "run.json",
         {
             "experiment": arguments.name,
-            **decides,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "model": digest,
+            **record,
             "best_epoch": trained.best_epoch,
             "best": scores.iloc[trained.best_epoch - 1].to_dict(),
             "last": scores.iloc[-1].to_dict(),
-            "precision": precision_on(device, arguments.settings["training"]["precision"]),
             "wall_seconds": history["seconds"].sum(),
-            **provenance(device),
         },
     )
 
@@ -294,8 +302,3 @@ def _loader(
         pin_memory=device.type == "cuda",
         max_bad_fraction=arguments.max_bad_fraction if training else None,
     )
-
-
-def _weights_digest(weights: Path | None) -> str | None:
-    """Digest of the pretrained weights, from the small file beside them."""
-    return None if weights is None else weights.with_suffix(".sha256").read_text().strip()

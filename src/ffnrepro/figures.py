@@ -17,7 +17,7 @@ _COLOURS = {"TSM": "#c44e52", "TSM-ST": "#8c8c8c", "TSM-FFN": "#4c72b0"}
 
 
 def plot_accuracy(table: pd.DataFrame, *, published: pd.DataFrame, dataset: str, path: Path) -> None:
-    """Draw top-1 accuracy against frame count, a line a method; published figures dashed.
+    """Draw top-1 accuracy against frame count, a line a method; published figures dashed; with several seeds bars of the deviation.
 
     Where nothing is published on the data set, the published figures of Something-Something V2 stand in a panel of
     their own, to compare the shape with.
@@ -37,6 +37,13 @@ def plot_accuracy(table: pd.DataFrame, *, published: pd.DataFrame, dataset: str,
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2 if elsewhere else 1, sharey=True, squeeze=False)[0]
     _draw(panels[0], f"{dataset} (ours)" if elsewhere else dataset, own, frames, "o-", "")
+    if "seeds" in table:  # bars of one sample standard deviation
+        for _, row in table.iterrows():
+            deviation = [row[f"deviation_{n}f"] for n in frames]
+            panels[0].errorbar(
+                frames, list(own[str(row["method"])].values()), deviation,
+                fmt="none", capsize=3, color=_COLOURS.get(str(row["method"]), "black"),
+            )  # fmt: skip
     _draw(panels[0], None, same, frames, "s--", " (published)")
     if elsewhere:
         _draw(panels[1], f"{REFERENCE} (published)", elsewhere, frames, "s--", "")

@@ -1,13 +1,20 @@
-"""What a number was made with: versions, revision, device."""
+"""What a number was made with: versions, revision, device; and the whole chain behind the numbers of the table."""
 
+import json
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import pandas as pd
 import torch
+
+from ffnrepro.decides import key_of
+from ffnrepro.errors import UserError
+from ffnrepro.plan import flat
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -49,3 +56,78 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
+
+
+def chain_of_table(table: Path) -> str:
+    """For each number of a table the evaluations that it is the mean of, and the networks that they are of.
+
+    Args:
+        table: `table1.csv`; beside it lie `table1.json`, `evaluation` and `experiments`.
+
+    Raises:
+        UserError: one of these files is not there.
+    """
+    root = table.parent.parent
+    cells: dict[str, dict[str, list[str]]] = _read(table.with_suffix(".json"))
+    numbers = _read_table(table)
+    text = []
+    for method, row in cells.items():
+        networks: dict[str, None] = {}
+        text.append(method)
+        for frames, paths in row.items():
+            summaries = [(path, _read(root / path)) for path in paths]
+            number = numbers[method][f"top1_{frames}f"]
+            mean = fmean(summary["top1"] for _, summary in summaries)
+            text.append(f"  {frames} frames: top-1 {number:.2f}")
+            if abs(mean - number) > 0.006:
+                text.append(
+                    f"    THE EVALUATIONS BELOW GIVE {mean:.2f}: they were made again since; run snakemake"
+                )
+            for path, summary in summaries:
+                text.append(
+                    f"    evaluation {path}: top-1 {summary['top1']:.4f} of {summary['videos']} videos"
+                )
+                text += [f"      {line}" for line in _told(summary)]
+                networks[f"results/experiments/{summary['experiment']}/seed{summary['seed']}/run.json"] = None
+        for path in networks:
+            record = _read(root / path)
+            text.append(f"  network {path}: {record['model']}")
+            text += [f"    {line}" for line in [*_told(record), f"best epoch {record['best_epoch']}"]]
+    return "\n".join(text)
+
+
+def _told(record: dict[str, Any]) -> list[str]:
+    """Lines of what `run.json` and the summary of an evaluation have in common."""
+    settings = ", ".join(f"{key} {value}" for key, value in flat(record["settings"]))
+    packages = ", ".join(f"{name} {number}" for name, number in record["packages"].items())
+    job = f", SLURM job {record['slurm_job']}" if record["slurm_job"] else ""
+    lines = [
+        f"config: {settings}",
+        f"code {key_of(record['code'])}, git revision {record['git_revision'] or 'unknown'}",
+        f"data {record['data']}",
+    ]
+    lines.append(
+        f"network {record['model']}"
+        if "videos" in record
+        else f"pretrained weights {record['weights'] or 'none'}"
+    )
+    lines.append(f"seed {record['seed'] if 'seed' in record else record['settings']['seed']}")
+    lines.append(f"versions: Python {record['python']}, {packages}")
+    lines.append(
+        f"device {record['device']} on {record['host']} ({record['platform']}){job}, {record['wall_seconds']:.0f} s"
+    )
+    return lines
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run snakemake for it") from error
+
+
+def _read_table(path: Path) -> Any:
+    try:
+        return pd.read_csv(path, index_col="method").to_dict("index")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of table1.csv") from error

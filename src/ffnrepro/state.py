@@ -1,7 +1,7 @@
 """The state of a training run: saved whole, resumed, and kept by what decides the result.
 
 A state lies in `state/{stage}/{key}/`, where the key is the digest of everything that decides the result (settings,
-data, pretrained weights). So a run never continues from another configuration's state, and going back to an
+data, pretrained weights, code: `decides`). So a run never continues from another configuration's state, and going back to an
 earlier configuration finds its state again. Snakemake does not know these files: it deletes the declared outputs
 of a job that was killed, and this is what such a job continues from.
 
@@ -10,6 +10,7 @@ of a job that was killed, and this is what such a job continues from.
     lease.json                           who is at work on it (`lease`)
     failed.json                          why trying again is of no use
     log.txt                              what was said, by all attempts
+    made_with.json                       of a finished training: versions, device, git revision
     tensorboard/
 """
 
@@ -29,8 +30,9 @@ from typing import Any
 
 import torch
 
+from ffnrepro.decides import key_of
 from ffnrepro.errors import PermanentError, Unfinished, UserError
-from ffnrepro.files import replacing, settings_digest, write_json
+from ffnrepro.files import replacing, write_json
 from ffnrepro.lease import Lease, has_died, look
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class StateDirectory:
     def __init__(
         self, root: Path, decides: Any, *, about: dict[str, Any] | None = None, save_minutes: float = 10.0
     ) -> None:
-        self.key = settings_digest(decides)[:16]
+        self.key = key_of(decides)
         self.path = root / self.key
         self.path.mkdir(parents=True, exist_ok=True)
         self.save_seconds = 0.0

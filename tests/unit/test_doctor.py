@@ -119,7 +119,7 @@ def test_a_video_that_is_not_there(folder: Path, tmp_path: Path) -> None:
 
 
 def test_later_files_change_what_they_name(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("training: {epochs: 3, batch_size: 8}\nseed: 1\n")
+    (tmp_path / "a.yaml").write_text("training: {epochs: 3, batch_size: 8}\nseeds: [1]\n")
     (tmp_path / "b.yaml").write_text("training: {epochs: 4}\n")
     merged = read_files([tmp_path / "a.yaml", tmp_path / "b.yaml"])
-    assert merged == {"training": {"epochs": 4, "batch_size": 8}, "seed": 1}
+    assert merged == {"training": {"epochs": 4, "batch_size": 8}, "seeds": [1]}

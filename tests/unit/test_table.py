@@ -13,8 +13,8 @@ from ffnrepro.table import assemble_table, published_accuracy, read_published, t
 PUBLISHED = Path(__file__).parents[2] / "resources" / "published.csv"
 
 
-def cell(top1: float, model: str, videos: int = 24777, parameters: int = 100) -> dict[str, Any]:
-    return {"top1": top1, "model": model, "videos": videos, "parameters": parameters}
+def cell(top1: float, model: str, videos: int = 24777, parameters: int = 100) -> list[dict[str, Any]]:
+    return [{"top1": top1, "model": model, "videos": videos, "parameters": parameters}]
 
 
 ROWS = [
@@ -82,6 +82,27 @@ def test_evaluations_of_different_manifests_are_refused(published: pd.DataFrame)
     rows = [("TSM", {4: cell(30, "aa", videos=10), 16: cell(60, "aa", videos=11)})]
     with pytest.raises(UserError, match=r"row TSM: its evaluations counted \[10, 11\] videos"):
         assemble_table(rows, published=published, dataset="demo")
+
+
+def test_several_seeds_give_mean_and_sample_deviation(published: pd.DataFrame, tmp_path: Path) -> None:
+    """By hand: of 50, 53 and 56 the mean is 53 and the deviation sqrt((9 + 0 + 9) / 2) = 3."""
+    seeds = [*cell(50.0, "aa"), *cell(53.0, "bb"), *cell(56.0, "cc")]
+    rows = [("TSM", {4: seeds, 16: [*cell(60.0, "aa"), *cell(60.0, "bb"), *cell(61.5, "cc")]})]
+    table = assemble_table(rows, published=published, dataset="something-something-v2")
+    assert list(table.columns) == [
+        "method", "parameters", "top1_4f", "top1_16f", "deviation_4f", "deviation_16f", "seeds", "videos",
+        "published_4f", "published_16f", "difference_4f", "difference_16f", "checkpoint",
+    ]  # fmt: skip
+    (row,) = table.to_dict("records")
+    assert (row["top1_4f"], row["deviation_4f"], row["seeds"]) == (53.0, 3.0, 3)
+    assert (row["top1_16f"], row["deviation_16f"]) == (60.5, 0.87)
+    assert row["difference_4f"] == 21.48
+    assert (row["parameters"], row["checkpoint"]) == (100, "aa bb cc")
+    text = table_markdown(table, published=published, dataset="something-something-v2")
+    assert "53.00 ± 3.00 (31.52, +21.48)" in text
+    assert "Mean ± sample standard deviation of 3 seeds." in text
+    plot_accuracy(table, published=published, dataset="demo", path=tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("dataset", ["demo", "something-something-v2"])

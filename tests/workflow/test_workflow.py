@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from ffnrepro import cli
 from ffnrepro.files import file_digest
 from ffnrepro.models.ffn import FrameFlexibleNetwork
 from ffnrepro.models.tsm import TSM
@@ -73,6 +74,39 @@ def test_checkpoints_are_the_ones_that_the_table_names(finished: Finished) -> No
         assert list((folder / "state/train" / record["state"] / "tensorboard").iterdir())
 
 
+def test_provenance_tells_the_chain_behind_each_number(
+    finished: Finished, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = finished[0].folder
+    assert cli.main(["provenance", str(folder / "results/table1.csv")]) == 0
+    said = capsys.readouterr().out
+    table = pd.read_csv(folder / "results/table1.csv").set_index("method")
+    for method, experiment in (("TSM", "tsm"), ("TSM-FFN", "ffn")):
+        part = said[said.index(f"{method}\n") :]
+        for frames in (4, 8, 16):
+            assert f"  {frames} frames: top-1 {table.loc[method, f'top1_{frames}f']:.2f}\n" in part
+            assert f"evaluation results/evaluation/{experiment}/seed0/{frames}f.json" in part
+        assert (
+            f"network results/experiments/{experiment}/seed0/run.json: {table.loc[method, 'checkpoint']}"
+            in part
+        )
+    run = json.loads((folder / "results/experiments/ffn/seed0/run.json").read_text())
+    for told in (
+        "distillation_weight 1.0", f"data {run['data']}", f"torch {torch.__version__.partition('+')[0]}", "device cpu", "seed 0",
+        f"git revision {run['git_revision']}", "pretrained weights none", "best epoch",
+    ):  # fmt: skip
+        assert told in said
+    assert "THE EVALUATIONS" not in said
+
+    shutil.copytree(folder / "results", tmp_path / "results")
+    summary = tmp_path / "results/evaluation/ffn/seed0/8f.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"top1": 12.34}))
+    cli.main(["provenance", str(tmp_path / "results/table1.csv")])
+    assert "THE EVALUATIONS BELOW GIVE 12.34" in capsys.readouterr().out
+    summary.unlink()
+    assert cli.main(["provenance", str(tmp_path / "results/table1.csv")]) == 1
+
+
 def test_what_is_left_out_is_listed_with_its_reason(finished: Finished) -> None:
     folder = finished[0].folder
     excluded = pd.read_csv(folder / "results/manifest/excluded.csv", dtype=str).set_index("id")
@@ -96,7 +130,7 @@ def test_jobs_with_a_gpu_run_one_after_the_other(finished: Finished, tmp_path: P
     """There are cores for two trainings, but both would take the same GPU."""
     shutil.copytree(finished[0].folder, tmp_path / "run")
     workflow = Workflow(tmp_path / "run")
-    workflow.configure(runtime={"device": "auto"}, seed=1)
+    workflow.configure(runtime={"device": "auto"}, seeds=[1])
     trained = [f"results/experiments/{name}/seed1/model.sha256" for name in ("tsm", "ffn")]
     result = workflow.run(*trained)
     assert result.returncode == 0, result.stderr

@@ -7,9 +7,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from ffnrepro.config import check_frames, read_config, training_settings
+from ffnrepro.code_digest import code_digests
+from ffnrepro.config import check_frames, evaluation_settings, read_config, training_settings
 from ffnrepro.data.labels import check_counts, check_evaluable, list_label_files, read_labels
 from ffnrepro.data.video_index import list_videos, watch_digests
+from ffnrepro.decides import key_of
 from ffnrepro.errors import UserError
 
 try:
@@ -136,6 +138,26 @@ def evaluated_model(wildcards):
     return f"{EXPERIMENT}/model.sha256".format(**wildcards)
 
 
+SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
+
+
+def code_of(script):
+    """Function that gives the digest of the code that a rule's script reaches, for the method of the job's experiment."""
+
+    def code(wildcards):
+        experiment = CONFIG.experiments.get(wildcards.get("experiment"))
+        return key_of(code_digests(SCRIPTS / f"{script}.py", experiment and experiment.method))
+
+    return code
+
+
+def evaluated_settings(wildcards):
+    return json.dumps(
+        evaluation_settings(CONFIG, wildcards.experiment, int(wildcards.frames)),
+        sort_keys=True,
+    )
+
+
 def experiment_settings(wildcards):
     return json.dumps(
         training_settings(CONFIG, wildcards.experiment, int(wildcards.seed)),
@@ -153,19 +175,19 @@ def tried_steps(wildcards):
 
 
 def table_rows():
-    """Each row of the table: its method, and the summary behind each of its cells."""
+    """Each row of the table: its method, and the summaries behind each of its cells, one a seed."""
     return [
         [
             row.method,
             [
                 [
                     frames,
-                    EVALUATION.format(
+                    expand(
+                        f"{EVALUATION}.json",
                         experiment=row.experiment_at(frames),
-                        seed=CONFIG.seed,
+                        seed=CONFIG.seeds,
                         frames=frames,
-                    )
-                    + ".json",
+                    ),
                 ]
                 for frames in CONFIG.evaluation.frame_counts
             ],
@@ -174,6 +196,48 @@ def table_rows():
     ]
 
 
+# The trainings and evaluations that the table asks for, and every file behind and beside it.
+EVALUATIONS = sorted(
+    {
+        (row.experiment_at(frames), seed, frames)
+        for row in CONFIG.table
+        for frames in CONFIG.evaluation.frame_counts
+        for seed in CONFIG.seeds
+    }
+)
+TRAININGS = sorted({(experiment, seed) for experiment, seed, _ in EVALUATIONS})
+TABLE = "results/table1.csv"
+BEHIND_THE_TABLE = [
+    "results/labels/classes.csv",
+    "results/labels/labels.parquet",
+    *(f"results/video_index/part-{shard}.parquet" for shard in range(CONFIG.data.index_shards)),
+    *(f"results/manifest/{split}.parquet" for split in ("train", "validation", "test")),
+    *(f"results/manifest/{name}" for name in ("excluded.csv", "summary.json", "manifest.sha256")),
+    *sorted(
+        {
+            f"{weights_of(name)}.{end}"
+            for name, _ in TRAININGS
+            for end in ("pth", "sha256")
+            if weights_of(name)
+        }
+    ),
+    *(
+        f"{EXPERIMENT.format(experiment=experiment, seed=seed)}/{name}"
+        for experiment, seed in TRAININGS
+        for name in ("model.pt", "model.sha256", "history.parquet", "run.json")
+    ),
+    *(
+        f"{EVALUATION.format(experiment=experiment, seed=seed, frames=frames)}.{end}"
+        for experiment, seed, frames in EVALUATIONS
+        for end in ("parquet", "json")
+    ),
+    "results/table1.md",
+    "results/table1.json",
+]
+
+
 def summaries(wildcards):
     """The evaluations that the table asks for, and through them the trainings."""
-    return sorted({path for _, cells in table_rows() for _, path in cells})
+    if workflow.is_main_process:
+        notice()
+    return sorted({path for _, cells in table_rows() for _, paths in cells for path in paths})

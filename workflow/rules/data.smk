@@ -42,6 +42,7 @@ rule parse_labels:
     params:
         dataset=CONFIG.dataset,
         partial="--partial" if CONFIG.data.partial else "",
+        code=code_of("parse_labels"),
     message:
         "Reading the label files"
     shell:
@@ -67,6 +68,7 @@ rule index_videos:
         shards=CONFIG.data.index_shards,
         layout=CONFIG.data.layout,
         verify=CONFIG.data.verify,
+        code=code_of("index_videos"),
     message:
         "Indexing the videos: shard {wildcards.shard}"
     shell:
@@ -96,6 +98,7 @@ rule build_manifest:
         mem_mb=4000,
     params:
         max_excluded=CONFIG.data.max_excluded,
+        code=code_of("build_manifest"),
     message:
         "Joining labels and videos into the manifest"
     shell:
@@ -116,6 +119,8 @@ rule plot_manifest:
     resources:
         runtime=5,
         mem_mb=1000,
+    params:
+        code=code_of("plot_manifest"),
     message:
         "Drawing class counts and clip lengths"
     shell:

@@ -22,14 +22,12 @@ rule evaluate:
         runtime=60,
         mem_mb=16000,
     params:
-        split=CONFIG.evaluation.split,
-        short_side=CONFIG.data.short_side,
-        crop_size=CONFIG.data.crop_size,
+        settings=evaluated_settings,
+        code=code_of("evaluate"),
     message:
         "Evaluating {wildcards.experiment}, seed {wildcards.seed}, at {wildcards.frames} frames"
     shell:
-        "script evaluate --name {wildcards.experiment} --model {input.model} "
-        '--frames {wildcards.frames} --manifest results/manifest --split {params.split} --videos "$VIDEOS" '
-        "--short-side {params.short_side} --crop-size {params.crop_size} "
+        "script evaluate --name {wildcards.experiment} --seed {wildcards.seed} --model {input.model} "
+        '--settings {params.settings:q} --manifest results/manifest --videos "$VIDEOS" --state state/evaluation '
         "--batch-size $BATCH_SIZE --threads {threads} $RUNTIME "
         "--predictions {output.predictions} --summary {output.summary} --log {log}"

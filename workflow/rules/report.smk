@@ -13,6 +13,7 @@ rule assemble_table:
     output:
         csv="results/table1.csv",
         markdown="results/table1.md",
+        cells="results/table1.json",
     log:
         "logs/assemble_table.log",
     conda:
@@ -23,11 +24,12 @@ rule assemble_table:
     params:
         rows=json.dumps(table_rows()),
         dataset=CONFIG.dataset,
+        code=code_of("assemble_table"),
     message:
         "Assembling Table 1"
     shell:
         "script assemble_table --rows {params.rows:q} --dataset {params.dataset:q} "
-        "--published {input.published:q} --csv {output.csv} --markdown {output.markdown} --log {log}"
+        "--published {input.published:q} --csv {output.csv} --markdown {output.markdown} --cells {output.cells} --log {log}"
 
 
 rule plot_accuracy:
@@ -45,6 +47,7 @@ rule plot_accuracy:
         mem_mb=1000,
     params:
         dataset=CONFIG.dataset,
+        code=code_of("plot_accuracy"),
     message:
         "Drawing accuracy against frame count"
     shell:

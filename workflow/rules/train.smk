@@ -1,5 +1,6 @@
 # Manifest -> trained networks. The manifest and the weights travel as their digests: a file of the same content
-# that is written again retrains nothing.
+# that is written again retrains nothing. The large files beside them are `ancient`; a job of which all files are
+# `ancient` would hide a changed param of the job behind it, so each has its digest beside it.
 
 
 localrules:
@@ -22,6 +23,7 @@ rule fetch_weights:
         mem_mb=1000,
     params:
         source=weights_options,
+        code=code_of("fetch_weights"),
     message:
         "Fetching the ImageNet weights of ResNet-{wildcards.depth}"
     shell:
@@ -88,6 +90,7 @@ rule train_tsm:
     params:
         method="tsm",
         settings=experiment_settings,
+        code=code_of("train_tsm"),
         weights=weights_argument,
     message:
         "Training TSM: {wildcards.experiment}, seed {wildcards.seed}"
@@ -103,6 +106,7 @@ use rule train_tsm as train_ffn with:
     params:
         method="ffn",
         settings=experiment_settings,
+        code=code_of("train_ffn"),
         weights=weights_argument,
     message:
         "Training FFN: {wildcards.experiment}, seed {wildcards.seed}"

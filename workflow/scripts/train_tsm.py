@@ -1,6 +1,7 @@
 """Train vanilla TSM at one frame count."""
 
 import sys
+from pathlib import Path
 
 from ffnrepro.experiment import run_experiment, training_parser
 from ffnrepro.logs import run
@@ -9,7 +10,7 @@ from ffnrepro.logs import run
 def main() -> int:
     """Parse the arguments and train."""
     arguments = training_parser(__doc__ or "").parse_args()
-    return run(lambda: run_experiment(arguments), arguments.log)
+    return run(lambda: run_experiment(arguments, Path(__file__)), arguments.log)
 
 
 if __name__ == "__main__":

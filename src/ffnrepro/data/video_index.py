@@ -17,17 +17,17 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ffnrepro.code_digest import code_digests
+from ffnrepro.data import isolation
 from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify
 from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, examine_apart
+from ffnrepro.decides import key_of
 from ffnrepro.errors import UserError
 
 Layout = Literal["videos", "frames"]
 Watch = Literal["names", "stat", "none"]
 
 ENDINGS = (".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v")
-
-_VERSION = 1
-"""Of what an entry says; a change of what `examine` finds makes every entry that was kept worthless."""
 
 _TYPES = {
     "id": "str",
@@ -177,7 +177,7 @@ def index_videos(
         verify: ``decode`` decodes each in full; ``packets`` reads containers only, and finds less damage.
         entries: File, such as ``3-of-64.jsonl``, that keeps what was found, a line a video, as soon as it is
             found: a call that is killed is continued by the next one, and a file of the same name, size and time
-            is not examined again. Where it does not exist yet, files of other divisions beside it are read.
+            is not examined again, unless the code that examines has changed. Where it does not exist yet, files of other divisions beside it are read.
         workers: Child processes that decode side by side.
         seconds: Time that a file may take.
 
@@ -187,7 +187,9 @@ def index_videos(
         header; missing where it has none), ``bytes``, ``status`` (``ok`` or ``excluded``) and ``reason`` (empty
         when ok). What a file does not tell is missing.
     """
-    keys = {name: (name, *_stat(folder / name), verify, _VERSION) for name in names}
+    # Other code may find something else in a file.
+    code = key_of(code_digests(Path(isolation.__file__)))
+    keys = {name: (name, *_stat(folder / name), verify, code) for name in names}
     kept = _read_entries(entries, set(keys.values()))
     rows = {name: kept[key] for name, key in keys.items() if key in kept}
     new = {folder / name: name for name in names if name not in rows}
@@ -227,7 +229,7 @@ def _stat(path: Path) -> tuple[int, int]:
     return sum(s.st_size for s in inside), max([status.st_mtime_ns, *(s.st_mtime_ns for s in inside)])
 
 
-_Key = tuple[str, int, int, str, int]
+_Key = tuple[str, int, int, str, str]
 
 
 def _read_entries(path: Path | None, wanted: Collection[_Key]) -> dict[_Key, dict[str, Any]]:

@@ -1,0 +1,175 @@
+"""What a dry run says at its end: which jobs would run, what changed for each, and what they cost."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FRAMES_PER_SECOND = 1200
+"""That a ResNet-50 trains on one H200, by a public reproduction of the paper; where nothing was measured here."""
+
+VIDEOS = {"something-something-v1": 86_017, "something-something-v2": 168_913}
+"""Of the training splits."""
+
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job of a plan.
+
+    Attributes:
+        rule: its rule.
+        about: which of the rule's jobs.
+        why: what changed.
+        hours: that it takes; None where that is not known, or minutes.
+        basis: of the hours.
+    """
+
+    rule: str
+    about: str
+    why: tuple[str, ...]
+    hours: float | None = None
+    basis: str = ""
+
+
+def describe(jobs: Sequence[PlannedJob], *, gpu: bool) -> str:
+    """The plan for people; jobs of a rule that run for the same reasons share a line.
+
+    Args:
+        jobs: in the order in which they run.
+        gpu: whether the hours are a GPU's.
+    """
+    if not jobs:
+        return "Nothing to do: every result is up to date."
+    lines: dict[tuple[str, tuple[str, ...], str], list[PlannedJob]] = {}
+    for job in jobs:
+        lines.setdefault((job.rule, job.why, job.basis), []).append(job)
+    text = ["What would run, and why:"]
+    for (rule, why, basis), same in lines.items():
+        about = sorted((job.about for job in same if job.about), key=lambda words: (len(words), words))
+        which = f" ({_some(about, '; ')})" if about else ""
+        text.append(f"  {rule}{which}: {'; '.join(why) or 'reason unknown'}")
+        hours = sum(job.hours or 0 for job in same)
+        if basis:
+            text.append(f"      {f'about {_time(hours, gpu)}, ' if hours else ''}{basis}")
+    total = sum(job.hours or 0 for job in jobs)
+    text.append(
+        f"About {_time(total, gpu)} in all, as far as is known."
+        if total
+        else "No long work, as far as is known."
+    )
+    return "\n".join(text)
+
+
+def _time(hours: float, gpu: bool) -> str:
+    unit = "GPU " if gpu else ""
+    if hours >= 1:
+        return f"{hours:.0f} {unit}hours" if hours >= 10 else f"{hours:.1f} {unit}hours"
+    return f"{60 * hours:.0f} {unit}minutes" if hours > 1 / 60 else f"a {unit}minute"
+
+
+def changed_params(recorded: Sequence[str], params: Mapping[str, Any]) -> list[str]:
+    """What is different in a rule's params.
+
+    Args:
+        recorded: `repr` of each value at the last run, without the names.
+        params: name -> value now.
+    """
+    now = {repr(value) for value in params.values()}
+    before = [_value(text) for text in recorded if text not in now]
+    words = []
+    for name, value in params.items():
+        if repr(value) in recorded:
+            continue
+        new = _value(repr(value))
+        if name == "code":  # a digest says nothing
+            continue
+        old = [
+            item
+            for item in before
+            if isinstance(item, dict) == isinstance(new, dict) and not _is_digest(item)
+        ]
+        if isinstance(new, dict) and old:
+            words += changed_keys(old[0], new)
+        elif isinstance(new, list):
+            words.append(f"{name}: other ones")
+        elif _is_digest(new):
+            words.append(f"{name}: not as they were")
+        else:
+            words.append(f"{name} {_short(old[0]) if len(old) == 1 else '?'} -> {_short(new)}")
+    return words
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`training.learning_rate 0.01 -> 0.02` for each key that is different."""
+    before, after = dict(flat(old)), dict(flat(new))
+    return [
+        f"{key} {_short(before.get(key, 'none'))} -> {_short(after.get(key, 'none'))}"
+        for key in dict.fromkeys([*after, *before])
+        if before.get(key, "none") != after.get(key, "none")
+    ]
+
+
+def changed_code(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """The modules whose code is different."""
+    modules = [name for name in dict.fromkeys([*new, *old]) if old.get(name) != new.get(name)]
+    return f"code of {_some(modules, ', ')}" if modules else "code"
+
+
+def training_hours(
+    epochs: int, frames: int, dataset: str, past: Mapping[str, Any] | None
+) -> tuple[float | None, str]:
+    """Hours that a training takes, and what that is based on.
+
+    Args:
+        epochs: of the training.
+        frames: of a sample, over all its clips.
+        dataset: its name.
+        past: `run.json` of an earlier training of the kind.
+    """
+    if past is not None:
+        settings = past["settings"]
+        work = epochs * frames / (settings["training"]["epochs"] * sum(settings["train_frames"]))
+        return (
+            past["wall_seconds"] / 3600 * work,
+            f"by {past['experiment']}, seed {settings['seed']}, which took {_time(past['wall_seconds'] / 3600, False)}",
+        )
+    if dataset in VIDEOS:
+        seconds = epochs * VIDEOS[dataset] * frames / FRAMES_PER_SECOND
+        return seconds / 3600, f"a guess: ResNet-50 at {FRAMES_PER_SECOND:,} frames a second (one H200)"
+    return None, "hours unknown: nothing of the kind was trained here"
+
+
+def _value(text: str) -> Any:
+    """A recorded value; of JSON what it says."""
+    try:
+        value = ast.literal_eval(text)
+        return json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[") else value
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{16}|[0-9a-f]{64}", value))
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested settings."""
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _some(items: Sequence[str], joint: str) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return joint.join(items[:_SHOWN]) + more
