@@ -38,8 +38,11 @@ class Copy:
 
     def __init__(self, folder: Path, finished: Path) -> None:
         self.place(folder)
-        ignored = shutil.ignore_patterns("__pycache__", ".*", "demo", "logs", "*.egg-info")
-        shutil.copytree(ROOT, self.project, ignore=ignored)
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        for name in ("workflow", "src", "config", "resources", "profiles"):  # the data and results of the checkout stay there
+            shutil.copytree(ROOT / name, self.project / name, ignore=ignored)
+        for name in ("Snakefile", "environment.yml"):
+            shutil.copy2(ROOT / name, self.project)
         shutil.copytree(finished, self.folder)
 
     def place(self, tree: Path) -> None:
