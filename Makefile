@@ -22,7 +22,7 @@ demo: $(READY)  ## make the built-in data set and run the whole workflow on it, 
 	@echo && cat demo/results/table1.md && echo && echo "demo/results/table1.csv, table1.md and figures/accuracy.png are up to date."
 
 test: $(READY)  ## run all tests that need no SLURM
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(CORES)
 
 test-cluster: $(READY)  ## run the workflow on a throwaway SLURM cluster here (apt-get install slurm-wlm munge)
 	$(BIN)/pytest -m cluster tests/cluster

@@ -39,7 +39,8 @@ class Copy:
     def __init__(self, folder: Path, finished: Path) -> None:
         self.place(folder)
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        for name in ("workflow", "src", "config", "resources", "profiles"):  # the data and results of the checkout stay there
+        # the data and results of the checkout stay there
+        for name in ("workflow", "src", "config", "resources", "profiles"):
             shutil.copytree(ROOT / name, self.project / name, ignore=ignored)
         for name in ("Snakefile", "environment.yml"):
             shutil.copy2(ROOT / name, self.project)
