@@ -31,7 +31,7 @@ def plot_accuracy(table: pd.DataFrame, *, published: pd.DataFrame, dataset: str,
     frames = frame_counts(table)
     own = {str(row["method"]): {n: row[f"top1_{n}f"] for n in frames} for _, row in table.iterrows()}
     same = _curves(published_accuracy(published, dataset), list(own), frames)
-    elsewhere = {} if same else _curves(published_accuracy(published, REFERENCE), list(own), frames)
+    elsewhere = {} if same else _curves(published_accuracy(published, REFERENCE), list(_COLOURS), frames)
 
     figure = Figure(figsize=(9 if elsewhere else 5.5, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -121,7 +121,7 @@ def _panel(width: float) -> tuple[Figure, Axes]:
 def _curves(
     figures: Mapping[str, Mapping[int, float]], methods: list[str], frames: list[int]
 ) -> dict[str, dict[int, float]]:
-    """Published figures of the table's methods and frame counts, where there are any."""
+    """Published figures of these methods at the table's frame counts, where there are any."""
     curves = {
         method: {n: curve[n] for n in frames if n in curve}
         for method, curve in figures.items()
