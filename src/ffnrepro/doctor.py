@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import mean
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -20,8 +20,8 @@ from ffnrepro.config import Config, training_settings
 from ffnrepro.data.decode import DecodeError, open_video
 from ffnrepro.devices import check_precision, choose_device
 from ffnrepro.errors import Unfinished, UserError
-from ffnrepro.experiment import build_network, train_experiment
-from ffnrepro.processes import Processes
+from ffnrepro.experiment import build_network, check_splits, train_experiment
+from ffnrepro.processes import Processes, check_count
 from ffnrepro.state import GENERATIONS, StateDirectory
 from ffnrepro.stopping import StopRequest
 
@@ -65,10 +65,12 @@ def examine(arguments: argparse.Namespace, *, steps: int) -> list[Finding]:
         steps: that are tried; 0: this is not the machine that trains, so what is its own is not looked at.
     """
     found = []
+    recipe = arguments.settings["training"]
     if steps:
         try:
             device = choose_device(arguments.device)
-            check_precision(arguments.settings["training"]["precision"], device)
+            check_precision(recipe["precision"], device)
+            check_count(device, recipe["gpus"])
         except UserError as error:
             return [Finding(False, f"device: {error}")]
         found += [_device(device), _shared_memory(arguments.settings, arguments.workers)]
@@ -81,6 +83,10 @@ def examine(arguments: argparse.Namespace, *, steps: int) -> list[Finding]:
     if not table.exists():
         mend = "snakemake --cores 1 --until build_manifest makes it"
         return [*found, Finding(False, f"videos: no {table} yet; {mend}")]
+    try:
+        check_splits(arguments.manifest, recipe["batch_size"])
+    except UserError as error:
+        return [*found, Finding(False, f"videos: {error}")]
     found.append(_decoder(arguments.videos, table))
     if steps and all(finding.good for finding in found):
         found += _try(arguments, device, steps)
@@ -140,7 +146,8 @@ def _shared_memory(settings: dict[str, Any], workers: int) -> Finding:
     batch = (
         settings["training"]["batch_size"] * sum(settings["train_frames"]) * 3 * settings["crop_size"] ** 2
     )
-    needed = batch * PREFETCHED * workers
+    gpus = settings["training"]["gpus"]  # each process has its part of a batch, and of the workers
+    needed = batch * PREFETCHED * -(-workers // gpus)
     if needed == 0 or not shared.exists():
         return Finding(True, "shared memory: none needed")
     free = shutil.disk_usage(shared).free
@@ -153,9 +160,18 @@ def _disk(settings: dict[str, Any], place: Path) -> Finding:
         network = build_network(settings, 174)
     # A save holds the network, its momentum and the best network; the next is written before the oldest goes.
     needed = (GENERATIONS + 1) * 3 * 4 * sum(parameter.numel() for parameter in network.parameters())
-    free = shutil.disk_usage(next(path for path in (place, *place.absolute().parents) if path.exists())).free
+    there = _existing(place)
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Finding(
+            False, f"disk: nothing can be written into {there}, where {place} is to be; see its permissions"
+        )
+    free = shutil.disk_usage(there).free
     mend = "" if free >= needed else "; make room, or move the folder"
     return Finding(free >= needed, f"disk: {_size(free)} free for {place}, {_size(needed)} needed{mend}")
+
+
+def _existing(place: Path) -> Path:
+    return next(path for path in (place, *place.absolute().parents) if path.exists())
 
 
 def _decoder(videos: Path, table: Path) -> Finding:
@@ -174,6 +190,7 @@ def _decoder(videos: Path, table: Path) -> Finding:
 
 
 def _try(arguments: argparse.Namespace, device: torch.device, steps: int) -> list[Finding]:
+    torch.set_num_threads(arguments.threads)  # as the training does
     recipe = arguments.settings["training"]
     if recipe["gpus"] > 1:  # one process is tried, with its part of the batch
         part = {**recipe, "batch_size": recipe["batch_size"] // recipe["gpus"], "gpus": 1}
@@ -182,7 +199,9 @@ def _try(arguments: argparse.Namespace, device: torch.device, steps: int) -> lis
         )
     per_epoch = len(pd.read_parquet(arguments.manifest / "train.parquet")) // recipe["batch_size"]
     stop = _SomeSteps(min(steps, max(1, per_epoch)))
-    with tempfile.TemporaryDirectory() as temporary:
+    # Beside the states, so that the save at the end is written where theirs will be.
+    beside = _existing(arguments.state.absolute().parent)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".doctor-") as temporary:
         try:
             train_experiment(arguments, device, StateDirectory(Path(temporary), {}), stop, Processes())
         except Unfinished:
@@ -205,7 +224,7 @@ def _try(arguments: argparse.Namespace, device: torch.device, steps: int) -> lis
     spans = [b - a for a, b in zip(stop.ends, stop.ends[1:], strict=False)]
     if not spans:
         return [*found, Finding(True, "step: one was done; too few videos to tell the time")]
-    step = median(spans)
+    step = mean(spans)  # the pauses in which data is waited for count, too
     frames = recipe["batch_size"] * sum(arguments.settings["train_frames"])
     hours = step * per_epoch * recipe["epochs"] / 3600
     found.append(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ffnrepro.data.dataset import ClipDataset
 from ffnrepro.data.loading import VideoBatches
-from ffnrepro.errors import UserError
+from ffnrepro.errors import Unfinished, UserError
 from ffnrepro.metrics import correct_within, top_k
 from ffnrepro.training import to_device
 
@@ -24,8 +24,9 @@ def score(
     *,
     frame_counts: Sequence[int],
     device: torch.device,
-    check: Callable[[], None] = lambda: None,
+    stop_reason: Callable[[], str | None] = lambda: None,
     total: Callable[[Mapping[str, float]], dict[str, float]] = dict,
+    name: str = "validation",
 ) -> dict[str, float]:
     """Top-1 and top-5 in percent at each frame count: `top1_16f`, `top5_16f`.
 
@@ -34,14 +35,20 @@ def score(
         batches: clips as the model takes them, and labels.
         frame_counts: of the clips, in their order.
         device: where the model is.
-        check: called before each step; it may raise.
+        stop_reason: asked before each step: why to stop now, or None.
         total: sums over the processes that share the videos.
+        name: for progress and log.
+
+    Raises:
+        Unfinished: there is a reason, in any of the processes.
     """
     model.eval()
     hits = {f"top{k}_{n}f": 0.0 for k in (1, 5) for n in frame_counts}
     videos = 0
-    for clips, labels in tqdm(batches, desc="validation", leave=False, disable=None, unit="step"):
-        check()
+    reason = None
+    for clips, labels in tqdm(batches, desc=name, leave=False, disable=None, unit="step"):
+        if (reason := stop_reason()) is not None:
+            break
         output = model(to_device(clips, device))
         for frames, logits in zip(
             frame_counts, [output] if isinstance(output, Tensor) else output, strict=True
@@ -50,7 +57,10 @@ def score(
             for k in (1, 5):
                 hits[f"top{k}_{frames}f"] += correct_within(best, labels, k)
         videos += len(labels)
-    sums = total({**hits, "videos": videos})
+    # A process that stops still comes here: the others, which have more steps or fewer, wait here for its sums.
+    sums = total({**hits, "videos": videos, "stops": reason is not None})
+    if sums["stops"]:
+        raise Unfinished(f"{name}: {reason or 'another process stops'}; what was done before is saved")
     return {name: 100 * sums[name] / sums["videos"] for name in hits}
 
 

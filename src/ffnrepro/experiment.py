@@ -93,6 +93,28 @@ def loss_of(settings: dict[str, Any]) -> Callable[[Any, Tensor], Loss]:
     )
 
 
+def check_splits(manifest: Path, batch_size: int) -> None:
+    """Refuse splits that nothing can be trained on, or scored on.
+
+    Args:
+        manifest: folder of the manifest.
+        batch_size: of a step; an incomplete batch is dropped.
+
+    Raises:
+        PermanentError: too few videos.
+    """
+    train, validation = (manifest / f"{split}.parquet" for split in ("train", "validation"))
+    if (count := len(pd.read_parquet(train, columns=["id"]))) < batch_size:
+        raise PermanentError(
+            f"{train}: {count} videos do not fill one batch of training.batch_size {batch_size}; lower it, or add videos"
+        )
+    if not len(pd.read_parquet(validation, columns=["id"])):
+        raise PermanentError(
+            f"{validation}: no videos, and validation chooses the best epoch; label some of the videos for it, or see in "
+            f"{manifest / 'excluded.csv'} why they are left out"
+        )
+
+
 def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
     """Train one experiment and write `model.pt`, `model.sha256`, `history.parquet` and `run.json`.
 
@@ -172,6 +194,7 @@ def train_experiment(
     settings: dict[str, Any] = arguments.settings
     recipe: dict[str, Any] = settings["training"]
     frame_counts: list[int] = settings["train_frames"]
+    check_splits(arguments.manifest, recipe["batch_size"])
     classes = len(pd.read_csv(arguments.classes))
     torch.manual_seed(settings["seed"])
     model = build_network(settings, classes)
@@ -207,8 +230,9 @@ def train_experiment(
                 batches=validation,
                 frame_counts=frame_counts,
                 device=device,
-                check=partial(stop.check, f"{arguments.name}, validation"),
+                stop_reason=stop.reason,
                 total=processes.total,
+                name=f"{arguments.name}, validation",
             ),
             select_by=f"top1_{frame_counts[-1]}f",
             epochs=recipe["epochs"],
@@ -264,11 +288,6 @@ def _loader(
     batch_size = settings["training"]["batch_size"]
     frame_counts = settings["train_frames"]
     training = split == "train"
-    if training and len(manifest) < batch_size:
-        raise PermanentError(
-            f"{arguments.manifest / 'train.parquet'}: {len(manifest)} videos do not fill one batch of "
-            f"training.batch_size {batch_size}; lower it, or add videos"
-        )
     if not training:
         manifest = manifest.iloc[processes.rank :: processes.count]
     common: dict[str, Any] = {

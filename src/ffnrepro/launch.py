@@ -1,30 +1,89 @@
 """Start a training's processes, one a GPU: `python -m ffnrepro.launch COUNT SCRIPT ARGUMENT...`.
 
-They are torchrun's, which ends with code 1 whatever its processes end with. Here "unfinished" (75) stays "unfinished".
+They find each other as torchrun's do, and torchrun can start the scripts, too. But it ends with code 1 whatever its processes
+end with, and a second signal makes it leave them, or kill them in the middle of a save. Here "unfinished" (75) stays
+"unfinished", SIGTERM may come as often as it likes, and a second Ctrl-C ends all at once.
 """
 
+import os
+import signal
+import socket
+import subprocess
 import sys
-
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main as torchrun
+import time
+from collections.abc import Sequence
+from types import FrameType
 
 from ffnrepro.logs import UNFINISHED
 
+PATIENCE = 60.0
+"""Seconds for the others once a process has failed: one may be saving, and one may wait for ever for the failed one."""
 
-def main() -> int:
-    """Run to the end of all processes and return the exit code of the first that failed."""
-    count, *command = sys.argv[1:]
+
+def launch(count: int, command: Sequence[str], *, patience: float = PATIENCE) -> int:
+    """Run a Python script in several processes, and return the exit code of the first that failed.
+
+    Args:
+        count: of processes.
+        command: the script and its arguments.
+        patience: seconds that the others have to end by themselves once one has failed.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        at_once = number == signal.SIGINT and number in asked
+        asked.append(number)
+        for process in processes:
+            # A terminal sends Ctrl-C to them, too: SIGTERM, which they only note, makes no second one of it.
+            process.kill() if at_once else process.terminate()
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        # Without the dashes torchrun takes the script's --log for its own.
-        torchrun(["--standalone", "--nproc-per-node", count, "--", *command])
-    except ChildFailedError as error:
-        code: int = error.get_first_failure()[1].exitcode
-        return code if code > 0 else 128 - code
-    except SignalException:  # the processes were signalled and waited for
-        return UNFINISHED
-    return 0
+        common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        for rank in range(count):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(
+                subprocess.Popen([sys.executable, *command], env={**os.environ, **common, **own})
+            )
+        if asked:  # while they were being started
+            for process in processes:
+                process.terminate()
+        failures = _wait(processes, patience)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if asked.count(signal.SIGINT) > 1:
+        return 128 + signal.SIGINT
+    # Of those that failed at the same time, one may only have missed the other. SIGTERM ends a process that has not yet begun
+    # its work.
+    causes = [code for code in failures if code != UNFINISHED and not (asked and code == -signal.SIGTERM)]
+    if causes:
+        return causes[0] if causes[0] > 0 else 128 - causes[0]
+    return UNFINISHED if failures else 0
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> list[int]:
+    """Wait for all; give the codes of those that failed first: others may fail since these are gone."""
+    first: list[int] = []
+    failed_at = 0.0
+    while None in (codes := [process.poll() for process in processes]):
+        if not first:
+            first = [code for code in codes if code]
+            failed_at = time.monotonic()
+        elif time.monotonic() - failed_at > patience:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    return first or [code for code in codes if code]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))

@@ -52,7 +52,7 @@ def run(work: Callable[[], object], log: Path | None = None) -> int:
     A `UserError` ends in one line and code 1, `Unfinished` in one line and code 75 ("temporary failure"). Anything else is a fault of ours: its traceback goes to the log file,
     too, since the screen of a cluster job is seldom kept.
     """
-    if int(os.environ.get("RANK", "0")):  # torchrun's: of several processes the first one speaks
+    if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
         log = None
     start_logging(log)
     try:

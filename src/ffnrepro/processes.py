@@ -1,4 +1,4 @@
-"""Several GPUs of one machine: a process for each, started by torchrun.
+"""Several GPUs of one machine: a process for each, started by `launch`, or by torchrun.
 
 Each process takes its part of every batch; gradients are averaged, so a step is that of the whole batch. Normalisation is private
 to a process, as in the published run.
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ffnrepro.errors import UserError
+from ffnrepro.errors import Unfinished, UserError
 
 
 class Processes:
@@ -58,6 +58,10 @@ class Processes:
                 result[key] = result.get(key, 0.0) + value
         return result
 
+    def same(self, value: Any) -> bool:
+        """Whether all processes have the same value; all have to ask."""
+        return self.count == 1 or len(set(self._gather(value))) == 1
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:
@@ -70,12 +74,29 @@ class Processes:
 
     def _gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise Unfinished(
+                "another process of this training has ended; what it said stands above"
+            ) from error
         return values
 
 
+def check_count(device: torch.device, count: int) -> None:
+    """Refuse a machine with fewer GPUs than processes.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if device.type == "cuda" and torch.cuda.device_count() < count:
+        raise UserError(
+            f"config: training.gpus is {count}, and {torch.cuda.device_count()} can be seen here; ask for as many"
+        )
+
+
 def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.device]:
-    """Join the processes that torchrun started, and the device that is this one's.
+    """Join the processes that were started together, and the device that is this one's.
 
     Args:
         device: of their kind.
@@ -87,13 +108,10 @@ def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.
     found = int(os.environ.get("WORLD_SIZE", "1"))
     if found != count:
         raise UserError(
-            f"config: training.gpus is {count}, and {found} processes were started; start them with torchrun "
-            f"--nproc-per-node {count}, as the workflow does"
+            f"config: training.gpus is {count}, and {found} processes were started; start them with "
+            f"python -m ffnrepro.launch {count}, as the workflow does"
         )
-    if device.type == "cuda" and torch.cuda.device_count() < count:
-        raise UserError(
-            f"config: training.gpus is {count}, and {torch.cuda.device_count()} can be seen here; ask for as many"
-        )
+    check_count(device, count)
     if count == 1:
         return Processes(), device
     if device.type == "cuda":

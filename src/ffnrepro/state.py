@@ -23,7 +23,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,6 @@ class StateDirectory:
 
     Attributes:
         save_seconds: what the longest save took.
-        last: the last save that is known to be good, for people.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class StateDirectory:
         self.path = root / self.key
         self.path.mkdir(parents=True, exist_ok=True)
         self.save_seconds = 0.0
-        self.last = "none: nothing was saved"
+        self._unreadable: set[Path] = set()
         self._about = {**(about or {}), "decides": decides}
         self._save_minutes = save_minutes
         self._saved_at = time.monotonic()
@@ -75,25 +74,32 @@ class StateDirectory:
             PermanentError: it failed before, in a way that another try does not change.
             Unfinished: another process is at work on it.
         """
-        failed = self.path / "failed.json"
-        if failed.exists():
-            before = json.loads(failed.read_text(encoding="utf-8"))
-            raise PermanentError(
-                f"{before['message']} (so it ended on {before['time']}; the same configuration and data are not tried "
-                f"again before: ffnrepro state retry {self.key})"
-            )
+        self._check_not_failed()  # no need to wait for the lease then
         lease = Lease(self.path / "lease.json")
         with lease.held():
+            self._check_not_failed()  # who had the lease may have failed meanwhile
             self._lease = lease
             for leftover in self.path.glob(".*-*"):  # of saves that were killed
                 leftover.unlink(missing_ok=True)
             try:
                 yield
             except PermanentError as error:
-                write_json(failed, {"message": str(error), "time": _now(), "host": platform.node()})
+                write_json(self._failed, {"message": str(error), "time": _now(), "host": platform.node()})
                 raise
             finally:
                 self._lease = None
+
+    @property
+    def _failed(self) -> Path:
+        return self.path / "failed.json"
+
+    def _check_not_failed(self) -> None:
+        if self._failed.exists():
+            before = json.loads(self._failed.read_text(encoding="utf-8"))
+            raise PermanentError(
+                f"{before['message']} (so it ended on {before['time']}; the same configuration and data are not tried "
+                f"again before: ffnrepro state retry {self.key})"
+            )
 
     def generations(self) -> list[Path]:
         """The saved files, the newest first."""
@@ -120,6 +126,7 @@ class StateDirectory:
         content = buffer.getbuffer()
         older = self.generations()
         number = 1 + (int(older[0].name.split("-")[1]) if older else 0)
+        older = [file for file in older if file not in self._unreadable]  # they keep no good one from staying
         file = self.path / f"state-{number:08d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
         try:
             with replacing(file) as temporary, temporary.open("wb") as stream:
@@ -136,27 +143,51 @@ class StateDirectory:
                 f"{self.path}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write, "
                 f"{free / 1e6:.0f} MB free); make room and run again: it continues from the save before"
             ) from error
-        for old in older[GENERATIONS - 1 :]:
-            old.unlink(missing_ok=True)
-        self.last = f"{file}, after epoch {state['epoch']} and {state['step']} steps"
+        for old in (*older[GENERATIONS - 1 :], *self._unreadable):
+            with suppress(OSError):
+                old.unlink()
         self._saved_at = time.monotonic()
         self.save_seconds = max(self.save_seconds, self._saved_at - started)
 
     def load(self) -> dict[str, Any] | None:
         """The newest save that is whole, on the CPU, or None where there is none."""
+        return next((state for _, state in self._saves()), None)
+
+    def last_finite(self) -> str:
+        """What is known of the saves once a training has gone wrong, for people: the newest that is finite throughout."""
+        for file, state in self._saves():
+            if _is_finite(state):
+                return (
+                    f"The newest save without nan or inf is {file}, after epoch {state['epoch']} and {state['step']} steps; "
+                    "what went wrong may have begun before it"
+                )
+        return "No save is left without nan or inf in it"
+
+    def _saves(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The saves that are whole, the newest first."""
         for file in self.generations():
             try:
                 content = file.read_bytes()
             except FileNotFoundError:  # another process of this training found it damaged
                 continue
+            except OSError as error:
+                logger.warning("%s: not readable (%s); goes back to the save before it", file, error.strerror)
+                self._unreadable.add(file)
+                continue
             if not file.stem.endswith(hashlib.sha256(content).hexdigest()[:16]):
                 logger.warning("%s: damaged, deleted; goes back to the save before it", file)
-                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    file.unlink()
                 continue
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            self.last = f"{file}, after epoch {state['epoch']} and {state['step']} steps"
-            return state
-        return None
+            yield file, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return bool(value.isfinite().all())
+    if isinstance(value, dict):
+        return all(_is_finite(item) for item in value.values())
+    return all(_is_finite(item) for item in value) if isinstance(value, list) else True
 
 
 def _now() -> str:

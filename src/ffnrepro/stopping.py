@@ -9,8 +9,6 @@ from datetime import datetime
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from ffnrepro.errors import Unfinished
-
 logger = logging.getLogger(__name__)
 
 MARGIN = 60.0
@@ -18,7 +16,10 @@ MARGIN = 60.0
 
 
 class StopRequest:
-    """Asks to stop after SIGTERM or Ctrl-C, or before `end`; a second signal acts at once.
+    """Asks to stop after SIGTERM or Ctrl-C, or before `end`.
+
+    A cluster may send SIGTERM several times: a repeated one is only noted, or it would end the save that the first asked
+    for. A second Ctrl-C acts at once.
 
     Within a `with` block, in the main thread.
 
@@ -45,7 +46,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._signal = signal.Signals(number).name
-        signal.signal(number, self._previous[number])
+        if number == signal.SIGINT:
+            signal.signal(number, self._previous[number])
 
     def reason(self, reserve: float = 0.0) -> str | None:
         """Why to stop now, or None.
@@ -58,15 +60,6 @@ class StopRequest:
         if self._end is not None and time.time() + reserve + self._margin >= self._end:
             return "the time is nearly used"
         return None
-
-    def check(self, where: str) -> None:
-        """Stop where there is nothing to save.
-
-        Raises:
-            Unfinished: there is a reason.
-        """
-        if (reason := self.reason()) is not None:
-            raise Unfinished(f"{where}: {reason}; what was done before is saved")
 
 
 def end_of_job(time_budget: float | None) -> float | None:

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 TIMES = ("seconds", "frames_per_second", "data_wait")
 """Columns of the history that are not the same when a run is repeated."""
 
+SMALLEST_SCALE = 2.0**-10
+"""Of the loss, with float16: it starts at 2^16, is halved at each skipped step, and is mostly far above 1."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -102,8 +105,8 @@ def train(
         name: of the experiment, for progress and log.
 
     Raises:
-        PermanentError: the loss is not finite.
-        Unfinished: asked to stop; the state is saved.
+        PermanentError: the loss is not finite, or float16 does not hold the gradients.
+        Unfinished: asked to stop, in any of the processes; the state is saved.
     """
     sampler = batches.sampler
     assert isinstance(sampler, EpochSampler)
@@ -114,8 +117,6 @@ def train(
     first_step = 0
     losses: defaultdict[str, float] = defaultdict(float)  # sums over the samples of an epoch
     counts: defaultdict[str, float] = defaultdict(float)
-
-    network = processes.wrap(model)
 
     def save(epoch: int, step: int) -> None:
         sums = {"losses": processes.total(losses), "counts": processes.total(counts)}
@@ -147,10 +148,15 @@ def train(
         else:
             logger.info("%s: was trained before, nothing is left to do; its log is in %s", name, state.path)
 
+    if not processes.same((len(history), first_step)):
+        raise Unfinished(
+            f"{name}: {state.path}: one process cannot read the save that another continues from"
+        )
+    network = processes.wrap(model)
+
     for epoch in range(len(history), epochs):
         sampler.set_epoch(epoch, start=first_step * batches.batch_size)
         model.train()
-        warn_of_norms(model, training=True)
         bar = tqdm(
             batches,
             desc=f"{name} {epoch + 1}/{epochs}",
@@ -172,6 +178,10 @@ def train(
 
             with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
                 output = forward_in_groups(network, inputs, batchnorm_clips)
+            if (
+                step == first_step
+            ):  # what keeps or puts a norm in the other mode may do so in the forward pass only
+                warn_of_norms(model, training=True)
             loss = compute_loss(output, targets)
             total = loss.total.item()
             optimizer.zero_grad(set_to_none=True)
@@ -189,7 +199,7 @@ def train(
                     f"{name}: the loss is {total:.3g} ({parts}) and the gradient's norm {norm:.3g} at epoch {epoch + 1}, "
                     f"step {step + 1}, learning rate {optimizer.param_groups[0]['lr']:.3g}; look at gradient_norm and "
                     f"train_loss of the epochs before (tensorboard --logdir {state.path}), lower "
-                    f"training.learning_rate, or set training.precision: float32. The last good state is {state.last}"
+                    f"training.learning_rate, or set training.precision: float32. {state.last_finite()}"
                 )
             scale = scaler.get_scale()
             scaler.step(optimizer)
@@ -197,6 +207,12 @@ def train(
 
             if scaler.get_scale() < scale:
                 counts["skipped_steps"] += 1
+                if scaler.get_scale() < SMALLEST_SCALE:  # in all processes, since they share the gradients
+                    raise PermanentError(
+                        f"{name}: float16 does not hold the gradients: steps are skipped, at last epoch {epoch + 1}, step "
+                        f"{step + 1}, though the loss ({total:.3g}) is scaled by {scaler.get_scale():.1g} only; set "
+                        f"training.precision to bfloat16 or float32, or lower training.learning_rate. {state.last_finite()}"
+                    )
             else:
                 counts["norm"] += norm
             counts["bad_videos"] = bad_before + batches.bad_videos
@@ -222,6 +238,7 @@ def train(
             if stops or processes.any(processes.first and state.is_due()):
                 save(epoch, step + 1)
             if stops:
+                processes.wait()  # the first is saving, and the end of another would end it
                 raise Unfinished(
                     f"{name}: {reason or 'another process stops'}, saved at epoch {epoch + 1} of {epochs}, step {step + 1}"
                 )

@@ -17,6 +17,8 @@ from ffnrepro.data.labels import read_labels
 from ffnrepro.data.manifest import build_manifest
 from ffnrepro.data.video_index import index_videos, list_videos
 from ffnrepro.doctor import examine, training_arguments
+from ffnrepro.errors import Unfinished, UserError
+from ffnrepro.state import StateDirectory
 
 ROOT = Path(__file__).parents[2]
 CONFIG = [ROOT / "config/config.yaml", ROOT / "config/demo.yaml"]
@@ -79,6 +81,66 @@ def test_too_little_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "shared memory: 1 MB free, 4 MB needed; lower runtime.workers" in problems(
         folder, settings(workers=4)
     )
+
+
+def test_shared_memory_of_several_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has half of a batch and half of the workers."""
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    mapping = read_files(CONFIG)
+    mapping["training"] |= {"batch_size": 16, "gpus": 2}
+    mapping["data"] |= {"short_side": 48, "crop_size": 40}
+    mapping["runtime"] |= {"workers": 3}
+    # 16 clips of 28 frames of 40 x 40 in 3 bytes, two of their halves for each of two workers of two processes
+    assert "shared memory: 1 MB free, 9 MB needed" in problems(folder, read_config(mapping))
+
+
+def test_time_threads_and_place_are_those_of_the_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def steps(arguments: Any, device: Any, state: StateDirectory, stop: Any, processes: Any) -> None:  # noqa: ARG001
+        stop.ends = [10.0, 11.0, 12.0, 13.0, 20.0]  # at last it waited for data
+        seen.extend([torch.get_num_threads(), state.path])
+        raise Unfinished("enough")
+
+    monkeypatch.setattr(doctor, "train_experiment", steps)
+    arguments = training_arguments(settings(threads=3), "ffn", folder)
+    arguments.state = tmp_path / "large/disk/state/train"
+    (tmp_path / "large/disk").mkdir(parents=True)
+    before = torch.get_num_threads()
+    try:
+        found = examine(arguments, steps=5)
+    finally:
+        torch.set_num_threads(before)
+    assert "time: 2.500 s a step of 4 clips" in found[-1].text
+    assert seen[0] == 3
+    assert seen[1].is_relative_to(tmp_path / "large/disk")
+    assert not list((tmp_path / "large/disk").iterdir())
+
+
+def test_too_few_gpus_are_found_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: torch.device, count: int) -> None:
+        raise UserError(f"{count} on {device}")
+
+    with pytest.raises(UserError, match=r"training\.gpus is 100, and \d+ can be seen here; ask for as many"):
+        doctor.check_count(torch.device("cuda"), 100)
+    monkeypatch.setattr(doctor, "check_count", refuse)
+    assert problems(folder, settings()) == "device: 1 on cpu"
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_splits_are_looked_at_where_nothing_is_tried_too(folder: Path, tmp_path: Path, steps: int) -> None:
+    shutil.copytree(folder / "results", tmp_path / "results")
+    (tmp_path / "data").symlink_to(folder / "data")
+    assert not problems(tmp_path, settings(), steps=steps)
+    mapping = read_files(CONFIG)
+    mapping["training"] |= {"batch_size": 100}
+    assert "videos do not fill one batch" in problems(tmp_path, read_config(mapping), steps=steps)
+    table = tmp_path / "results/manifest/validation.parquet"
+    pd.read_parquet(table).iloc[:0].to_parquet(table)
+    assert f"videos: {table}: no videos" in problems(tmp_path, settings(), steps=steps)
 
 
 def test_missing_pieces_are_named_with_their_mend(folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,11 +247,22 @@ def test_a_loss_that_is_not_finite_is_not_tried_twice(tmp_path: Path, data: Path
     assert "are not tried again before: ffnrepro state retry" in (tmp_path / "a/log").read_text()
 
 
-def test_too_few_videos_for_a_batch_is_a_permanent_failure(tmp_path: Path, data: Path) -> None:
+def test_splits_that_nothing_can_be_trained_on_are_a_permanent_failure(tmp_path: Path, data: Path) -> None:
     arguments = arguments_of(data, "tsm", batch_size=100)
     assert carry_out(tmp_path, "tsm", arguments, [{"name": "a"}] * 2) == [1, 1]
     assert "24 videos do not fill one batch of training.batch_size 100" in (tmp_path / "a/log").read_text()
     assert "ffnrepro state retry" in (tmp_path / "a/log").read_text()
+
+
+def test_without_validation_nothing_is_trained(tmp_path: Path, data: Path) -> None:
+    shutil.copytree(data / "manifest", tmp_path / "manifest")
+    table = tmp_path / "manifest/validation.parquet"
+    pd.read_parquet(table).iloc[:0].to_parquet(table)
+    more = ["--manifest", str(tmp_path / "manifest")]
+    assert carry_out(tmp_path, "tsm", arguments_of(data, "tsm"), [{"name": "a", "more": more}]) == [1]
+    (line,) = (tmp_path / "a/log").read_text().splitlines()
+    assert f"error: {table}: no videos, and validation chooses the best epoch" in line
+    assert not list(tmp_path.glob("a/state/*/state-*.pt"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Saves: whole or not at all, two generations, and what is left of a run that failed for good."""
 
+import errno
 import logging
 import os
 import resource
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from ffnrepro.cli import main
 from ffnrepro.errors import PermanentError, Unfinished, UserError
+from ffnrepro.lease import Lease
 from ffnrepro.state import StateDirectory
 
 
@@ -77,6 +80,40 @@ def test_a_damaged_save_falls_back_to_the_one_before(
     assert epoch_of(state) is None
 
 
+def test_an_unreadable_save_falls_back_to_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = saved(tmp_path, 3)
+    newest = state.generations()[0]
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path == newest:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert epoch_of(state) == 1
+    assert f"{newest}: not readable (Input/output error); goes back to the save before it" in caplog.text
+    assert newest.exists()  # it may be the disk's fault, for a while
+    state.save(content(2))
+    kept = [torch.load(file, weights_only=True)["epoch"] for file in state.generations()]
+    assert kept == [2, 1]  # and not the unreadable one in the place of a good one
+
+
+def test_what_is_known_of_the_saves_after_a_failure(tmp_path: Path) -> None:
+    state = saved(tmp_path, 0)
+    assert state.last_finite() == "No save is left without nan or inf in it"
+    state.save(content(4))
+    state.save(content(5) | {"optimizer": {"state": [torch.tensor([1.0, float("nan")])]}})
+    good = state.generations()[1]
+    assert state.last_finite().startswith(
+        f"The newest save without nan or inf is {good}, after epoch 4 and 0 steps;"
+    )
+    state.save(content(6) | {"model": {"fc": torch.tensor([float("inf")])}})
+    assert state.last_finite() == "No save is left without nan or inf in it"
+
+
 def test_a_full_disk_during_a_save_leaves_the_one_before(tmp_path: Path) -> None:
     state = saved(tmp_path, 2)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -140,6 +177,22 @@ def test_a_permanent_failure_stops_the_next_try_with_the_same_words(tmp_path: Pa
     assert main(["state", "retry", state.key[:6], "--folder", str(tmp_path)]) == 0
     with state.held():
         assert epoch_of(state) == 0
+
+
+def test_a_failure_of_the_one_that_was_waited_for_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = saved(tmp_path, 1)
+
+    class OfAnother(Lease):
+        def held(self) -> AbstractContextManager[None]:
+            (self.path.parent / "failed.json").write_text('{"message": "the loss is nan", "time": "now"}')
+            return super().held()
+
+    monkeypatch.setattr("ffnrepro.state.Lease", OfAnother)
+    with pytest.raises(PermanentError, match=r"^the loss is nan \(so it ended on now"), state.held():
+        pytest.fail("it was tried again")
+    assert not (state.path / "lease.json").exists()
 
 
 @pytest.mark.parametrize("error", [UserError("disk full"), Unfinished("SIGTERM"), RuntimeError("a fault")])

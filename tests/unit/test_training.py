@@ -1,5 +1,6 @@
 """The loop: resumed runs end as unbroken ones, frames and losses are right, faults stop it."""
 
+import math
 import os
 import resource
 import signal
@@ -29,6 +30,7 @@ from ffnrepro.training import TIMES, Trained, step_seed, train
 CPU = torch.device("cpu")
 NETWORK: dict[str, Any] = {"classes": 3, "depth": 10, "width": 8, "stem": 5}
 COUNTS = (2, 4)
+ALONE = Processes()
 
 
 class Noise(Dataset[Any]):
@@ -72,9 +74,14 @@ def run(
     before_step: Callable[[], None] = lambda: None,
     stop: StopRequest | None = None,
     save_minutes: float = 10.0,
+    alter: Callable[[nn.Module], None] = lambda _: None,
+    spoil: Callable[[Loss], Loss] = lambda loss: loss,
+    batchnorm_clips: int | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Trained, dict[str, Tensor]]:
     torch.manual_seed(7)
     model = TSM(**NETWORK) if method == "tsm" else FrameFlexibleNetwork(frame_counts=COUNTS, **NETWORK)
+    alter(model)
     calls = 0
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -94,14 +101,14 @@ def run(
 
     def compute_loss(output: Any, labels: Tensor) -> Loss:
         before_step()
-        return loss_of(output, labels)
+        return spoil(loss_of(output, labels))
 
     trained = train(
         model=model,
         batches=VideoBatches(
             Noise(method == "ffn", bad),
-            batch_size=4,
-            sampler=EpochSampler(10, seed=1),
+            batch_size=4 // processes.count,
+            sampler=EpochSampler(10, seed=1, batch_size=4, rank=processes.rank, processes=processes.count),
             drop_last=True,
             max_bad_fraction=0.2,
         ),
@@ -114,11 +121,11 @@ def run(
         select_by="top1_4f",
         epochs=epochs,
         clip_norm=clip_norm,
-        batchnorm_clips=None,
+        batchnorm_clips=batchnorm_clips,
         precision="float16",
         seed=1,
         device=CPU,
-        processes=Processes(),
+        processes=processes,
         state=StateDirectory(root, {"method": method}, save_minutes=save_minutes),
         stop=stop or StopRequest(),
         name=method,
@@ -185,8 +192,8 @@ def test_each_frame_count_trains_its_own_normalisation(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(
         PermanentError,
-        match=r"the loss is nan \(cross_entropy nan\) .* at epoch 2, step 1, .* lower training\.learning_rate.* last good "
-        r"state is .*state-00000004-.*\.pt, after epoch 1 and 0 steps",
+        match=r"the loss is nan \(cross_entropy nan\) .* at epoch 2, step 1, .* lower training\.learning_rate.* newest "
+        r"save without nan or inf is .*state-00000004-.*\.pt, after epoch 1 and 0 steps",
     ):
         run(tmp_path, "tsm", learning_rate=1e30, clip_norm=None, save_minutes=0)
 
@@ -221,6 +228,86 @@ def test_sigterm_is_answered_after_the_step_and_loses_nothing(tmp_path: Path, me
     assert without_times(resumed.history) == without_times(unbroken.history)
     assert all(torch.equal(tensors[name], resumed_tensors[name]) for name in tensors)
     assert all(torch.equal(unbroken.best_model[n], resumed.best_model[n]) for n in tensors)
+
+
+def test_a_sigterm_during_the_save_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(number: int, frame: object) -> None:  # noqa: ARG001
+        raise Killed
+
+    fsync = os.fsync
+
+    def again(file: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        fsync(file)
+
+    monkeypatch.setattr("ffnrepro.state.os.fsync", again)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with StopRequest() as stop, pytest.raises(Unfinished, match=r"saved at epoch 1 of 4, step 1$"):
+            run(tmp_path, "tsm", before_step=lambda: os.kill(os.getpid(), signal.SIGTERM), stop=stop)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(list(tmp_path.glob("*/state-*.pt"))) == 1
+
+
+def overflowing(*steps: int) -> Callable[[Loss], Loss]:
+    """At these steps the loss is as it was, and its gradient infinite."""
+    done = 0
+
+    def spoil(loss: Loss) -> Loss:
+        nonlocal done
+        done += 1
+        if steps and done not in steps:
+            return loss
+        zero = 0 * loss.total
+        return Loss(loss.total + zero.sqrt(), loss.parts, loss.logits)
+
+    return spoil
+
+
+def test_skipped_steps_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffnrepro.training.precision_on", lambda device, precision: precision)  # noqa: ARG005
+    weights: list[Tensor] = []
+    trained, tensors = run(
+        tmp_path,
+        "tsm",
+        spoil=overflowing(2, 3, 4, 7),
+        alter=lambda model: model.register_forward_hook(
+            lambda network, *_: (
+                weights.append(network.fc.weight.detach().clone()) if network.training else None
+            )
+        ),
+    )
+    assert [row["skipped_steps"] for row in trained.history] == [1, 2, 0, 1]
+    moved = [
+        not torch.equal(a, b) for a, b in zip(weights, [*weights[1:], tensors["fc.weight"]], strict=True)
+    ]
+    assert moved == [False, False, False, False, True, True, False, True]  # the first has the rate 0
+    assert all(math.isfinite(row["gradient_norm"]) for row in trained.history)
+
+
+def test_steps_that_are_skipped_for_ever_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffnrepro.training.precision_on", lambda device, precision: precision)  # noqa: ARG005
+    steps = []
+    # From 2^16 to below 2^-10.
+    with pytest.raises(
+        PermanentError, match=r"float16 does not hold the gradients: .* epoch 14, step 1, .* bfloat16"
+    ):
+        run(tmp_path, "tsm", epochs=50, spoil=overflowing(), before_step=lambda: steps.append(1))
+    assert len(steps) == 27
+
+
+def test_a_norm_that_a_forward_pass_puts_into_the_wrong_mode(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def freeze(model: nn.Module) -> None:
+        def in_evaluation(norm: nn.Module, _: Any) -> None:
+            norm.eval()
+
+        model.get_submodule("layer1.0.bn1").register_forward_pre_hook(in_evaluation)
+
+    run(tmp_path / "frozen", "tsm", epochs=1, alter=freeze)
+    assert "1 BatchNorms (layer1.0.bn1, ...) are in the mode of evaluation during training" in caplog.text
 
 
 def test_videos_that_go_bad_are_counted_in_the_history(tmp_path: Path) -> None:

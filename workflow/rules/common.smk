@@ -29,10 +29,10 @@ if CONFIG.runtime.time_budget is not None:
     TRAINING += f" --time-budget {CONFIG.runtime.time_budget}"
 if CONFIG.runtime.cache_decoded:
     TRAINING += " --cache-decoded"
-# One process trains; where a training has several GPUs, torchrun starts one for each.
-TORCHRUN = ""
+# One process trains; where a training has several GPUs, ffnrepro.launch starts one for each.
+LAUNCHER = ""
 if CONFIG.training.gpus > 1:
-    TORCHRUN = f"-m ffnrepro.launch {CONFIG.training.gpus}"
+    LAUNCHER = f"-m ffnrepro.launch {CONFIG.training.gpus}"
 
 # What decides no number reaches the commands by the shell's environment: neither params nor the command's text
 # change with it, so moving the tree or using other workers reruns nothing. `script NAME ...` calls a rule's script.
@@ -43,7 +43,7 @@ environment = {
     "VIDEOS": CONFIG.data.videos,
     "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
     "TRAINING": TRAINING,
-    "TORCHRUN": TORCHRUN,
+    "LAUNCHER": LAUNCHER,
     "BATCH_SIZE": str(CONFIG.evaluation.batch_size),
 }
 # SLURM sends SIGTERM to all processes of a job, and kills those that are left once the shell has ended: so it waits.

@@ -46,7 +46,7 @@ rule check_training:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
-        gpu=GPUS,
+        gpu=GPUS * CONFIG.training.gpus,  # as the training: nothing else is to be on the GPU that is looked at
         steps=tried_steps,  # as a param it would run the rule again on another machine
         runtime=30,
         mem_mb=16000,
@@ -95,7 +95,7 @@ rule train_tsm:
     message:
         "Training TSM: {wildcards.experiment}, seed {wildcards.seed}"
     shell:
-        'LAUNCH="$TORCHRUN" script train_{params.method} --name {wildcards.experiment} --settings {params.settings:q} '
+        'LAUNCH="$LAUNCHER" script train_{params.method} --name {wildcards.experiment} --settings {params.settings:q} '
         '--classes {input.classes} --manifest results/manifest --videos "$VIDEOS" {params.weights} --state state/train '
         "--output $(dirname {output.model}) --threads {threads} $RUNTIME $TRAINING --log {log}"
 
