@@ -64,9 +64,12 @@ GresTypes=gpu
 MinJobAge=3600
 ReturnToService=1
 KillWait=30
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=200000 Gres=gpu:h200:2
 PartitionName=gpu Nodes=ALL State=UP
 PartitionName=cpu Nodes=ALL State=UP Default=YES
+PartitionName=urgent Nodes=ALL State=UP PriorityTier=2
 """
 # No cgroups are used, but slurmd looks for a plugin, and this one starts in a container without them, too.
 CGROUP_CONF = """\

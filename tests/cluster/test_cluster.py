@@ -133,6 +133,29 @@ def test_requeue_drain_and_scancel(cluster: Cluster, workflow: ClusterWorkflow, 
     assert workflow.trained() == unbroken
 
 
+def test_preemption(cluster: Cluster, workflow: ClusterWorkflow, unbroken: Any) -> None:
+    """A job of a partition that goes first takes the GPU away; the training saves, waits, and goes on."""
+    controller = workflow.start(TSM, step=0.4)
+    job = running(cluster, workflow)
+    urgent = [
+        "sbatch",
+        "--parsable",
+        "--partition=urgent",
+        "--gpus=2",
+        "--output=/dev/null",
+        "--wrap=sleep 2",
+    ]
+    (number,) = re.findall(r"^\d+", cluster.command(*urgent))
+    wait_for("the preemption", lambda: cluster.jobs("train_tsm")[0].get("Restarts") == "1")
+    again = running(cluster, workflow, beyond=len(workflow.steps()))
+    assert again["JobId"] == job["JobId"]
+    assert {job["JobId"]: job["JobState"] for job in cluster.all_jobs()}[number] == "COMPLETED"
+    assert controller.wait() == 0, controller.text()
+    assert states(cluster) == ["COMPLETED"]
+    assert goes_on_where_it_stopped(workflow, 1), workflow.log()
+    assert workflow.trained() == unbroken
+
+
 def test_ctrl_c(cluster: Cluster, workflow: ClusterWorkflow, unbroken: Any) -> None:
     """It cancels the job, which saves; the same command goes on, without a lock in its way."""
     # While it asks SLURM for its jobs, Snakemake has none to cancel, so here it asks seldom, as it does elsewhere. A step is
