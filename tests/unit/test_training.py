@@ -358,6 +358,57 @@ def test_dropout_is_drawn_anew_in_each_step() -> None:
     assert len(seeds) == 3000
 
 
+def test_clipping_comes_after_unscaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With float16 the loss is scaled by 65536; neither the bound nor the norm that is told may be of such gradients."""
+    plain, single = run(tmp_path / "single", "tsm", epochs=1, clip_norm=0.01)
+    monkeypatch.setattr("ffnrepro.training.precision_on", lambda device, precision: precision)  # noqa: ARG005
+    scaled, half = run(tmp_path / "half", "tsm", epochs=1, clip_norm=0.01)
+    assert scaled.history[0]["skipped_steps"] == 0
+    assert scaled.history[0]["gradient_norm"] == pytest.approx(plain.history[0]["gradient_norm"], rel=0.1)
+    torch.manual_seed(7)
+    start = TSM(**NETWORK).state_dict()["fc.weight"]
+    moved = [(tensors["fc.weight"] - start).norm().item() for tensors in (single, half)]
+    assert moved[1] == pytest.approx(moved[0], rel=0.1)
+
+
+def test_each_group_has_its_own_rate_in_each_step(tmp_path: Path) -> None:
+    run(tmp_path, "ffn")
+    (_, newest) = sorted(tmp_path.glob("*/state-*.pt"))
+    groups = torch.load(newest, weights_only=True)["optimizer"]["param_groups"]
+    # The last step: half of the last of three epochs of half a cosine.
+    rate = 0.02 * 0.5 * (1 + math.cos(math.pi * 2.5 / 3))
+    assert {group["name"]: group["lr"] for group in groups} == pytest.approx(
+        {
+            "conv_weight": rate,
+            "normalisation": rate,
+            "classifier_weight": 5 * rate,
+            "classifier_bias": 10 * rate,
+        }
+    )
+
+
+def test_clips_are_normalised_in_groups(tmp_path: Path) -> None:
+    _, whole = run(tmp_path / "whole", "tsm", epochs=1)
+    _, in_groups = run(tmp_path / "groups", "tsm", epochs=1, batchnorm_clips=2)
+    # A step of 4 clips changes the running statistics once, by the first 2.
+    assert whole["bn1.num_batches_tracked"] == in_groups["bn1.num_batches_tracked"] == 2
+    assert not torch.allclose(whole["bn1.running_mean"], in_groups["bn1.running_mean"], rtol=1e-3)
+
+
+def test_warnings_are_given_after_each_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warn(history: list[dict[str, float]], *, select_by: str) -> list[str]:
+        return [f"look at {select_by} of epoch {history[-1]['epoch']}"]
+
+    monkeypatch.setattr("ffnrepro.training.warnings", warn)
+    run(tmp_path, "ffn", epochs=3)
+    said = [record.getMessage() for record in caplog.records if "look at" in record.getMessage()]
+    assert said == [f"ffn: look at top1_4f of epoch {epoch}" for epoch in (1, 2, 3)]
+    # This test's validation leaves the network as it is.
+    assert caplog.text.count("are in the mode of training during evaluation") == 3
+
+
 def test_gradient_norm_is_the_one_before_clipping(tmp_path: Path) -> None:
     free, _ = run(tmp_path / "free", "tsm", epochs=2, clip_norm=None)
     bound, _ = run(tmp_path / "bound", "tsm", epochs=2, clip_norm=1e-9)
