@@ -150,6 +150,30 @@ def test_a_run_killed_at_each_epoch_ends_as_an_unbroken_one(tmp_path: Path, meth
     assert all(torch.equal(unbroken.best_model[n], resumed.best_model[n]) for n in tensors)
 
 
+@pytest.mark.parametrize("method", ["tsm", "ffn"])
+def test_a_state_that_is_cut_in_half_costs_the_steps_since_the_one_before(
+    tmp_path: Path, method: str
+) -> None:
+    unbroken, tensors = run(tmp_path / "unbroken", method)
+    steps = 0
+
+    def die_at_the_fourth() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", method, save_minutes=0, before_step=die_at_the_fourth)
+    newest = max((tmp_path / "broken").glob("*/state-*.pt"))
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    resumed, resumed_tensors = run(tmp_path / "broken", method, before_step=die_at_the_fourth)
+    assert steps == 4 + 6  # 3 of 8 were done, and one of them is lost
+    assert without_times(resumed.history) == without_times(unbroken.history)
+    assert all(torch.equal(tensors[name], resumed_tensors[name]) for name in tensors)
+    assert all(torch.equal(unbroken.best_model[n], resumed.best_model[n]) for n in tensors)
+
+
 def test_a_finished_run_trains_no_more(tmp_path: Path) -> None:
     first, _ = run(tmp_path, "tsm")
     again, _ = run(tmp_path, "tsm", kill_at=1)
