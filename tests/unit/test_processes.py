@@ -101,6 +101,7 @@ def test_what_one_process_meets_ends_both_after_the_save(tmp_path: Path) -> None
     for end in (first, second):
         assert "at epoch 1, step 2" in end["not finite"]
         assert "and the gradient's norm nan" in end["not finite"]
+    assert first["alone"].startswith("another process of this training has ended")
 
 
 WORK = """
@@ -322,7 +323,13 @@ def ends(processes: Processes) -> None:
         run(Path("not finite"), "tsm", processes=processes, spoil=spoil)
     except PermanentError as error:
         found["not finite"] = str(error)
+    if processes.first:
+        try:
+            processes.wait()
+        except Unfinished as error:
+            found["alone"] = str(error)
     Path(f"{processes.rank}.json").write_text(json.dumps(found))
+    os._exit(0)
 
 
 def main() -> None:
@@ -331,9 +338,6 @@ def main() -> None:
     first = processes.rank == 0
     if sys.argv[1:] == ["ends"]:
         ends(processes)
-        processes.wait()
-        processes.end()
-        return
     content: dict[str, Any] = {
         "gradients": gradients(2 * processes.rank, 2 * processes.rank + 2, processes.wrap),
         "total": processes.total({"a": 1.0, "b": 3.0, "only first": 7.0} if first else {"a": 2.0, "b": 7.0}),

@@ -27,6 +27,7 @@ from ffnrepro.data.demo import make_demo_data
 from ffnrepro.data.labels import read_labels
 from ffnrepro.data.manifest import build_manifest
 from ffnrepro.data.video_index import index_videos, list_videos
+from ffnrepro.lease import Lease
 from ffnrepro.models.weights import load_checkpoint
 from ffnrepro.training import TIMES
 
@@ -236,6 +237,18 @@ def test_sigterm_to_the_whole_process_group_saves_and_says_so(tmp_path: Path, da
     assert said.count("unfinished, run again") == 2
     assert said.count("ffn: continues at epoch") == 2
     assert [said.count(f"ffn: epoch {epoch}/6") for epoch in range(1, 7)] == [1] * 6
+
+
+def test_a_second_trainer_writes_nothing_while_the_first_is_at_work(tmp_path: Path, data: Path) -> None:
+    arguments = arguments_of(data, "tsm")
+    assert carry_out(tmp_path, "tsm", arguments, [{"name": "a", "more": ["--time-budget", "0"]}]) == [75]
+    (folder,) = (tmp_path / "a/state").iterdir()
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("state-*.pt")}
+    with Lease(folder / "lease.json", expiry=1).held():  # gives a sign of life often
+        assert carry_out(tmp_path, "tsm", arguments, [{"name": "a"}]) == [75]
+    assert "is at work on this and alive; nothing was written" in (tmp_path / "a/log").read_text()
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("state-*.pt")} == kept
+    assert not list(tmp_path.glob("a/output/*"))
 
 
 def test_a_loss_that_is_not_finite_is_not_tried_twice(tmp_path: Path, data: Path) -> None:

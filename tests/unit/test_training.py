@@ -150,6 +150,30 @@ def test_a_run_killed_at_each_epoch_ends_as_an_unbroken_one(tmp_path: Path, meth
     assert all(torch.equal(unbroken.best_model[n], resumed.best_model[n]) for n in tensors)
 
 
+@pytest.mark.parametrize("method", ["tsm", "ffn"])
+def test_a_state_that_is_cut_in_half_costs_the_steps_since_the_one_before(
+    tmp_path: Path, method: str
+) -> None:
+    unbroken, tensors = run(tmp_path / "unbroken", method)
+    steps = 0
+
+    def die_at_the_fourth() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", method, save_minutes=0, before_step=die_at_the_fourth)
+    newest = max((tmp_path / "broken").glob("*/state-*.pt"))
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    resumed, resumed_tensors = run(tmp_path / "broken", method, before_step=die_at_the_fourth)
+    assert steps == 4 + 6  # 3 of 8 were done, and one of them is lost
+    assert without_times(resumed.history) == without_times(unbroken.history)
+    assert all(torch.equal(tensors[name], resumed_tensors[name]) for name in tensors)
+    assert all(torch.equal(unbroken.best_model[n], resumed.best_model[n]) for n in tensors)
+
+
 def test_a_finished_run_trains_no_more(tmp_path: Path) -> None:
     first, _ = run(tmp_path, "tsm")
     again, _ = run(tmp_path, "tsm", kill_at=1)
@@ -356,6 +380,57 @@ def test_validation_that_is_cut_short_costs_no_step(tmp_path: Path) -> None:
 def test_dropout_is_drawn_anew_in_each_step() -> None:
     seeds = {step_seed(s, e, t, r) for s in range(3) for e in range(10) for t in range(50) for r in range(2)}
     assert len(seeds) == 3000
+
+
+def test_clipping_comes_after_unscaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With float16 the loss is scaled by 65536; neither the bound nor the norm that is told may be of such gradients."""
+    plain, single = run(tmp_path / "single", "tsm", epochs=1, clip_norm=0.01)
+    monkeypatch.setattr("ffnrepro.training.precision_on", lambda device, precision: precision)  # noqa: ARG005
+    scaled, half = run(tmp_path / "half", "tsm", epochs=1, clip_norm=0.01)
+    assert scaled.history[0]["skipped_steps"] == 0
+    assert scaled.history[0]["gradient_norm"] == pytest.approx(plain.history[0]["gradient_norm"], rel=0.1)
+    torch.manual_seed(7)
+    start = TSM(**NETWORK).state_dict()["fc.weight"]
+    moved = [(tensors["fc.weight"] - start).norm().item() for tensors in (single, half)]
+    assert moved[1] == pytest.approx(moved[0], rel=0.1)
+
+
+def test_each_group_has_its_own_rate_in_each_step(tmp_path: Path) -> None:
+    run(tmp_path, "ffn")
+    (_, newest) = sorted(tmp_path.glob("*/state-*.pt"))
+    groups = torch.load(newest, weights_only=True)["optimizer"]["param_groups"]
+    # The last step: half of the last of three epochs of half a cosine.
+    rate = 0.02 * 0.5 * (1 + math.cos(math.pi * 2.5 / 3))
+    assert {group["name"]: group["lr"] for group in groups} == pytest.approx(
+        {
+            "conv_weight": rate,
+            "normalisation": rate,
+            "classifier_weight": 5 * rate,
+            "classifier_bias": 10 * rate,
+        }
+    )
+
+
+def test_clips_are_normalised_in_groups(tmp_path: Path) -> None:
+    _, whole = run(tmp_path / "whole", "tsm", epochs=1)
+    _, in_groups = run(tmp_path / "groups", "tsm", epochs=1, batchnorm_clips=2)
+    # A step of 4 clips changes the running statistics once, by the first 2.
+    assert whole["bn1.num_batches_tracked"] == in_groups["bn1.num_batches_tracked"] == 2
+    assert not torch.allclose(whole["bn1.running_mean"], in_groups["bn1.running_mean"], rtol=1e-3)
+
+
+def test_warnings_are_given_after_each_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warn(history: list[dict[str, float]], *, select_by: str) -> list[str]:
+        return [f"look at {select_by} of epoch {history[-1]['epoch']}"]
+
+    monkeypatch.setattr("ffnrepro.training.warnings", warn)
+    run(tmp_path, "ffn", epochs=3)
+    said = [record.getMessage() for record in caplog.records if "look at" in record.getMessage()]
+    assert said == [f"ffn: look at top1_4f of epoch {epoch}" for epoch in (1, 2, 3)]
+    # This test's validation leaves the network as it is.
+    assert caplog.text.count("are in the mode of training during evaluation") == 3
 
 
 def test_gradient_norm_is_the_one_before_clipping(tmp_path: Path) -> None:
