@@ -56,6 +56,28 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
+def patch_packet(path: Path, number: int, change: Callable[[bytes], bytes]) -> None:
+    """Change what is in one packet, and leave its size and all else."""
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        old = bytes([packet for packet in container.demux(video=0) if packet.size][number])
+    new = change(old)
+    assert content.count(old) == 1
+    assert len(new) == len(old)
+    path.write_bytes(content.replace(old, new))
+
+
+def remux(source: Path, target: Path) -> Path:
+    """Copy a video into a container of another kind."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+    return target
+
+
 @pytest.fixture(scope="module")
 def folder(write_video, numbered_frames, tmp_path_factory):
     where: Path = tmp_path_factory.mktemp("wrong files")
@@ -89,6 +111,11 @@ def folder(write_video, numbered_frames, tmp_path_factory):
     damage(where / "damaged.webm")
     write_video(where / "damaged.mp4", natural(40, 96, 128), **mpeg4)
     damage(where / "damaged.mp4")
+    write_video(where / "first damaged.webm", natural(40, 96, 128))
+    patch_packet(where / "first damaged.webm", 0, lambda packet: bytes(len(packet)))
+    write_video(where / "hidden.webm", numbered_frames(20), codec="libvpx")
+    # VP8 has frames that others are predicted from and nobody sees.
+    patch_packet(where / "hidden.webm", 19, lambda packet: bytes([packet[0] & ~0x10]) + packet[1:])
     (where / "zero bytes.webm").touch()
     (where / "header only.webm").write_bytes((where / "frames 40.webm").read_bytes()[:300])
     (where / "text.webm").write_text("the video is on the other disk\n")
@@ -101,10 +128,11 @@ USABLE = {
     **{f"frames {n}.webm": n for n in (1, 2, 3, 8, 15, 16, 17, 40)},
     "piped.webm": 40, "mp4 renamed.webm": 40, "portrait.webm": 30, "odd.webm": 30, "tiny.webm": 30, "rotated.mov": 3,
     "edit list.mp4": 25, "late start.mp4": 12, "out of order.mov": 20, "one.mp4": 1, "variable.webm": 20, "old.avi": 24,
+    "hidden.webm": 19,
 }  # fmt: skip
 BROKEN = {
     "truncated.webm": "truncated", "truncated.avi": "truncated", "truncated.mp4": "truncated",
-    "no index.mp4": "does not open", "damaged.webm": "does not decode", "damaged.mp4": "does not decode",
+    "first damaged.webm": "does not decode", "no index.mp4": "does not open", "damaged.webm": "does not decode", "damaged.mp4": "does not decode",
     "zero bytes.webm": "empty file", "header only.webm": "does not open", "text.webm": "text, not a video",
     "page.webm": "a web page, not a video", "audio.webm": "no video stream",
 }  # fmt: skip
@@ -146,11 +174,14 @@ def test_what_is_usable_is_read_as_indexed(
             assert levels(pixels) == list(range(first, first + frames)), name
 
 
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_a_rotated_video_is_shown_upright(write_video, tmp_path, degrees):
+def test_a_rotated_video_is_shown_upright(write_video, tmp_path, degrees, ending):
     frames = natural(4, 64, 128)
     path = write_video(tmp_path / "turned.mp4", frames, codec="mpeg4")
     patch_matrix(path, degrees)
+    if ending == "mkv":
+        path = remux(path, tmp_path / "turned.mkv")
     reader = open_video(path)
     pixels = reader.frames([0, 3])
     upright = np.rot90(frames[[0, 3]], -degrees // 90, axes=(1, 2))
