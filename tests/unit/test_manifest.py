@@ -1,6 +1,9 @@
 """The join of labels and index, and what it leaves out."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -270,3 +273,26 @@ def test_more_excluded_than_allowed_stops_with_the_likeliest_mend(reason, strang
 def test_files_without_a_label_are_not_counted_as_excluded():
     table, files = many("truncated", count=0, strangers=26)
     assert len(build_manifest(CLASSES, table, files, max_excluded=0.0).excluded) == 26
+
+
+def test_class_names_that_look_like_nothing_or_like_numbers(tmp_path):
+    names = ["007", "NA", "None", "null"]
+    rows = [
+        f"{number}{split}.webm,{name},{split}\n"
+        for split in ("train", "val")
+        for number, name in enumerate(names)
+    ]
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "mine.csv").write_text("path,label,split\n" + "".join(rows))
+    index([(row.partition(",")[0], 4, "") for row in rows]).to_parquet(tmp_path / "index.parquet")
+    scripts = Path(__file__).parents[2] / "workflow" / "scripts"
+    for command in (
+        ["parse_labels", "--labels", "labels", "--dataset", "mine", "--classes", "classes.csv"],
+        ["build_manifest", "--classes", "classes.csv", "--index", "index.parquet", "--output", "manifest"],
+    ):
+        script = scripts / f"{command[0]}.py"
+        subprocess.run(
+            [sys.executable, script, *command[1:], "--table", "table.parquet"], cwd=tmp_path, check=True
+        )
+    summary = json.loads((tmp_path / "manifest" / "summary.json").read_text())
+    assert summary["classes"] == {name: {"train": 1, "validation": 1, "test": 0} for name in names}

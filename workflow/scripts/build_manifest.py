@@ -22,7 +22,8 @@ def main() -> int:
     arguments = parser.parse_args()
 
     def work() -> None:
-        classes = pd.read_csv(arguments.classes)["class"].tolist()
+        # As text: a class may be called "None" or "007".
+        classes = pd.read_csv(arguments.classes, dtype="str", keep_default_na=False)["class"].tolist()
         index = pd.concat([pd.read_parquet(part) for part in arguments.index], ignore_index=True)
         manifest = build_manifest(
             classes, pd.read_parquet(arguments.table), index, max_excluded=arguments.max_excluded
