@@ -197,7 +197,15 @@ def test_two_files_of_one_id():
     with pytest.raises(UserError, match=r"9\.mp4 and 9\.webm.*id 9"):
         build_manifest(CLASSES, LABELS, both)
     both.loc[both["path"] == "9.mp4", ["status", "reason"]] = ["excluded", "empty file"]
-    assert build_manifest(CLASSES, LABELS, both).digest == build_manifest(CLASSES, LABELS, INDEX).digest
+    manifest = build_manifest(CLASSES, LABELS, both)
+    assert manifest.digest == build_manifest(CLASSES, LABELS, INDEX).digest
+    assert ("9", "", "9.mp4", "several files of its id") in rows(manifest.excluded)
+
+
+def test_two_files_of_an_id_without_a_label_are_two_strangers():
+    files = index([*zip(INDEX["path"], INDEX["frames"], INDEX["reason"], strict=True), ("stray.mp4", 30, "")])
+    excluded = build_manifest(CLASSES, LABELS, files).excluded
+    assert sorted(excluded.loc[excluded["id"] == "stray", "path"]) == ["stray.mp4", "stray.webm"]
 
 
 def test_a_class_without_training_videos_is_told(caplog):
@@ -226,12 +234,14 @@ def test_a_file_belongs_to_the_id_of_its_name_then_to_that_of_its_number(caplog)
     }  # fmt: skip
     assert manifest.splits["validation"]["path"].tolist() == ["a2b017.webm"]
     assert sorted(rows(manifest.excluded[manifest.excluded["split"] == "train"])) == [
-        ("15", "train", "", "several files of its number"),
+        ("15", "train", "", "several files of its id"),
         ("16", "train", "", "no video file"),
         ("clip7", "train", "", "no video file"),
     ]
     unlabelled = manifest.excluded.loc[manifest.excluded["reason"] == "no label", "path"]
-    assert sorted(unlabelled) == ["014.webm", "_7.webm", "v15.webm", "w_015.webm", "x.webm"]
+    assert sorted(unlabelled) == ["_7.webm", "x.webm"]
+    several = manifest.excluded[(manifest.excluded["reason"] == "several files of its id")]
+    assert sorted(several["path"]) == ["", "014.webm", "v15.webm", "w_015.webm"]
     assert "3 files belong to the id of their number, such as video_00012.webm to 12" in caplog.text
 
 
