@@ -87,6 +87,16 @@ def test_index_tells_what_each_file_is(write_video, numbered_frames, tmp_path):
     assert broken.isna().all(axis=None)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system has no such names")
+def test_a_name_in_another_encoding_costs_only_itself(write_video, numbered_frames, tmp_path):
+    write_video(tmp_path / "1.webm", numbered_frames(3))
+    write_video(tmp_path / os.fsdecode(b"caf\xe9.webm"), numbered_frames(3))
+    table = index_videos(tmp_path, list_videos(tmp_path), entries=tmp_path / "state" / "0-of-1.jsonl")
+    table.to_parquet(tmp_path / "part.parquet")
+    assert table["path"].tolist() == ["1.webm", "caf\ufffd.webm"]
+    assert table["reason"].tolist() == ["", "its name is not UTF-8"]
+
+
 def test_index_has_one_form_whatever_it_holds(write_video, numbered_frames, tmp_path):
     write_video(tmp_path / "1.webm", numbered_frames(3))
     (tmp_path / "2.webm").touch()
