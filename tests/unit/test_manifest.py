@@ -306,3 +306,29 @@ def test_class_names_that_look_like_nothing_or_like_numbers(tmp_path):
         )
     summary = json.loads((tmp_path / "manifest" / "summary.json").read_text())
     assert summary["classes"] == {name: {"train": 1, "validation": 1, "test": 0} for name in names}
+
+
+def test_what_is_too_much_is_listed_beside_the_log(tmp_path):
+    table, files = many("truncated")
+    table.to_parquet(tmp_path / "table.parquet")
+    files.to_parquet(tmp_path / "index.parquet")
+    (tmp_path / "classes.csv").write_text("index,class\n0,moving up\n1,moving down\n")
+    script = Path(__file__).parents[2] / "workflow" / "scripts" / "build_manifest.py"
+    files = {
+        "classes": "classes.csv",
+        "table": "table.parquet",
+        "index": "index.parquet",
+        "output": "manifest",
+    }
+    options = {**files, "max-excluded": "0.29", "log": "logs/build_manifest.log"}
+    command = [
+        sys.executable,
+        script,
+        *(word for name, value in options.items() for word in (f"--{name}", value)),
+    ]
+    result = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "all are listed in logs/excluded.csv" in result.stderr
+    listed = pd.read_csv(tmp_path / "logs" / "excluded.csv", dtype="str")
+    assert listed["path"].tolist() == [f"{number}.webm" for number in range(30)]

@@ -31,6 +31,14 @@ SEVERAL_FILES = "several files of its id"
 _COLUMNS = {"id": "str", "path": "str", "frames": "int64", "class": "Int64"}
 
 
+class TooManyExcluded(UserError):
+    """More videos cannot be used than is allowed; ``excluded`` is the table of them."""
+
+    def __init__(self, message: str, excluded: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.excluded = excluded
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Videos of each split and those left out.
@@ -100,8 +108,8 @@ def build_manifest(
         The manifest.
 
     Raises:
-        UserError: Two usable files have one id, train or validation has no usable video, or more are unusable
-            than ``max_excluded`` allows.
+        TooManyExcluded: Train or validation has no usable video, or more are unusable than ``max_excluded`` allows.
+        UserError: Two usable files have one id, or train or validation has no rows.
     """
     index, rivals = _ids_by_number(labels, index)
     index, spare = _one_file_an_id(labels, index)
@@ -189,20 +197,22 @@ def _empty_split(split: str, labels: pd.DataFrame, index: pd.DataFrame, excluded
     if labelled.empty:
         return UserError(f"manifest: the labels have no rows for {split}: check the files of `data.labels`")
     lost = excluded[excluded["split"] == split]
-    return UserError(
+    return TooManyExcluded(
         f"manifest: none of the {len(labelled):,} videos of {split} can be used "
-        f"({_counted(lost)}; {len(index):,} files found): {_likeliest_mend(lost, labelled, excluded)}"
+        f"({_counted(lost)}; {len(index):,} files found): {_likeliest_mend(lost, labelled, excluded)}",
+        excluded,
     )
 
 
 def _too_many(
     count: int, allowed: float, labels: pd.DataFrame, index: pd.DataFrame, excluded: pd.DataFrame
-) -> UserError:
+) -> TooManyExcluded:
     lost = excluded[excluded["split"] != ""]
-    return UserError(
+    return TooManyExcluded(
         f"manifest: {count:,} of the {len(labels):,} labelled videos cannot be used, more than `data.max_excluded` "
         f"{allowed:g} allows ({_counted(lost)}; {len(index):,} files found): {_likeliest_mend(lost, labels, excluded)}; "
-        "or allow more"
+        "or allow more",
+        excluded,
     )
 
 
