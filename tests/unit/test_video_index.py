@@ -211,17 +211,19 @@ def test_a_killed_index_goes_on_where_it_was(write_video, numbered_frames, tmp_p
 
 
 def hang_or_die(path, verify):
-    """Stands for `examine` with a decoder that never returns, holding the interpreter lock, or crashes."""
+    """Stands for `examine` with a decoder that never returns, holding the interpreter lock, crashes, or surprises us."""
     if "hangs" in path.name:
         ctypes.PyDLL(None).pause()
     if "dies" in path.name:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if "surprises" in path.name:
+        raise AttributeError("'NoneType' object has no attribute 'width'")
     return examine(path, verify)
 
 
 def test_a_file_that_hangs_or_kills_the_decoder_costs_only_itself(write_video, numbered_frames, tmp_path):
     names = [f"{number}.webm" for number in range(20)]
-    names[3], names[12] = "hangs.webm", "dies.webm"
+    names[3], names[12], names[17] = "hangs.webm", "dies.webm", "surprises.webm"
     for name in names:
         write_video(tmp_path / name, numbered_frames(3))
     paths = [tmp_path / name for name in names]
@@ -229,5 +231,6 @@ def test_a_file_that_hangs_or_kills_the_decoder_costs_only_itself(write_video, n
     assert list(outcomes) == paths
     assert outcomes.pop(tmp_path / "hangs.webm") == "decoder did not finish in 1.5 s"
     assert outcomes.pop(tmp_path / "dies.webm") == "decoder crashed"
+    assert outcomes.pop(tmp_path / "surprises.webm") == "decoder crashed (AttributeError)"
     assert {frames for _, frames in outcomes.values()} == {3}
     assert list(examine_apart([])) == []

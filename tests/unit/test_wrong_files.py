@@ -116,6 +116,8 @@ def folder(write_video, numbered_frames, tmp_path_factory):
     write_video(where / "hidden.webm", numbered_frames(20), codec="libvpx")
     # VP8 has frames that others are predicted from and nobody sees.
     patch_packet(where / "hidden.webm", 19, lambda packet: bytes([packet[0] & ~0x10]) + packet[1:])
+    foreign = (where / "frames 40.webm").read_bytes().replace(b"V_VP9", b"V_QQ9")
+    (where / "foreign codec.webm").write_bytes(foreign)
     (where / "zero bytes.webm").touch()
     (where / "header only.webm").write_bytes((where / "frames 40.webm").read_bytes()[:300])
     (where / "text.webm").write_text("the video is on the other disk\n")
@@ -135,6 +137,7 @@ BROKEN = {
     "first damaged.webm": "does not decode", "no index.mp4": "does not open", "damaged.webm": "does not decode", "damaged.mp4": "does not decode",
     "zero bytes.webm": "empty file", "header only.webm": "does not open", "text.webm": "text, not a video",
     "page.webm": "a web page, not a video", "audio.webm": "no video stream",
+    "foreign codec.webm": "a codec without a decoder here",
 }  # fmt: skip
 
 

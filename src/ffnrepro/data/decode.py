@@ -35,6 +35,7 @@ WEB_PAGE = "a web page, not a video"
 TEXT = "text, not a video"
 DOES_NOT_OPEN = "does not open"
 NO_VIDEO_STREAM = "no video stream"
+UNKNOWN_CODEC = "a codec without a decoder here"
 DOES_NOT_DECODE = "does not decode"
 TRUNCATED = "truncated"
 NO_FRAMES = "no frames"
@@ -236,7 +237,7 @@ def open_video(path: Path | str) -> VideoReader:
         DecodeError: Nothing opens it; the message names it and the reason.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         return _FramesReader(path)
     start = _first_bytes(path)
     decord = _import_decord() if start.startswith(_MATROSKA) and _PROJECTION not in start else None
@@ -267,7 +268,7 @@ def examine(path: Path | str, verify: Verify = "decode") -> tuple[VideoHeader, i
             one frame.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         return _examine_frames(path, verify)
     _first_bytes(path)
     with _open_container(path) as container:
@@ -377,6 +378,14 @@ def _stack(path: Path, pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.stack(pictures)
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder, one of frames then."""
+    try:
+        return path.is_dir()
+    except OSError:  # of a disk that fails: reading the file says so
+        return False
+
+
 def _first_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -405,6 +414,9 @@ def _open_container(path: Path) -> Any:
     if not container.streams.video:
         container.close()
         raise DecodeError(f"{path}: {NO_VIDEO_STREAM}", NO_VIDEO_STREAM)
+    if container.streams.video[0].codec_context is None:
+        container.close()
+        raise DecodeError(f"{path}: {UNKNOWN_CODEC}", UNKNOWN_CODEC)
     return container
 
 

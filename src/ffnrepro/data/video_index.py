@@ -19,7 +19,7 @@ import pandas as pd
 
 from ffnrepro.code_digest import code_digests
 from ffnrepro.data import isolation
-from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify
+from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify, is_folder
 from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, examine_apart
 from ffnrepro.decides import key_of
 from ffnrepro.errors import UserError
@@ -224,7 +224,7 @@ def printable(name: str) -> str:
 
 def _row(path: Path, size: int, outcome: Outcome) -> dict[str, Any]:
     row = {
-        "id": path.name if path.is_dir() else path.stem,
+        "id": path.name if is_folder(path) else path.stem,
         "path": path.name,
         "bytes": size,
         "codec": "",
