@@ -212,6 +212,30 @@ def test_the_decoders_give_the_same_frames_at_the_same_times(write_video, tmp_pa
     assert decoded._reader.get_frame_timestamp(range(20))[:, 0].tolist() == pytest.approx(shown, abs=2e-3)
 
 
+@pytest.mark.parametrize("codec", ["libvpx-vp9", "libvpx"])
+def test_pictures_that_change_their_size_are_shown_in_that_of_the_first(
+    write_video, tmp_path, codec, monkeypatch
+):
+    large = natural(20, 96, 160)
+    first = write_video(tmp_path / "first.webm", large[:10], codec=codec)
+    second = write_video(tmp_path / "second.webm", large[10:, ::2, ::2], codec=codec)
+    path = tmp_path / "both.webm"
+    with av.open(str(first)) as one, av.open(str(second)) as other, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(one.streams.video[0])
+        packets = [p for given in (one, other) for p in given.demux(video=0) if p.size]
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts = round(number / 12 / packet.time_base)
+            packet.stream = stream
+            output.mux(packet)
+    assert examine(path)[1] == 20
+    ours = open_video(path).frames([3, 15])
+    monkeypatch.setattr(decode, "_import_decord", lambda: None)
+    theirs = open_video(path).frames([3, 15])
+    assert ours.shape == theirs.shape == (2, 96, 160, 3)
+    assert open_video(path).frames([15]).shape == (1, 96, 160, 3)
+    assert np.abs(ours.astype(int) - theirs).mean(axis=(1, 2, 3)).max() <= 2
+
+
 def write_frames(folder: Path, pictures: Any, pattern: str = "{:05d}.jpg", start: int = 1) -> Path:
     folder.mkdir(parents=True)
     for number, picture in enumerate(pictures, start=start):

@@ -148,12 +148,14 @@ class _PyAVReader(VideoReader):
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         reformatter = av.video.reformatter.VideoReformatter()
         pictures: list[NDArray[np.uint8]] = []
-        seen = 0
+        seen, size = 0, (0, 0)
         with _open_container(self.path) as container:
             for position, frame in enumerate(_decoded_frames(self.path, container)):
                 seen = position + 1
+                if position == 0:
+                    size = frame.width, frame.height
                 if position == ascending[len(pictures)]:
-                    pictures.append(_as_shown(frame, reformatter))
+                    pictures.append(_as_shown(frame, reformatter, size))
                     if len(pictures) == len(ascending):
                         break
         if len(pictures) < len(ascending):
@@ -465,8 +467,11 @@ def _quarter_turns(frame: Any) -> int:
     return turns % 4
 
 
-def _as_shown(frame: Any, reformatter: av.video.reformatter.VideoReformatter) -> NDArray[np.uint8]:
-    picture: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
+def _as_shown(
+    frame: Any, reformatter: av.video.reformatter.VideoReformatter, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Give a picture upright, and in the size of the video's first: some recorders go down with a slow line."""
+    picture: Any = reformatter.reformat(frame, *size, format="rgb24").to_ndarray()
     return np.rot90(picture, _quarter_turns(frame))
 
 
