@@ -14,6 +14,7 @@ import pytest
 from ffnrepro.data import video_index
 from ffnrepro.data.decode import examine
 from ffnrepro.data.isolation import examine_apart
+from ffnrepro.data.label_formats import id_of
 from ffnrepro.data.video_index import index_videos, list_videos, listing_digest, shard_of, watch_digests
 from ffnrepro.errors import UserError
 
@@ -25,6 +26,13 @@ def test_videos_are_listed_by_their_endings_in_order(tmp_path):
     (tmp_path / "gone.webm").symlink_to(tmp_path / "nowhere.webm")
     expected = ["10.webm", "2.mp4", "a b.WEBM", "c.mkv", "d.avi", "e.mov", "f.m4v", "gone.webm"]
     assert list_videos(tmp_path) == expected
+
+
+@pytest.mark.parametrize("ending", video_index.ENDINGS)
+def test_labels_and_index_take_off_the_same_endings(tmp_path, ending):
+    (tmp_path / f"clip 1{ending}").touch()
+    (name,) = list_videos(tmp_path)
+    assert id_of(f"folder/{name}") == "clip 1"
 
 
 def test_no_folder_and_no_videos_are_named_with_the_key(tmp_path):

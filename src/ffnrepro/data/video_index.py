@@ -29,7 +29,9 @@ Watch = Literal["names", "stat", "none"]
 
 NAME_IS_NO_TEXT = "its name is not UTF-8"
 
-ENDINGS = (".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v")
+ENDINGS = (
+    ".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp",
+)  # fmt: skip
 
 _TYPES = {
     "id": "str",
