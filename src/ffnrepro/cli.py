@@ -12,6 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ffnrepro.config import read_config, read_files
+from ffnrepro.data.decode import is_folder
 from ffnrepro.data.demo import make_demo_data
 from ffnrepro.data.isolation import examine_apart
 from ffnrepro.data.unpack import SOMETHING_SOMETHING_V2, unpack
@@ -118,7 +119,7 @@ def inspect_videos(paths: Sequence[Path], *, as_json: bool) -> None:
 
 def _videos_of(path: Path) -> list[Path]:
     """Files of a folder of videos, or folders of frames of a folder of such; else the path itself."""
-    if not path.is_dir():
+    if not is_folder(path):
         return [path]
     layouts: tuple[Layout, ...] = ("videos", "frames")
     for layout in layouts:

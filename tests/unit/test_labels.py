@@ -6,7 +6,7 @@ import logging
 import pandas as pd
 import pytest
 
-from ffnrepro.data.labels import check_counts, read_labels
+from ffnrepro.data.labels import check_counts, list_label_files, read_labels
 from ffnrepro.errors import UserError
 
 CLASSES = {
@@ -246,6 +246,16 @@ def test_two_releases_in_one_folder_are_refused(tmp_path):
 def test_no_folder_is_named_with_its_key(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.*data\.labels"):
         read_labels(tmp_path / "nowhere")
+
+
+def test_a_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    assert list_label_files(tmp_path) == []  # a plan asks for them; the rule says why there are none
+    with pytest.raises(UserError, match=r"Permission denied.*data\.labels"):
+        read_labels(tmp_path)
 
 
 # Other formats, with the same videos and classes.

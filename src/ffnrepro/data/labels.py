@@ -27,14 +27,16 @@ _COUNTS = {
 
 
 def list_label_files(folder: Path) -> list[Path]:
-    """List the label files of a folder by their endings, sorted; none where there is no such folder."""
-    if not folder.is_dir():
+    """List the label files of a folder by their endings, sorted; none where no such folder can be read."""
+    try:
+        paths = list(folder.iterdir())
+    except OSError:
         return []
     # Hidden files are what other systems leave behind (._train.json of a Mac's archive).
     others = (".", "readme", "licen", "copying")
     return sorted(
         path
-        for path in folder.iterdir()
+        for path in paths
         if path.name.lower().endswith(ENDINGS) and not path.name.lower().startswith(others) and path.is_file()
     )
 
@@ -56,8 +58,12 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
     Raises:
         UserError: A file is missing, damaged or contradicts another.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of label files: set `data.labels`, files from {SOURCE}")
+    try:
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no such folder of label files ({error.strerror}): set `data.labels`, files from {SOURCE}"
+        ) from error
     contents = [read_label_file(file) for file in list_label_files(folder)]
     lists = [content for content in contents if isinstance(content, ClassList)]
     parts = [content for content in contents if isinstance(content, LabelRows)]
