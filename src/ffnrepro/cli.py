@@ -1,7 +1,9 @@
 """The command `ffnrepro`: what is done by hand beside the workflow."""
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +12,13 @@ from typing import Any
 from tabulate import tabulate
 
 from ffnrepro.config import read_config, read_files
+from ffnrepro.data.decode import is_folder
 from ffnrepro.data.demo import make_demo_data
 from ffnrepro.data.isolation import examine_apart
 from ffnrepro.data.unpack import SOMETHING_SOMETHING_V2, unpack
-from ffnrepro.data.video_index import list_videos
+from ffnrepro.data.video_index import NAME_IS_NO_TEXT, Layout, holds_frames, list_videos, printable
 from ffnrepro.errors import UserError
 from ffnrepro.logs import logger, run
-from ffnrepro.provenance import chain_of_table
-from ffnrepro.state import list_states, prune, retry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unpacking.set_defaults(work=_unpack)
     inspecting = commands.add_parser("inspect", help="tell of any videos what the index would")
     inspecting.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="video, folder of frames, or of videos"
+        "paths", nargs="+", type=Path, metavar="PATH", help="video, folder of frames, or folder of either"
     )
     inspecting.add_argument("--json", action="store_true", help="print a list of objects")
     inspecting.set_defaults(work=_inspect)
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     state.set_defaults(work=_state)
     provenance = commands.add_parser("provenance", help="the chain behind each number of the table")
     provenance.add_argument("table", type=Path, help="results/table1.csv")
-    provenance.set_defaults(work=lambda arguments: print(chain_of_table(arguments.table)))
+    provenance.set_defaults(work=_provenance)
     doctor = commands.add_parser("doctor", help="whether a training would run here, and for how long")
     doctor.add_argument("experiment", help="such as ffn")
     doctor.add_argument(
@@ -85,34 +86,48 @@ def _unpack(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    inspect_videos(arguments.paths, as_json=arguments.json)
+    try:
+        inspect_videos(arguments.paths, as_json=arguments.json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def inspect_videos(paths: Sequence[Path], *, as_json: bool) -> None:
-    """Print what the index would say of videos: of files, folders of frames, and all files of folders of videos."""
+    """Print what the index would say of videos: of files, folders of frames, and all in folders of either."""
     inspected = [file for path in paths for file in _videos_of(path)]
     fields = ("frames", "width", "height", "fps", "codec", "duration")
     rows = []
-    for path, outcome in examine_apart(inspected):
-        row: dict[str, Any] = {"path": str(path), "status": "ok", "reason": "", **dict.fromkeys(fields)}
+    for path, found in examine_apart(inspected):
+        outcome = found if printable(path.name) == path.name else NAME_IS_NO_TEXT
+        row: dict[str, Any] = {
+            "path": printable(str(path)),
+            "status": "ok",
+            "reason": "",
+            **dict.fromkeys(fields),
+        }
         if isinstance(outcome, str):
             row |= {"status": "excluded", "reason": outcome}
         else:
             row |= {**vars(outcome[0]), "frames": outcome[1]}
         rows.append(row)
         if not as_json:
-            print(_told(row))
+            print(_told(row), flush=True)
     if as_json:
         print(json.dumps(rows, indent=2))
 
 
 def _videos_of(path: Path) -> list[Path]:
-    if not path.is_dir():
+    """Files of a folder of videos, or folders of frames of a folder of such; else the path itself."""
+    if not is_folder(path):
         return [path]
-    try:
-        return [path / name for name in list_videos(path)]
-    except UserError:
-        return [path]  # a folder of frames; or of nothing, and the reason says so
+    layouts: tuple[Layout, ...] = ("videos", "frames")
+    for layout in layouts:
+        with contextlib.suppress(UserError, OSError):
+            found = [path / name for name in list_videos(path, layout)]
+            if layout == "videos" or any(map(holds_frames, found)):
+                return found
+    return [path]  # a folder of frames; or of nothing, and the reason says so
 
 
 def _told(row: dict[str, Any]) -> str:
@@ -123,8 +138,17 @@ def _told(row: dict[str, Any]) -> str:
     return f"{row['path']}: ok: {row['frames']} frames, {row['width']}x{row['height']}{rate}, {row['codec']}{duration}"
 
 
+# Imported where they are used: the other commands, and the children of `inspect`, need not wait for torch.
+
+
+def _provenance(arguments: argparse.Namespace) -> None:
+    from ffnrepro.provenance import chain_of_table  # noqa: PLC0415
+
+    print(chain_of_table(arguments.table))
+
+
 def _doctor(arguments: argparse.Namespace) -> None:
-    from ffnrepro.doctor import examine, training_arguments  # noqa: PLC0415 - the other commands do not need torch's weight
+    from ffnrepro.doctor import examine, training_arguments  # noqa: PLC0415
 
     config = read_config(read_files(arguments.configfile))
     if arguments.experiment not in config.experiments:
@@ -138,6 +162,8 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 def _state(arguments: argparse.Namespace) -> None:
+    from ffnrepro.state import list_states, prune, retry  # noqa: PLC0415
+
     if arguments.action == "list":
         rows = list_states(arguments.folder)
         print(tabulate(rows, headers="keys") if rows else f"{arguments.folder}: no states")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,8 +50,9 @@ def also_log_to(file: Path) -> None:
 def run(work: Callable[[], object], log: Path | None = None) -> int:
     """Run a script's work and return its exit code.
 
-    A `UserError` ends in one line and code 1, `Unfinished` in one line and code 75 ("temporary failure"). Anything else is a fault of ours: its traceback goes to the log file,
-    too, since the screen of a cluster job is seldom kept.
+    A `UserError` ends in one line and code 1, `Unfinished` in one line and code 75 ("temporary failure"), Ctrl-C in one line
+    and code 130. Anything else is a fault of ours: its traceback goes to the log file, too, since the screen of a cluster
+    job is seldom kept.
     """
     if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
         log = None
@@ -63,6 +65,9 @@ def run(work: Callable[[], object], log: Path | None = None) -> int:
     except Unfinished as why:
         logger.warning("unfinished, run again: %s", why)
         return UNFINISHED
+    except KeyboardInterrupt:
+        logger.error("interrupted")
+        return 128 + signal.SIGINT
     except Exception:
         logger.exception("an unexpected error; please report it with this text")
         return 1

@@ -1,6 +1,10 @@
 """The command by hand: what `inspect` tells of videos."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -42,3 +46,46 @@ def test_inspect_in_lines(folder, capsys):
         f"{folder / '1.webm'}: ok: 24 frames, 64x36, 12 frames/s, vp9, 2.00 s",
         f"{folder / '2.webm'}: excluded: empty file",
     ]
+
+
+def test_inspect_of_a_folder_of_folders_of_frames(folder, numbered_frames, capsys):
+    both = folder.parent / "v1"
+    write_frames(both / "1", numbered_frames(3))
+    (both / "2").mkdir()
+    main(["inspect", str(both), str(folder.parent)])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{both / '1'}: ok: 3 frames, 64x64, jpeg",
+        f"{both / '2'}: excluded: no frames",
+        f"{folder.parent / 'frames'}: ok: 5 frames, 64x64, jpeg",
+        f"{folder}: excluded: no frames",
+        f"{both}: excluded: no frames",
+    ]
+
+
+def run_inspect(paths, **options):
+    command = [sys.executable, "-m", "ffnrepro.cli", "inspect", *paths]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_inspect_ends_quietly_when_nobody_reads_on(folder):
+    with run_inspect([folder / "2.webm"] * 3000) as process:  # more than a pipe holds
+        assert process.stdout.readline() == f"{folder / '2.webm'}: excluded: empty file\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_an_interruption_is_one_line(folder):
+    os.mkfifo(folder / "nobody writes.webm")  # examined for as long as a file may take
+    with run_inspect(
+        [folder / "1.webm"] * 8 + [folder / "nobody writes.webm"], start_new_session=True
+    ) as process:
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        assert process.stderr.read() == "interrupted\n"
+    assert process.returncode == 130
+
+
+def test_inspect_does_not_wait_for_torch():
+    command = "import sys; from ffnrepro import cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", command], check=True)

@@ -6,7 +6,7 @@ import logging
 import pandas as pd
 import pytest
 
-from ffnrepro.data.labels import check_counts, read_labels
+from ffnrepro.data.labels import check_counts, list_label_files, read_labels
 from ffnrepro.errors import UserError
 
 CLASSES = {
@@ -120,8 +120,9 @@ def test_what_a_mac_leaves_behind_is_ignored(tmp_path):
         {"labels": {name: int(index) for name, index in CLASSES.items()}},
         {"labels": {index: name for name, index in CLASSES.items()}},
         {"train": rows(TRAIN, something_new=[1, 2])},
+        {"train": [{**row, "id": f" {row['id']}.webm "} for row in rows(TRAIN)]},
     ],
-    ids=["bom_crlf", "integer_ids", "integer_values", "index_to_name", "unknown_field"],
+    ids=["bom_crlf", "integer_ids", "integer_values", "index_to_name", "unknown_field", "file_names"],
 )
 def test_variants_that_must_read(tmp_path, files):
     classes, table = read_labels(write(tmp_path, **files))
@@ -161,7 +162,7 @@ WRONG = {
     "not a list": ({"train": {"62381": "Moving something up"}}, ["train.json", "not a list"]),
     "row without id": ({"train": [{"template": "Moving [something] up"}]}, ["train.json, row 1", '"id"']),
     "row is text": ({"train": ["62381"]}, ["train.json, row 1", '"id"']),
-    "not text": ({"train": b"\xff\xfe\x00[]"}, ["train.json", "UTF-8"]),
+    "not text": ({"train": b"\xff\xfe\x00[]"}, ["train.json", "save it as UTF-8"]),
     "same index twice": (
         {"labels": {**CLASSES, "Moving something up": "0"}},
         ["labels.json", "Moving part of something", "Moving something up", "index 0"],
@@ -247,6 +248,16 @@ def test_no_folder_is_named_with_its_key(tmp_path):
         read_labels(tmp_path / "nowhere")
 
 
+def test_a_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    assert list_label_files(tmp_path) == []  # a plan asks for them; the rule says why there are none
+    with pytest.raises(UserError, match=r"Permission denied.*data\.labels"):
+        read_labels(tmp_path)
+
+
 # Other formats, with the same videos and classes.
 
 NAMES = list(CLASSES)
@@ -321,7 +332,20 @@ def test_tsm_lists_have_the_order_of_their_own_file_and_no_frame_counts(tmp_path
     assert list(table.columns) == ["id", "split", "class"]
 
 
-@pytest.mark.parametrize("test", ["141814 49 0\n219274 80 0\n", "141814\n219274\n"])
+def test_a_name_that_says_labels_and_a_split_may_be_of_videos(tmp_path):
+    names = {"train": "train_labels.csv", "validation": "val_labels.csv"}
+    put(tmp_path, **{"category.txt": V1["labels.csv"]}, **{names[key]: V1[f"{key}.csv"] for key in names})
+    assert found_rows(read_labels(tmp_path)[1]) == TRAINED + VALIDATED
+    # Of few videos, which are numbered as classes are.
+    put(tmp_path, **{names["train"]: "0;Moving something up\n1;Moving something up\n"})
+    assert found_rows(read_labels(tmp_path)[1])[:2] == [("0", "train", 1), ("1", "train", 1)]
+    for name in names.values():
+        (tmp_path / name).unlink()
+    put(tmp_path, **{"train_labels.txt": "0 48 5\n1 50 3\n", "val_labels.txt": "2 48 0\n"})
+    assert [row[2] for row in found_rows(read_labels(tmp_path)[1])] == [5, 3, 0]
+
+
+@pytest.mark.parametrize("test", ["141814 49 0\n219274 80 0\n", "141814\n219274\n", "id\n141814\n219274\n"])
 def test_a_test_list_without_labels_has_no_classes(tmp_path, test):
     _, table = read_labels(put(tmp_path, **TSM, **{"test_videofolder.txt": test}))
     assert table[table["split"] == "test"]["class"].isna().tolist() == [True, True]
@@ -345,6 +369,10 @@ def test_lists_without_class_names_call_them_by_number(tmp_path):
         ("labels.json", json.dumps(CLASSES)),
         ("classes.csv", "index,class\n" + "".join(f'{i},"{name}"\n' for i, name in enumerate(NAMES))),
         ("names.txt", "".join(f"{i} {name}\n" for i, name in reversed(list(enumerate(NAMES))))),
+        ("category.txt", "category\r\n" + "\r\n".join(NAMES)),
+        ("train_classes.txt", "\n".join(NAMES)),
+        ("validation_categories.csv", "".join(f"{i};{name}\n" for i, name in enumerate(NAMES))),
+        ("something-train-labels.json", json.dumps(CLASSES)),
     ],
 )
 def test_lists_take_class_names_in_any_form(tmp_path, name, text):
@@ -376,8 +404,11 @@ def test_kinetics_in_a_file_a_split(tmp_path):
     pd.testing.assert_frame_equal(parts[1], whole[1])
 
 
-def test_a_table_of_ones_own(tmp_path):
-    classes, table = read_labels(put(tmp_path, **{"mine.csv": OWN}))
+@pytest.mark.parametrize("name", ["mine.csv", "mine.tsv"])
+def test_a_table_of_ones_own(tmp_path, name):
+    text = OWN if name.endswith("csv") else OWN.replace('"jump, high"', "jump; high").replace(",", "\t")
+    text = text.replace("jump; high", "jump, high")
+    classes, table = read_labels(put(tmp_path, **{name: text}))
     assert classes == ["jump, high", "wave"]
     assert found_rows(table) == [
         ("one", "train", 1),
@@ -480,6 +511,18 @@ WRONG_TEXT = {
     "two classes": (
         {"mine.csv": OWN + 'other/one.mp4,"jump, high",train\n'},
         ["mine.csv, row 6", "id one", "jump, high", "wave", "row 2"],
+    ),
+    "two videos of one name": (
+        {"mine.csv": OWN + "other/one.mp4,wave,train\n"},
+        ["mine.csv, row 6", "other/one.mp4", "clips/one.mp4", "row 2", "name of its own"],
+    ),
+    "another header": (
+        {"mine.csv": OWN.replace("path", "filename")},
+        ["mine.csv, row 1", "filename, label, split", "path"],
+    ),
+    "no header": (
+        {"mine.csv": OWN.partition("\n")[2]},
+        ["train.json", "missing", "mine.csv was taken for a list of class names"],
     ),
     "header alone": ({"mine.csv": "path,label,split\n"}, ["mine.csv", "no rows"]),
     "empty": (V1 | {"train.csv": "\n\n"}, ["train.csv", "is empty"]),

@@ -1,6 +1,9 @@
 """The join of labels and index, and what it leaves out."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -194,7 +197,15 @@ def test_two_files_of_one_id():
     with pytest.raises(UserError, match=r"9\.mp4 and 9\.webm.*id 9"):
         build_manifest(CLASSES, LABELS, both)
     both.loc[both["path"] == "9.mp4", ["status", "reason"]] = ["excluded", "empty file"]
-    assert build_manifest(CLASSES, LABELS, both).digest == build_manifest(CLASSES, LABELS, INDEX).digest
+    manifest = build_manifest(CLASSES, LABELS, both)
+    assert manifest.digest == build_manifest(CLASSES, LABELS, INDEX).digest
+    assert ("9", "", "9.mp4", "several files of its id") in rows(manifest.excluded)
+
+
+def test_two_files_of_an_id_without_a_label_are_two_strangers():
+    files = index([*zip(INDEX["path"], INDEX["frames"], INDEX["reason"], strict=True), ("stray.mp4", 30, "")])
+    excluded = build_manifest(CLASSES, LABELS, files).excluded
+    assert sorted(excluded.loc[excluded["id"] == "stray", "path"]) == ["stray.mp4", "stray.webm"]
 
 
 def test_a_class_without_training_videos_is_told(caplog):
@@ -223,12 +234,14 @@ def test_a_file_belongs_to_the_id_of_its_name_then_to_that_of_its_number(caplog)
     }  # fmt: skip
     assert manifest.splits["validation"]["path"].tolist() == ["a2b017.webm"]
     assert sorted(rows(manifest.excluded[manifest.excluded["split"] == "train"])) == [
-        ("15", "train", "", "several files of its number"),
+        ("15", "train", "", "several files of its id"),
         ("16", "train", "", "no video file"),
         ("clip7", "train", "", "no video file"),
     ]
     unlabelled = manifest.excluded.loc[manifest.excluded["reason"] == "no label", "path"]
-    assert sorted(unlabelled) == ["014.webm", "_7.webm", "v15.webm", "w_015.webm", "x.webm"]
+    assert sorted(unlabelled) == ["_7.webm", "x.webm"]
+    several = manifest.excluded[(manifest.excluded["reason"] == "several files of its id")]
+    assert sorted(several["path"]) == ["", "014.webm", "v15.webm", "w_015.webm"]
     assert "3 files belong to the id of their number, such as video_00012.webm to 12" in caplog.text
 
 
@@ -270,3 +283,52 @@ def test_more_excluded_than_allowed_stops_with_the_likeliest_mend(reason, strang
 def test_files_without_a_label_are_not_counted_as_excluded():
     table, files = many("truncated", count=0, strangers=26)
     assert len(build_manifest(CLASSES, table, files, max_excluded=0.0).excluded) == 26
+
+
+def test_class_names_that_look_like_nothing_or_like_numbers(tmp_path):
+    names = ["007", "NA", "None", "null"]
+    rows = [
+        f"{number}{split}.webm,{name},{split}\n"
+        for split in ("train", "val")
+        for number, name in enumerate(names)
+    ]
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "mine.csv").write_text("path,label,split\n" + "".join(rows))
+    index([(row.partition(",")[0], 4, "") for row in rows]).to_parquet(tmp_path / "index.parquet")
+    scripts = Path(__file__).parents[2] / "workflow" / "scripts"
+    for command in (
+        ["parse_labels", "--labels", "labels", "--dataset", "mine", "--classes", "classes.csv"],
+        ["build_manifest", "--classes", "classes.csv", "--index", "index.parquet", "--output", "manifest"],
+    ):
+        script = scripts / f"{command[0]}.py"
+        subprocess.run(
+            [sys.executable, script, *command[1:], "--table", "table.parquet"], cwd=tmp_path, check=True
+        )
+    summary = json.loads((tmp_path / "manifest" / "summary.json").read_text())
+    assert summary["classes"] == {name: {"train": 1, "validation": 1, "test": 0} for name in names}
+
+
+def test_what_is_too_much_is_listed_beside_the_log(tmp_path):
+    table, files = many("truncated")
+    table.to_parquet(tmp_path / "table.parquet")
+    files.to_parquet(tmp_path / "index.parquet")
+    (tmp_path / "classes.csv").write_text("index,class\n0,moving up\n1,moving down\n")
+    script = Path(__file__).parents[2] / "workflow" / "scripts" / "build_manifest.py"
+    files = {
+        "classes": "classes.csv",
+        "table": "table.parquet",
+        "index": "index.parquet",
+        "output": "manifest",
+    }
+    options = {**files, "max-excluded": "0.29", "log": "logs/build_manifest.log"}
+    command = [
+        sys.executable,
+        script,
+        *(word for name, value in options.items() for word in (f"--{name}", value)),
+    ]
+    result = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "all are listed in logs/excluded.csv" in result.stderr
+    listed = pd.read_csv(tmp_path / "logs" / "excluded.csv", dtype="str")
+    assert listed["path"].tolist() == [f"{number}.webm" for number in range(30)]

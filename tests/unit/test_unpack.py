@@ -81,6 +81,34 @@ def test_a_part_with_the_ending_of_a_zip_is_a_part(tmp_path):
     assert unpacked(tmp_path / "into") == FILES
 
 
+def test_what_only_looks_like_a_part_is_passed_over(tmp_path):
+    paths = write_parts(tmp_path / "downloads")
+    for name in ("scan-2024-11", "notes-10.zip", "report-2024.pdf", f"{STEM}-02 (1)", f"{STEM}-06.part"):
+        (tmp_path / "downloads" / name).write_bytes(b"something else")
+    unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
+    assert unpacked(tmp_path / "into") == FILES
+    for path in paths:
+        path.unlink()
+    with pytest.raises(UserError, match="holds no parts"):
+        unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
+
+
+@pytest.mark.parametrize(
+    ("local", "central", "value", "words"),
+    [(8, 10, 9, "compression"), (6, 8, 1, "encrypted")],
+    ids=["deflate64", "password"],
+)
+def test_a_zip_of_another_kind_is_left_to_the_user(tmp_path, local, central, value, words):
+    path = write_parts(tmp_path / "downloads", zipped="all")[2]
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\3\4") + local] = content[content.index(b"PK\1\2") + central] = value
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError, match=rf"-02\.zip: cannot be unzipped here \(.*{words}.*\): unzip it by hand"
+    ):
+        unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
+
+
 def test_no_joined_copy_is_written(tmp_path):
     paths = write_parts(tmp_path)
     unpack(tmp_path, tmp_path, expect=40)
@@ -143,6 +171,29 @@ BROKEN = {
     "middle part cut": (lambda paths: truncate(paths[3], 6500), ["-03: is incomplete", "6,500", "7,000", "again"]),
     "first part cut": (lambda paths: truncate(paths[0], 6500), ["-00: is incomplete", "6,500", "7,000", "again"]),
     "bytes damaged": (lambda paths: flip(paths[3]), ["downloads: the check sum", "one of the 6 parts", "again", "delete", "into"]),
+    "a second copy": (
+        lambda paths: paths[2].rename(paths[2].with_name(f"{STEM}-02 (1)")),
+        [f"{STEM}-02 is missing", f"'{STEM}-02 (1)'", "whole part"],
+    ),
+    "not finished": (
+        lambda paths: paths[3].rename(paths[3].with_name(f"{STEM}-03.zip.crdownload")),
+        [f"{STEM}-03 is missing", f"'{STEM}-03.zip.crdownload': not finished?"],
+    ),
+    "last one not finished": (
+        lambda paths: paths[-1].rename(paths[-1].with_name(f"{STEM}-05.part")),
+        ["-04: the archive ends too early", f"'{STEM}-05.part': not finished?"],
+    ),
+    "none finished": (
+        lambda paths: [path.rename(path.with_name(f"{path.name}.part")) for path in paths],
+        ["holds no parts", f"'{STEM}-00.part'", "not finished?"],
+    ),
+    "a part in a folder of its name": (
+        lambda paths: (paths[1].unlink(), paths[1].mkdir()),
+        [f"{STEM}-01 is missing", f"'{STEM}-01'"],
+    ),
+    "one empty in the middle": (lambda paths: truncate(paths[2], 0), ["-02: is incomplete", "0 bytes", "again"]),
+    "first one empty": (lambda paths: truncate(paths[0], 0), ["-00: does not start as a gzip", "again"]),
+    "last one empty": (lambda paths: truncate(paths[-1], 0), ["-05", "ends too early", "0 bytes", "again"]),
     "an error page": (
         lambda paths: paths[0].write_bytes(b"<html>404</html>"),
         ["-00: does not start as a gzip archive", "<ht", "again"],

@@ -14,6 +14,7 @@ import pytest
 from ffnrepro.data import video_index
 from ffnrepro.data.decode import examine
 from ffnrepro.data.isolation import examine_apart
+from ffnrepro.data.label_formats import id_of
 from ffnrepro.data.video_index import index_videos, list_videos, listing_digest, shard_of, watch_digests
 from ffnrepro.errors import UserError
 
@@ -25,6 +26,13 @@ def test_videos_are_listed_by_their_endings_in_order(tmp_path):
     (tmp_path / "gone.webm").symlink_to(tmp_path / "nowhere.webm")
     expected = ["10.webm", "2.mp4", "a b.WEBM", "c.mkv", "d.avi", "e.mov", "f.m4v", "gone.webm"]
     assert list_videos(tmp_path) == expected
+
+
+@pytest.mark.parametrize("ending", video_index.ENDINGS)
+def test_labels_and_index_take_off_the_same_endings(tmp_path, ending):
+    (tmp_path / f"clip 1{ending}").touch()
+    (name,) = list_videos(tmp_path)
+    assert id_of(f"folder/{name}") == "clip 1"
 
 
 def test_no_folder_and_no_videos_are_named_with_the_key(tmp_path):
@@ -85,6 +93,16 @@ def test_index_tells_what_each_file_is(write_video, numbered_frames, tmp_path):
     assert table.loc["one frame", "frames"] == 1
     broken = table.loc[["empty", "gone", "page"], ["frames", "width", "height", "fps", "duration"]]
     assert broken.isna().all(axis=None)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system has no such names")
+def test_a_name_in_another_encoding_costs_only_itself(write_video, numbered_frames, tmp_path):
+    write_video(tmp_path / "1.webm", numbered_frames(3))
+    write_video(tmp_path / os.fsdecode(b"caf\xe9.webm"), numbered_frames(3))
+    table = index_videos(tmp_path, list_videos(tmp_path), entries=tmp_path / "state" / "0-of-1.jsonl")
+    table.to_parquet(tmp_path / "part.parquet")
+    assert table["path"].tolist() == ["1.webm", "caf\ufffd.webm"]
+    assert table["reason"].tolist() == ["", "its name is not UTF-8"]
 
 
 def test_index_has_one_form_whatever_it_holds(write_video, numbered_frames, tmp_path):
@@ -201,17 +219,19 @@ def test_a_killed_index_goes_on_where_it_was(write_video, numbered_frames, tmp_p
 
 
 def hang_or_die(path, verify):
-    """Stands for `examine` with a decoder that never returns, holding the interpreter lock, or crashes."""
+    """Stands for `examine` with a decoder that never returns, holding the interpreter lock, crashes, or surprises us."""
     if "hangs" in path.name:
         ctypes.PyDLL(None).pause()
     if "dies" in path.name:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if "surprises" in path.name:
+        raise AttributeError("'NoneType' object has no attribute 'width'")
     return examine(path, verify)
 
 
 def test_a_file_that_hangs_or_kills_the_decoder_costs_only_itself(write_video, numbered_frames, tmp_path):
     names = [f"{number}.webm" for number in range(20)]
-    names[3], names[12] = "hangs.webm", "dies.webm"
+    names[3], names[12], names[17] = "hangs.webm", "dies.webm", "surprises.webm"
     for name in names:
         write_video(tmp_path / name, numbered_frames(3))
     paths = [tmp_path / name for name in names]
@@ -219,5 +239,6 @@ def test_a_file_that_hangs_or_kills_the_decoder_costs_only_itself(write_video, n
     assert list(outcomes) == paths
     assert outcomes.pop(tmp_path / "hangs.webm") == "decoder did not finish in 1.5 s"
     assert outcomes.pop(tmp_path / "dies.webm") == "decoder crashed"
+    assert outcomes.pop(tmp_path / "surprises.webm") == "decoder crashed (AttributeError)"
     assert {frames for _, frames in outcomes.values()} == {3}
     assert list(examine_apart([])) == []

@@ -56,6 +56,28 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
+def patch_packet(path: Path, number: int, change: Callable[[bytes], bytes]) -> None:
+    """Change what is in one packet, and leave its size and all else."""
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        old = bytes([packet for packet in container.demux(video=0) if packet.size][number])
+    new = change(old)
+    assert content.count(old) == 1
+    assert len(new) == len(old)
+    path.write_bytes(content.replace(old, new))
+
+
+def remux(source: Path, target: Path) -> Path:
+    """Copy a video into a container of another kind."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+    return target
+
+
 @pytest.fixture(scope="module")
 def folder(write_video, numbered_frames, tmp_path_factory):
     where: Path = tmp_path_factory.mktemp("wrong files")
@@ -89,6 +111,13 @@ def folder(write_video, numbered_frames, tmp_path_factory):
     damage(where / "damaged.webm")
     write_video(where / "damaged.mp4", natural(40, 96, 128), **mpeg4)
     damage(where / "damaged.mp4")
+    write_video(where / "first damaged.webm", natural(40, 96, 128))
+    patch_packet(where / "first damaged.webm", 0, lambda packet: bytes(len(packet)))
+    write_video(where / "hidden.webm", numbered_frames(20), codec="libvpx")
+    # VP8 has frames that others are predicted from and nobody sees.
+    patch_packet(where / "hidden.webm", 19, lambda packet: bytes([packet[0] & ~0x10]) + packet[1:])
+    foreign = (where / "frames 40.webm").read_bytes().replace(b"V_VP9", b"V_QQ9")
+    (where / "foreign codec.webm").write_bytes(foreign)
     (where / "zero bytes.webm").touch()
     (where / "header only.webm").write_bytes((where / "frames 40.webm").read_bytes()[:300])
     (where / "text.webm").write_text("the video is on the other disk\n")
@@ -101,12 +130,14 @@ USABLE = {
     **{f"frames {n}.webm": n for n in (1, 2, 3, 8, 15, 16, 17, 40)},
     "piped.webm": 40, "mp4 renamed.webm": 40, "portrait.webm": 30, "odd.webm": 30, "tiny.webm": 30, "rotated.mov": 3,
     "edit list.mp4": 25, "late start.mp4": 12, "out of order.mov": 20, "one.mp4": 1, "variable.webm": 20, "old.avi": 24,
+    "hidden.webm": 19,
 }  # fmt: skip
 BROKEN = {
     "truncated.webm": "truncated", "truncated.avi": "truncated", "truncated.mp4": "truncated",
-    "no index.mp4": "does not open", "damaged.webm": "does not decode", "damaged.mp4": "does not decode",
+    "first damaged.webm": "does not decode", "no index.mp4": "does not open", "damaged.webm": "does not decode", "damaged.mp4": "does not decode",
     "zero bytes.webm": "empty file", "header only.webm": "does not open", "text.webm": "text, not a video",
     "page.webm": "a web page, not a video", "audio.webm": "no video stream",
+    "foreign codec.webm": "a codec without a decoder here",
 }  # fmt: skip
 
 
@@ -146,11 +177,14 @@ def test_what_is_usable_is_read_as_indexed(
             assert levels(pixels) == list(range(first, first + frames)), name
 
 
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_a_rotated_video_is_shown_upright(write_video, tmp_path, degrees):
+def test_a_rotated_video_is_shown_upright(write_video, tmp_path, degrees, ending):
     frames = natural(4, 64, 128)
     path = write_video(tmp_path / "turned.mp4", frames, codec="mpeg4")
     patch_matrix(path, degrees)
+    if ending == "mkv":
+        path = remux(path, tmp_path / "turned.mkv")
     reader = open_video(path)
     pixels = reader.frames([0, 3])
     upright = np.rot90(frames[[0, 3]], -degrees // 90, axes=(1, 2))
@@ -176,6 +210,30 @@ def test_the_decoders_give_the_same_frames_at_the_same_times(write_video, tmp_pa
     with av.open(str(path)) as container:
         shown = [frame.time for frame in container.decode(video=0)]
     assert decoded._reader.get_frame_timestamp(range(20))[:, 0].tolist() == pytest.approx(shown, abs=2e-3)
+
+
+@pytest.mark.parametrize("codec", ["libvpx-vp9", "libvpx"])
+def test_pictures_that_change_their_size_are_shown_in_that_of_the_first(
+    write_video, tmp_path, codec, monkeypatch
+):
+    large = natural(20, 96, 160)
+    first = write_video(tmp_path / "first.webm", large[:10], codec=codec)
+    second = write_video(tmp_path / "second.webm", large[10:, ::2, ::2], codec=codec)
+    path = tmp_path / "both.webm"
+    with av.open(str(first)) as one, av.open(str(second)) as other, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(one.streams.video[0])
+        packets = [p for given in (one, other) for p in given.demux(video=0) if p.size]
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts = round(number / 12 / packet.time_base)
+            packet.stream = stream
+            output.mux(packet)
+    assert examine(path)[1] == 20
+    ours = open_video(path).frames([3, 15])
+    monkeypatch.setattr(decode, "_import_decord", lambda: None)
+    theirs = open_video(path).frames([3, 15])
+    assert ours.shape == theirs.shape == (2, 96, 160, 3)
+    assert open_video(path).frames([15]).shape == (1, 96, 160, 3)
+    assert np.abs(ours.astype(int) - theirs).mean(axis=(1, 2, 3)).max() <= 2
 
 
 def write_frames(folder: Path, pictures: Any, pattern: str = "{:05d}.jpg", start: int = 1) -> Path:

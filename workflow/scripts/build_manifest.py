@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffnrepro.data.manifest import build_manifest
+from ffnrepro.data.manifest import TooManyExcluded, build_manifest
+from ffnrepro.errors import UserError
 from ffnrepro.logs import logger, run
 
 
@@ -22,11 +23,19 @@ def main() -> int:
     arguments = parser.parse_args()
 
     def work() -> None:
-        classes = pd.read_csv(arguments.classes)["class"].tolist()
+        # As text: a class may be called "None" or "007".
+        classes = pd.read_csv(arguments.classes, dtype="str", keep_default_na=False)["class"].tolist()
         index = pd.concat([pd.read_parquet(part) for part in arguments.index], ignore_index=True)
-        manifest = build_manifest(
-            classes, pd.read_parquet(arguments.table), index, max_excluded=arguments.max_excluded
-        )
+        labels = pd.read_parquet(arguments.table)
+        try:
+            manifest = build_manifest(classes, labels, index, max_excluded=arguments.max_excluded)
+        except TooManyExcluded as error:
+            if arguments.log is None:
+                raise
+            # Beside the log: Snakemake deletes the outputs of a job that fails.
+            listing = arguments.log.with_name("excluded.csv")
+            error.excluded.to_csv(listing, index=False, lineterminator="\n")
+            raise UserError(f"{error} (all are listed in {listing})") from error
         manifest.save(arguments.output)
         counts = ", ".join(f"{len(rows):,} {split}" for split, rows in manifest.splits.items())
         logger.info("manifest: %s; %d excluded", counts, len(manifest.excluded))

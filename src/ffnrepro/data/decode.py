@@ -2,8 +2,8 @@
 
 A video is what a player shows, whatever decodes it: turned as its display matrix says, without the frames that
 an edit list cuts away. decord ignores edit lists, so it reads Matroska (``.webm``) only, which has none; PyAV
-reads every other container, what decord refuses (a single frame, no duration in the header, AV1, widths that it
-pads), and everything where decord has no wheel. On short clips neither is faster.
+reads every other container, what is to be turned, what decord refuses (a single frame, no duration in the header,
+AV1, widths that it pads), and everything where decord has no wheel. On short clips neither is faster.
 
 A reader belongs to one process: decord hangs in a child when it was opened before the fork, so it is opened
 where it is used, in the loader's worker. One thread a reader: the workers are the parallelism.
@@ -35,6 +35,7 @@ WEB_PAGE = "a web page, not a video"
 TEXT = "text, not a video"
 DOES_NOT_OPEN = "does not open"
 NO_VIDEO_STREAM = "no video stream"
+UNKNOWN_CODEC = "a codec without a decoder here"
 DOES_NOT_DECODE = "does not decode"
 TRUNCATED = "truncated"
 NO_FRAMES = "no frames"
@@ -42,6 +43,7 @@ FRAMES_MISSING = "frames missing"
 FRAMES_CHANGE_SIZE = "frames change size"
 
 _MATROSKA = b"\x1a\x45\xdf\xa3"
+_PROJECTION = b"\x76\x70"  # Matroska's element that holds a rotation, which decord passes over
 _TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")  # what FFmpeg draws text with, going by a file's ending
 
 
@@ -146,12 +148,14 @@ class _PyAVReader(VideoReader):
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         reformatter = av.video.reformatter.VideoReformatter()
         pictures: list[NDArray[np.uint8]] = []
-        seen = 0
+        seen, size = 0, (0, 0)
         with _open_container(self.path) as container:
             for position, frame in enumerate(_decoded_frames(self.path, container)):
                 seen = position + 1
+                if position == 0:
+                    size = frame.width, frame.height
                 if position == ascending[len(pictures)]:
-                    pictures.append(_as_shown(frame, reformatter))
+                    pictures.append(_as_shown(frame, reformatter, size))
                     if len(pictures) == len(ascending):
                         break
         if len(pictures) < len(ascending):
@@ -223,7 +227,7 @@ def _decord_errors(decord: Any) -> tuple[type[Exception], ...]:
 def open_video(path: Path | str) -> VideoReader:
     """Open a video, or a folder of JPEG frames.
 
-    decord opens Matroska files; PyAV all others, and what decord refuses or where it is not installed.
+    decord opens Matroska files; PyAV all others, what is to be turned, and what decord refuses or is not there for.
 
     Args:
         path: The video file, or the folder of frames.
@@ -235,10 +239,10 @@ def open_video(path: Path | str) -> VideoReader:
         DecodeError: Nothing opens it; the message names it and the reason.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         return _FramesReader(path)
     start = _first_bytes(path)
-    decord = _import_decord() if start.startswith(_MATROSKA) else None
+    decord = _import_decord() if start.startswith(_MATROSKA) and _PROJECTION not in start else None
     if decord is not None:
         # What decord refuses is PyAV's to read, or to name the reason.
         with contextlib.suppress(*_decord_errors(decord)):
@@ -254,8 +258,9 @@ def examine(path: Path | str, verify: Verify = "decode") -> tuple[VideoHeader, i
 
     Args:
         path: The video file, or a folder of JPEG frames.
-        verify: ``decode`` decodes every frame; ``packets`` only reads the container and counts the packets of
-            the video (of a folder: the files), which finds a missing end but not every damage.
+        verify: ``decode`` decodes every frame; ``packets`` decodes the first, reads the rest of the container and
+            counts the packets of the video (of a folder: the files), which finds a missing end but not every
+            damage.
 
     Returns:
         What the header says, and the number of frames, at least 1.
@@ -265,44 +270,44 @@ def examine(path: Path | str, verify: Verify = "decode") -> tuple[VideoHeader, i
             one frame.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         return _examine_frames(path, verify)
     _first_bytes(path)
     with _open_container(path) as container:
         header = _read_header(container)
-        may_turn = _may_turn(container)
         promised = _promised_end(container)
-        frames, seen, frame_length = _count(path, container, decode=verify == "decode")
-    if frames == 0:
+        picture, frames, seen, frame_length = _count(path, container, decode=verify == "decode")
+    if picture is None:
         raise DecodeError(f"{path}: {DOES_NOT_DECODE} (not one frame)")
     # Times are compared, not frames x rate: a clip of variable rate holds fewer frames than that.
     if promised is not None and seen is not None and seen < promised - 2 * frame_length:
         raise DecodeError(f"{path}: {TRUNCATED} (ends at {seen:.2f} s of {promised:.2f} s)", TRUNCATED)
-    return _header_of(path) if may_turn else header, frames
+    return _turned(header, picture), frames
 
 
-def _count(path: Path, container: Any, *, decode: bool) -> tuple[int, float | None, float]:
-    """Go through a container; give the frames, the end in seconds of the last, and the length of one."""
+def _count(path: Path, container: Any, *, decode: bool) -> tuple[Any, int, float | None, float]:
+    """Go through a container; give the first picture, the frames, the end in seconds of the last, the length of one."""
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
     nominal = 1 / float(stream.average_rate) if stream.average_rate else 0.0
     # A Matroska file promises one duration for all of its streams together.
     others = stream.duration is None and len(container.streams) > 1
-    frames, first, last, end = 0, None, None, None
+    picture, frames, first, last, end = None, 0, None, None, None
     with _decoding(path):
         for packet in container.demux() if others else container.demux(stream):
             if packet.is_corrupt:  # the file ends within it
                 raise DecodeError(f"{path}: {TRUNCATED} (in the packet of frame {frames})", TRUNCATED)
             if packet.stream.index != stream.index:
-                units = []
+                units: list[Any] = []
                 if packet.pts is not None and packet.duration:
                     end = max(end or 0.0, float((packet.pts + packet.duration) * packet.time_base))
-            elif decode:
-                units = packet.decode()
+            else:
+                units = packet.decode() if decode or picture is None else []
                 if any(frame.is_corrupt for frame in units):  # some decoders patch damage up and go on
                     raise ValueError("a damaged frame")
-            else:  # the packet that ends a demuxing is empty; an edit list marks what it cuts away
-                units = [packet] if packet.size and not packet.is_discard else []
+                picture = picture or next(iter(units), None)
+                if not decode:
+                    units = [packet] if _is_shown(packet) else []
             for unit in units:
                 frames += 1
                 if unit.pts is None:
@@ -313,7 +318,15 @@ def _count(path: Path, container: Any, *, decode: bool) -> tuple[int, float | No
                 last = time if last is None else max(last, time)
                 end = max(end or 0.0, time + length)
     mean = (last - first) / (frames - 1) if frames > 1 and first is not None and last is not None else 0.0
-    return frames, end, max(nominal, mean)
+    return picture, frames, end, max(nominal, mean)
+
+
+def _is_shown(packet: Any) -> bool:
+    """Tell whether a packet gives a picture: not the empty one that ends a demuxing, nor what an edit list cuts away."""
+    if not packet.size or packet.is_discard:
+        return False
+    # VP8 has frames that others are predicted from and nobody sees: the fifth bit of the packet says so.
+    return packet.stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
 def _promised_end(container: Any) -> float | None:
@@ -367,10 +380,18 @@ def _stack(path: Path, pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.stack(pictures)
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder, one of frames then."""
+    try:
+        return path.is_dir()
+    except OSError:  # of a disk that fails: reading the file says so
+        return False
+
+
 def _first_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            start = file.read(512)
+            start = file.read(4096)
     except FileNotFoundError as error:
         raise DecodeError(f"{path}: {NO_SUCH_FILE}", NO_SUCH_FILE) from error
     except PermissionError as error:
@@ -395,12 +416,15 @@ def _open_container(path: Path) -> Any:
     if not container.streams.video:
         container.close()
         raise DecodeError(f"{path}: {NO_VIDEO_STREAM}", NO_VIDEO_STREAM)
+    if container.streams.video[0].codec_context is None:
+        container.close()
+        raise DecodeError(f"{path}: {UNKNOWN_CODEC}", UNKNOWN_CODEC)
     return container
 
 
 def _what_it_is_instead(path: Path) -> str:
     """Reason for a file that is no container: a failed download is often a page that says so."""
-    start = _first_bytes(path)
+    start = _first_bytes(path)[:512]
     if re.match(rb"\s*(<!doctype html|<html|<\?xml)", start.removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE):
         return WEB_PAGE
     return TEXT if start.isascii() and b"\0" not in start else DOES_NOT_OPEN
@@ -409,15 +433,14 @@ def _what_it_is_instead(path: Path) -> str:
 def _header_of(path: Path) -> VideoHeader:
     with _open_container(path) as container:
         header = _read_header(container)
-        # Only a decoded frame has the display matrix.
-        first = next(_decoded_frames(path, container), None) if _may_turn(container) else None
-    if first is not None and _quarter_turns(first) % 2 == 1:
+        return _turned(header, next(_decoded_frames(path, container), None))
+
+
+def _turned(header: VideoHeader, picture: Any) -> VideoHeader:
+    """Give the size as shown: only a decoded picture has the display matrix."""
+    if picture is not None and _quarter_turns(picture) % 2 == 1:
         return replace(header, width=header.height, height=header.width)
     return header
-
-
-def _may_turn(container: Any) -> bool:
-    return "mov" in container.format.name
 
 
 def _read_header(container: Any) -> VideoHeader:
@@ -444,8 +467,11 @@ def _quarter_turns(frame: Any) -> int:
     return turns % 4
 
 
-def _as_shown(frame: Any, reformatter: av.video.reformatter.VideoReformatter) -> NDArray[np.uint8]:
-    picture: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
+def _as_shown(
+    frame: Any, reformatter: av.video.reformatter.VideoReformatter, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Give a picture upright, and in the size of the video's first: some recorders go down with a slow line."""
+    picture: Any = reformatter.reformat(frame, *size, format="rgb24").to_ndarray()
     return np.rot90(picture, _quarter_turns(frame))
 
 

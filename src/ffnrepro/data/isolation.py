@@ -101,4 +101,6 @@ def _examine_chunk(
             outcomes.append(examine_one(path, verify))
         except DecodeError as error:
             outcomes.append(error.reason)
+        except Exception as error:  # noqa: BLE001 - one file never ends an index, whatever it leads a library to
+            outcomes.append(f"{CRASHED} ({type(error).__name__})")
     return outcomes

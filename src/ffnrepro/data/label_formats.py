@@ -28,6 +28,16 @@ _NUMBER_LIST = re.compile(r"(.+?)[ \t]+(\d+)")
 _NUMBERED_CLASS = re.compile(r"(\d+)[ \t]*[ \t;,][ \t]*(\S.*)")
 _COLUMNS_OF_IDS = ("path", "id", "file", "video")
 _COLUMNS_OF_CLASSES = ("label", "class")
+_HEADERS = {
+    *_COLUMNS_OF_IDS,
+    *_COLUMNS_OF_CLASSES,
+    "name",
+    "labels",
+    "classes",
+    "names",
+    "category",
+    "categories",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class LabelRows:
         file: Where they are from.
         rows: Of each video the place in the file, from 1.
         ids: Of each video.
+        paths: Of each video the path that its id is of, as it stands there.
         splits: Of each video.
         classes: Of each video the name of its class, or its number, or None.
         split_in_rows: Whether the rows name their split; else the file's name does.
@@ -57,11 +68,13 @@ class LabelRows:
     makes_classes: bool = False
     rows: list[int] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     classes: list[str | int | None] = field(default_factory=list)
 
-    def add(self, row: int, video: str, split: str, class_: str | int | None) -> None:
+    def add(self, row: int, path: str, split: str, class_: str | int | None) -> None:
         """Add a video; only test may lack a class."""
+        video = id_of(path)
         if not video:
             raise UserError(f"{self.file}, row {row}: has no id: mend the row or download the file again")
         if class_ in (None, "") and split != "test":
@@ -71,6 +84,7 @@ class LabelRows:
             )
         self.rows.append(row)
         self.ids.append(video)
+        self.paths.append(path.strip())
         self.splits.append(split)
         self.classes.append(class_ if class_ != "" else None)
 
@@ -118,10 +132,17 @@ def _read_text(file: Path) -> str:
     try:
         text = file.read_bytes().decode("utf-8-sig")  # some editors put a byte order mark before it
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as UTF-8 text ({error}): download it again") from error
+        raise UserError(
+            f"{file}: cannot be read as UTF-8 text ({error}): save it as UTF-8, or download it again"
+        ) from error
     if not text.strip():
         raise UserError(f"{file}: is empty: download it again")
     return text
+
+
+def _may_list_classes(file: Path) -> bool:
+    """Tell whether a file's name allows a list of classes: also train_classes.txt, which lists them for all splits."""
+    return split_in(file.stem) is None or says_classes(file)
 
 
 def _split_of_file(file: Path) -> str:
@@ -145,11 +166,12 @@ def _read_json_file(file: Path, text: str) -> Content | None:
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file}: is not complete JSON ({error}): download it again") from error
     split = split_in(file.stem)
-    if split is None and is_object:
+    if is_object and _may_list_classes(file):
         known = all(_as_index(name) is not None or _as_index(value) is not None for name, value in content)
-        if not (known or says_classes(file)):
+        if known or (split is None and says_classes(file)):
+            return ClassList(file, _class_names(file, content))
+        if split is None:
             return None
-        return ClassList(file, _class_names(file, content))
     if split is None and isinstance(content, list):
         raise UserError(
             f'{file}: is not of the form {{"class": "index"}}, and its name says no split of rows: take '
@@ -231,7 +253,7 @@ def _distinct(file: Path, names: list[str]) -> list[str]:
 
 def _read_numbered_classes(file: Path, lines: list[Line]) -> ClassList | None:
     """Read classes as ``0 name``, ``0;name`` or ``0,name``, with or without the header ``id,name``."""
-    if split_in(file.stem) is not None:
+    if not _may_list_classes(file):
         return None
     header = re.fullmatch(r"(id|index)[ \t]*[;,\t][ \t]*(name|class|label)", lines[0][1], re.IGNORECASE)
     found = [_NUMBERED_CLASS.fullmatch(line) for _, line in lines[1 if header else 0 :]]
@@ -239,6 +261,9 @@ def _read_numbered_classes(file: Path, lines: list[Line]) -> ClassList | None:
     # Ids of videos, too, are numbers before something else; but they leave most numbers out.
     if not pairs or len(pairs) < len(found) or max(int(number) for _, number in pairs) >= 2 * len(pairs):
         return None
+    names = {name for name, _ in pairs if re.search(r"[^\W\d]", name)}
+    if split_in(file.stem) and len(names) < len(pairs):
+        return None  # train_labels.csv may have rows of videos
     return ClassList(file, _class_names(file, pairs))
 
 
@@ -268,9 +293,13 @@ def _read_table(file: Path, lines: list[Line]) -> LabelRows | None:
     """Read a table with a header, such as ``path,label,split`` (a user's own data) or ``id,label``."""
     columns, delimiter = _header(lines)
     column = next((name for name in _COLUMNS_OF_IDS if name in columns), None)
+    if column is None and "split" in columns and {*_COLUMNS_OF_CLASSES} & set(columns):
+        raise UserError(
+            f"{file}, row 1: none of its columns {', '.join(columns)} is called path: call the videos' so"
+        )
     if column is None or not {*_COLUMNS_OF_CLASSES, "split"} & set(columns):
         return None
-    return _table_rows(file, lines, columns, delimiter, lambda _, cells: id_of(cells[column]))
+    return _table_rows(file, lines, columns, delimiter, lambda _, cells: cells[column])
 
 
 def _header(lines: list[Line]) -> tuple[list[str], str]:
@@ -338,7 +367,7 @@ def _read_list(file: Path, lines: list[Line], pattern: re.Pattern[str], form: st
     for (row, line), match in zip(lines, matches, strict=True):
         if match is None:
             raise UserError(f"{file}, row {row}: {line[:60]!r} is not of the form `{form}`: mend the row")
-        found.add(row, id_of(match[1]), split, int(match[match.re.groups]))
+        found.add(row, match[1], split, int(match[match.re.groups]))
     return found
 
 
@@ -358,18 +387,20 @@ def _read_pairs(file: Path, lines: list[Line]) -> LabelRows | None:
                 f"{file}, row {row}: {line[:60]!r} is not of the form id{delimiter}class: mend the row (quote "
                 f"a class that holds {delimiter!r}) or download the file again"
             )
-        found.add(row, id_of(cells[0]), split, cells[1])
+        found.add(row, cells[0], split, cells[1])
     return _with_numbers(found)
 
 
 def _read_column(file: Path, lines: list[Line]) -> Content:
-    """Read one column: ids where the name of the file says a split, else names of classes."""
+    """Read one column, with or without a header: ids where the name of the file says a split, else names of classes."""
+    if len(lines) > 1 and _unquoted(lines[0][1]).lower() in _HEADERS:
+        lines = lines[1:]
     split = split_in(file.stem)
-    if split is None:
+    if split is None or (_may_list_classes(file) and split != "test"):  # ids alone are of use for test only
         return ClassList(file, _distinct(file, [_unquoted(line) for _, line in lines]))
     found = LabelRows(file)
     for row, line in lines:
-        found.add(row, id_of(_unquoted(line)), split, None)
+        found.add(row, _unquoted(line), split, None)
     return found
 
 

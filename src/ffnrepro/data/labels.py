@@ -18,7 +18,7 @@ __all__ = ["SPLITS", "check_counts", "list_label_files", "read_labels"]
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".json", ".csv", ".txt")
+ENDINGS = (".json", ".csv", ".tsv", ".txt")
 
 _COUNTS = {
     "something-something-v1": {"classes": 174, "train": 86_017, "validation": 11_522, "test": 10_960},
@@ -27,14 +27,16 @@ _COUNTS = {
 
 
 def list_label_files(folder: Path) -> list[Path]:
-    """List the label files of a folder by their endings, sorted; none where there is no such folder."""
-    if not folder.is_dir():
+    """List the label files of a folder by their endings, sorted; none where no such folder can be read."""
+    try:
+        paths = list(folder.iterdir())
+    except OSError:
         return []
     # Hidden files are what other systems leave behind (._train.json of a Mac's archive).
     others = (".", "readme", "licen", "copying")
     return sorted(
         path
-        for path in folder.iterdir()
+        for path in paths
         if path.name.lower().endswith(ENDINGS) and not path.name.lower().startswith(others) and path.is_file()
     )
 
@@ -56,14 +58,18 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
     Raises:
         UserError: A file is missing, damaged or contradicts another.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of label files: set `data.labels`, files from {SOURCE}")
+    try:
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no such folder of label files ({error.strerror}): set `data.labels`, files from {SOURCE}"
+        ) from error
     contents = [read_label_file(file) for file in list_label_files(folder)]
     lists = [content for content in contents if isinstance(content, ClassList)]
     parts = [content for content in contents if isinstance(content, LabelRows)]
     if not parts and not lists:
         raise _missing(folder, "labels.json")
-    parts = _one_file_a_split(folder, parts)
+    parts = _one_file_a_split(folder, parts, lists)
     classes = _the_list(lists) or _classes_of_rows(folder, parts)
     return classes.names, _checked_table(classes, [_without_placeholders(part, classes) for part in parts])
 
@@ -101,11 +107,12 @@ def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, p
         )
 
 
-def _missing(folder: Path, name: str) -> UserError:
+def _missing(folder: Path, name: str, lists: Sequence[ClassList] = ()) -> UserError:
+    taken = ", ".join(content.file.name for content in lists if not says_classes(content.file))
     return UserError(
         f"{folder}: {name} (or something-something-v2-{name}, or the like in another format of "
-        f"config/README.md) is missing: download the label files from {SOURCE} and name their folder in "
-        "`data.labels`"
+        f"config/README.md) is missing{f' ({taken} was taken for a list of class names)' if taken else ''}: download "
+        f"the label files from {SOURCE} and name their folder in `data.labels`"
     )
 
 
@@ -121,10 +128,12 @@ def _the_list(lists: list[ClassList]) -> ClassList | None:
     for content in lists:
         if content is not chosen[0]:
             log.warning("%s: is passed over: the classes are those of %s", content.file, chosen[0].file.name)
+        elif not says_classes(content.file):
+            log.info("%s: is taken for the list of the %d classes", content.file, len(content.names))
     return chosen[0] if chosen else None
 
 
-def _one_file_a_split(folder: Path, parts: list[LabelRows]) -> list[LabelRows]:
+def _one_file_a_split(folder: Path, parts: list[LabelRows], lists: Sequence[ClassList]) -> list[LabelRows]:
     """Order the files by split and give test its answers; files whose rows name the split may be several."""
     kept = [part for part in parts if part.split_in_rows]
     for split in SPLITS:
@@ -136,7 +145,7 @@ def _one_file_a_split(folder: Path, parts: list[LabelRows]) -> list[LabelRows]:
         if len(named) > 1:
             raise _two_files(named[0].file, named[1].file)
         if not named and not kept and split != "test":
-            raise _missing(folder, f"{split}.json")
+            raise _missing(folder, f"{split}.json", lists)
         for part in kept:
             if named and split in part.splits:
                 raise _two_files(named[0].file, part.file)
@@ -222,6 +231,7 @@ def _checked_table(classes: ClassList, parts: list[LabelRows]) -> pd.DataFrame:
             pd.DataFrame(
                 {
                     "id": pd.array(part.ids, dtype="str"),
+                    "path": pd.array(part.paths, dtype="str"),
                     "split": pd.array(part.splits, dtype="str"),
                     "file": number,
                     "row": part.rows,
@@ -265,6 +275,13 @@ def _checked_table(classes: ClassList, parts: list[LabelRows]) -> pd.DataFrame:
             )
         if pd.notna(again["class"]) and known["class"] != again["class"]:
             raise _two_classes(file, again["row"], again["id"], known["name"], again["name"], known["row"])
+        if (
+            known["path"] != again["path"]
+        ):  # of two folders, it may be: two videos, of which one would be dropped
+            raise UserError(
+                f"{file}, row {again['row']}: {again['path']} has the name of {known['path']} in row {known['row']}: "
+                "give each video file a name of its own, or remove one row"
+            )
     if len(repeated):
         entry = repeated.iloc[0]
         log.warning(

@@ -26,9 +26,17 @@ log = logging.getLogger(__name__)
 
 NO_VIDEO_FILE = "no video file"
 NO_LABEL = "no label"
-SEVERAL_FILES = "several files of its number"
+SEVERAL_FILES = "several files of its id"
 
 _COLUMNS = {"id": "str", "path": "str", "frames": "int64", "class": "Int64"}
+
+
+class TooManyExcluded(UserError):
+    """More videos cannot be used than is allowed; ``excluded`` is the table of them."""
+
+    def __init__(self, message: str, excluded: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.excluded = excluded
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,8 @@ class Manifest:
         classes: Class names in index order.
         splits: For ``train``, ``validation`` and ``test`` a table with ``id``, ``path``, ``frames`` and
             ``class`` (Int64; missing in a test split without answers), sorted by id.
-        excluded: ``id``, ``split`` (empty without a label), ``path`` (empty without a file) and ``reason``,
-            sorted by id.
+        excluded: ``id``, ``split`` (empty without a label, and for a file beside another one of its id), ``path``
+            (empty without a file) and ``reason``, sorted by id.
         summary: Counts by split, by reason, by class, and the histogram of lengths in frames.
     """
 
@@ -100,22 +108,25 @@ def build_manifest(
         The manifest.
 
     Raises:
-        UserError: Two usable files have one id, train or validation has no usable video, or more are unusable
-            than ``max_excluded`` allows.
+        TooManyExcluded: Train or validation has no usable video, or more are unusable than ``max_excluded`` allows.
+        UserError: Two usable files have one id, or train or validation has no rows.
     """
-    index, ambiguous = _ids_by_number(labels, index)
-    index = _one_file_an_id(index)
+    index, rivals = _ids_by_number(labels, index)
+    index, spare = _one_file_an_id(labels, index)
     joined = labels.merge(index[["id", "path", "frames", "status", "reason"]], on="id", how="left")
-    without_file = joined["id"].isin(ambiguous).map({True: SEVERAL_FILES, False: NO_VIDEO_FILE})
+    without_file = joined["id"].isin(rivals).map({True: SEVERAL_FILES, False: NO_VIDEO_FILE})
     joined["reason"] = joined["reason"].fillna(without_file)
     joined["path"] = joined["path"].fillna("")
     usable = joined["status"].eq("ok").fillna(value=False)
 
-    unlabelled = index[~index["id"].isin(labels["id"])]
+    unlabelled = index.loc[~index["id"].isin(labels["id"]), ["id", "path"]]
+    several = unlabelled.index.isin(rivals.index)
     excluded = pd.concat(
         [
             joined.loc[~usable, ["id", "split", "path", "reason"]],
-            unlabelled[["id", "path"]].assign(split="", reason=NO_LABEL)[["id", "split", "path", "reason"]],
+            unlabelled[~several].assign(split="", reason=NO_LABEL),
+            unlabelled[several].assign(split="", reason=SEVERAL_FILES),
+            spare[["id", "path"]].assign(split="", reason=SEVERAL_FILES),
         ],
         ignore_index=True,
     )
@@ -134,32 +145,34 @@ def build_manifest(
     return Manifest(classes, splits, excluded, _summary(classes, labels, splits, excluded))
 
 
-def _ids_by_number(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, set[str]]:
-    """Give files whose name is no id the id of their number; also the ids that several files claim."""
+def _ids_by_number(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Give files whose name is no id the id of their number; also the ids that files claim beside others."""
     files = index.loc[~index["id"].isin(labels["id"]), "id"]
-    ids = labels.loc[~labels["id"].isin(index["id"]), "id"]
-    ids = ids[ids.str.fullmatch(r"[0-9]+")]
+    ids = labels.loc[labels["id"].str.fullmatch(r"[0-9]+"), "id"]
     by_number = pd.Series(ids.to_numpy(), index=ids.str.replace(r"^0+(?=[0-9])", "", regex=True))
-    id_of = by_number[~by_number.index.duplicated(keep=False)].to_dict()
+    has_file = by_number.isin(index["id"])
+    without = by_number[~has_file]
+    id_of = without[~without.index.duplicated(keep=False)].to_dict()
     numbers = files.str.extract(r"(?:^|[^0-9])0*([0-9]+)$")[0]
-    claimed = numbers[numbers.isin(id_of)]
-    several = claimed.duplicated(keep=False)
-    found = claimed[~several].map(id_of)
+    claimed = numbers.map(by_number[has_file].to_dict() | id_of).dropna()
+    beside_others = claimed.duplicated(keep=False) | ~claimed.isin(id_of.values())
+    found = claimed[~beside_others]
     if len(found):
         path = index.loc[found.index[0], "path"]
         log.info(
             "%d files belong to the id of their number, such as %s to %s", len(found), path, found.iloc[0]
         )
     index = index.assign(id=found.reindex(index.index).fillna(index["id"]))
-    return index, {id_of[number] for number in claimed[several]}
+    return index, claimed[beside_others]
 
 
-def _one_file_an_id(index: pd.DataFrame) -> pd.DataFrame:
-    """Keep the usable file where an id has a damaged one too; two usable ones are an error."""
+def _one_file_an_id(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Keep the usable file where an id has a damaged one too, and give what is not kept; two usable ones are an error."""
     ordered = index.sort_values(
         ["status", "path"], ascending=[False, True], kind="stable"
     )  # ok before excluded
-    twice = ordered[ordered["status"].eq("ok") & ordered.duplicated("id")]
+    again = ordered["id"].isin(labels["id"]) & ordered.duplicated("id")
+    twice = ordered[again & ordered["status"].eq("ok")]
     if len(twice):
         row = twice.iloc[0]
         other = ordered.loc[ordered["id"] == row["id"], "path"].iloc[0]
@@ -167,7 +180,7 @@ def _one_file_an_id(index: pd.DataFrame) -> pd.DataFrame:
             f"{other} and {row['path']}: two videos with the id {row['id']} ({len(twice)} such pairs): keep "
             "one of them in the folder `data.videos`"
         )
-    return ordered.drop_duplicates("id")
+    return ordered[~again], ordered[again]
 
 
 def _sorted_by_id(table: pd.DataFrame) -> pd.DataFrame:
@@ -184,20 +197,22 @@ def _empty_split(split: str, labels: pd.DataFrame, index: pd.DataFrame, excluded
     if labelled.empty:
         return UserError(f"manifest: the labels have no rows for {split}: check the files of `data.labels`")
     lost = excluded[excluded["split"] == split]
-    return UserError(
+    return TooManyExcluded(
         f"manifest: none of the {len(labelled):,} videos of {split} can be used "
-        f"({_counted(lost)}; {len(index):,} files found): {_likeliest_mend(lost, labelled, excluded)}"
+        f"({_counted(lost)}; {len(index):,} files found): {_likeliest_mend(lost, labelled, excluded)}",
+        excluded,
     )
 
 
 def _too_many(
     count: int, allowed: float, labels: pd.DataFrame, index: pd.DataFrame, excluded: pd.DataFrame
-) -> UserError:
+) -> TooManyExcluded:
     lost = excluded[excluded["split"] != ""]
-    return UserError(
+    return TooManyExcluded(
         f"manifest: {count:,} of the {len(labels):,} labelled videos cannot be used, more than `data.max_excluded` "
         f"{allowed:g} allows ({_counted(lost)}; {len(index):,} files found): {_likeliest_mend(lost, labels, excluded)}; "
-        "or allow more"
+        "or allow more",
+        excluded,
     )
 
 
@@ -221,7 +236,7 @@ def _likeliest_mend(lost: pd.DataFrame, labelled: pd.DataFrame, excluded: pd.Dat
             "the archive is unpacked whole: each of its parts unzipped, then all joined in order"
         )
     if reason == SEVERAL_FILES:
-        return f"keep one file of the number {example['id']!r} in `data.videos`"
+        return f"keep one file of the id {example['id']!r} in `data.videos`"
     if reason in (WEB_PAGE, TEXT):
         return f"downloads have failed (such as {example['path']!r}): fetch these files again"
     if reason.startswith((NO_PERMISSION, NOT_FINISHED, CRASHED)):

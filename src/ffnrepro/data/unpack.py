@@ -128,10 +128,12 @@ def _find_parts(folder: Path) -> list[_Part]:
     for name in names:  # a zip sorts behind the part itself and is taken: it has a check sum
         if match := _PART.fullmatch(name):
             found.setdefault(match["stem"], {})[int(match["number"])] = folder / name
+    # One file that ends in some other number than 00, such as scan-2024-11, is no archive.
+    found = {stem: numbered for stem, numbered in found.items() if 0 in numbered or len(numbered) > 1}
     if not found:
         raise UserError(
-            f"{folder}: holds no parts of an archive: download 20bn-something-something-v2-00 (or its zip) and "
-            "the others into it"
+            f"{folder}: holds no parts of an archive{_strays(folder, '')}: download 20bn-something-something-v2-00 "
+            "(or its zip) and the others into it"
         )
     if len(found) > 1:
         raise UserError(
@@ -142,7 +144,7 @@ def _find_parts(folder: Path) -> list[_Part]:
     if missing:
         raise UserError(
             f"{folder}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing between the "
-            f"{len(numbered)} parts: download what is missing"
+            f"{len(numbered)} parts{_strays(folder, stem)}: download what is missing"
         )
     parts = [_part(path) for _, path in sorted(numbered.items())]
     with _opened(parts[0]) as first:
@@ -152,6 +154,16 @@ def _find_parts(folder: Path) -> list[_Part]:
             f"{parts[0].path}: does not start as a gzip archive does, but with {start!r}: download this part again"
         )
     return parts
+
+
+def _strays(folder: Path, stem: str) -> str:
+    """Name what looks like a part but for its name: a browser's second copy (`-02 (1)`), or what it has not finished."""
+    looks = re.compile(re.escape(stem) + r".*-\d{2,3}(?!\d).*", re.IGNORECASE)
+    strays = [path.name for path in sorted(folder.iterdir()) if looks.fullmatch(path.name)]
+    strays = [name for name in strays if not _PART.fullmatch(name) or not (folder / name).is_file()]
+    if not strays:
+        return ""
+    return f" ({', '.join(map(repr, strays))}: not finished? If it is a whole part, give it the name of one)"
 
 
 def _part(path: Path) -> _Part:
@@ -170,10 +182,18 @@ def _part(path: Path) -> _Part:
                 for entry in archive.infolist()
                 if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")
             ]
+            if len(members) != 1:
+                raise UserError(
+                    f"{path}: holds {len(members)} files where one part is expected: unzip it by hand into this "
+                    "folder, move it away, and call this again"
+                )
+            archive.open(members[0].filename).close()
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: is not a complete zip ({error}): download this part again") from error
-    if len(members) != 1:
-        raise UserError(f"{path}: holds {len(members)} files where one part is expected: download it again")
+    except (NotImplementedError, RuntimeError) as error:  # a compression of others' programs; a password
+        raise UserError(
+            f"{path}: cannot be unzipped here ({error}): unzip it by hand, move the zip away, and call this again"
+        ) from error
     return _Part(path, members[0].filename, members[0].file_size)
 
 
@@ -259,9 +279,10 @@ def _damaged(parts: list[_Part], current: int, into: Path, error: Exception) -> 
         )
     part = parts[max(current, 0)]
     if isinstance(error, EOFError):
+        stem = part.path.name.removesuffix(".zip").rpartition("-")[0]
         return UserError(
             f"{part.path}: the archive ends too early: this last part is incomplete ({part.size:,} bytes), "
-            f"or parts after it are missing: {again}"
+            f"or parts after it are missing{_strays(part.path.parent, stem)}: {again}"
         )
     if isinstance(error, gzip.BadGzipFile) and "CRC" in str(error):
         return UserError(

@@ -19,7 +19,7 @@ import pandas as pd
 
 from ffnrepro.code_digest import code_digests
 from ffnrepro.data import isolation
-from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify
+from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify, is_folder
 from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, examine_apart
 from ffnrepro.decides import key_of
 from ffnrepro.errors import UserError
@@ -27,7 +27,11 @@ from ffnrepro.errors import UserError
 Layout = Literal["videos", "frames"]
 Watch = Literal["names", "stat", "none"]
 
-ENDINGS = (".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v")
+NAME_IS_NO_TEXT = "its name is not UTF-8"
+
+ENDINGS = (
+    ".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp",
+)  # fmt: skip
 
 _TYPES = {
     "id": "str",
@@ -91,11 +95,17 @@ def _where_instead(folder: Path, layout: Layout) -> str:
     if layout == "frames":
         return " but video files: set `data.layout: videos`" if _video_names(folder, "videos") else ""
     for below in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if _video_names(below, "videos"):
-            return f", but {below} does"
-        if any(path.suffix.lower() in (".jpg", ".jpeg") for path in below.iterdir()):
-            return " but folders of frames: set `data.layout: frames`"
+        with contextlib.suppress(OSError):  # of another user
+            if _video_names(below, "videos"):
+                return f", but {below} does"
+            if holds_frames(below):
+                return " but folders of frames: set `data.layout: frames`"
     return ""
+
+
+def holds_frames(folder: Path) -> bool:
+    """Tell whether there are JPEG files in a folder."""
+    return any(path.suffix.lower() in (".jpg", ".jpeg") for path in folder.iterdir())
 
 
 def listing_digest(names: Iterable[str]) -> str:
@@ -192,6 +202,12 @@ def index_videos(
     keys = {name: (name, *_stat(folder / name), verify, code) for name in names}
     kept = _read_entries(entries, set(keys.values()))
     rows = {name: kept[key] for name, key in keys.items() if key in kept}
+    # No table can hold such a name, nor any label name it.
+    rows |= {
+        name: _row(Path(printable(name)), keys[name][1], NAME_IS_NO_TEXT)
+        for name in names
+        if printable(name) != name
+    }
     new = {folder / name: name for name in names if name not in rows}
     with _appending(entries if new else None) as append:
         for path, outcome in examine_apart(new, verify=verify, workers=workers, seconds=seconds):
@@ -203,9 +219,14 @@ def index_videos(
     return pd.DataFrame([rows[name] for name in names], columns=list(_TYPES)).astype(_TYPES)
 
 
+def printable(name: str) -> str:
+    """Give a file's name as text: of one in another encoding than UTF-8, with marks for what cannot be read."""
+    return os.fsencode(name).decode("utf-8", errors="replace")
+
+
 def _row(path: Path, size: int, outcome: Outcome) -> dict[str, Any]:
     row = {
-        "id": path.name if path.is_dir() else path.stem,
+        "id": path.name if is_folder(path) else path.stem,
         "path": path.name,
         "bytes": size,
         "codec": "",
