@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from ffnrepro.data.manifest import build_manifest
+from ffnrepro.decides import data_decides, write_decides
+from ffnrepro.files import file_digest
 from ffnrepro.logs import logger, run
 
 
@@ -22,12 +24,16 @@ def main() -> int:
     arguments = parser.parse_args()
 
     def work() -> None:
+        inputs = [arguments.classes, arguments.table, *arguments.index]
+        files = {str(path): file_digest(path) for path in inputs}
+        decides = data_decides(Path(__file__), max_excluded=arguments.max_excluded, files=files)
         classes = pd.read_csv(arguments.classes)["class"].tolist()
         index = pd.concat([pd.read_parquet(part) for part in arguments.index], ignore_index=True)
         manifest = build_manifest(
             classes, pd.read_parquet(arguments.table), index, max_excluded=arguments.max_excluded
         )
         manifest.save(arguments.output)
+        write_decides(arguments.output / "made.json", decides)
         counts = ", ".join(f"{len(rows):,} {split}" for split, rows in manifest.splits.items())
         logger.info("manifest: %s; %d excluded", counts, len(manifest.excluded))
 
