@@ -327,6 +327,18 @@ def test_a_summary_that_fails_says_so_in_one_line(copy: Copy) -> None:
     assert "Traceback" not in result.stdout + result.stderr
 
 
+def test_the_example_of_the_documentation_is_what_is_said(copy: Copy) -> None:
+    copy.configure(experiments={"ffn": {"distillation_weight": 0.5}})
+    said = copy.plan()[1]
+    example = (ROOT / "docs/caching.md").read_text().split("```\n")[1]
+
+    def jobs(text: str) -> list[str]:  # without the hours, which are the machine's
+        return [line for line in text.splitlines() if re.match(r"  \w", line)]
+
+    assert len(jobs(example)) == 4
+    assert jobs(example) == jobs(said)
+
+
 def test_the_plot_follows_its_own_code_and_the_table(copy: Copy) -> None:
     copy.edit(f"{CODE}/figures.py", "figsize=(9 if", "figsize=(8 if")
     assert copy.plan("results/figures/accuracy.png", "results/figures/class_counts.png")[0] == {
