@@ -151,6 +151,12 @@ def clone_and_copy(copy: Copy) -> None:
         os.utime(file)
 
 
+def clone_without_the_data(copy: Copy) -> None:
+    """As where the results were brought to, to draw or to change the table."""
+    clone_and_copy(copy)
+    shutil.rmtree(copy.folder / "my data")
+
+
 def move(copy: Copy) -> None:
     copy.place(copy.tree.rename(copy.tree.with_name("moved")))
 
@@ -185,6 +191,7 @@ ROWS: list[tuple[str, Change, dict[str, int], str]] = [
     ("same content", rewrite, {}, ""),
     ("git checkout and back", check_out_another_branch_and_back, {}, ""),
     ("fresh clone", clone_and_copy, {}, ""),
+    ("fresh clone without the data", clone_without_the_data, {}, ""),
     ("moved", move, {}, ""),
     ("comments, docstrings, formatting", comment_everything, {}, ""),
     ("workers and threads", lambda c: c.configure(runtime={"workers": 1, "threads": 2, "save_minutes": 1}), {}, ""),

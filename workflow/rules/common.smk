@@ -89,6 +89,9 @@ def labels_digests(wildcards):
     return digests_of_labels()
 
 
+NO_VIDEOS = "no videos"
+
+
 @cache
 def shard_digests():
     """What tells of a change in each shard of the videos."""
@@ -100,7 +103,7 @@ def shard_digests():
             watch=CONFIG.data.watch,
         )
     except UserError:
-        return ["no videos"] * CONFIG.data.index_shards
+        return [NO_VIDEOS] * CONFIG.data.index_shards
 
 
 def shard_digest(wildcards):

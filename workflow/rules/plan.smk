@@ -25,6 +25,32 @@ def data_of(rule, **settings):
     return data_decides(SCRIPTS / f"{rule}.py", **settings)
 
 
+def wanted_labels():
+    """What decides the labels; OSError where there are no label files, as on a machine that has the results only."""
+    if not digests_of_labels():
+        raise FileNotFoundError(CONFIG.data.labels)
+    return data_of(
+        "parse_labels",
+        dataset=CONFIG.dataset,
+        partial=CONFIG.data.partial,
+        files=digests_of_labels(),
+    )
+
+
+def wanted_index(shard):
+    """The same of a shard of the index, and of the videos."""
+    if shard_digests()[shard] == NO_VIDEOS:
+        raise FileNotFoundError(CONFIG.data.videos)
+    return data_of(
+        "index_videos",
+        videos=str(Path(CONFIG.data.videos)),
+        names=shard_digests()[shard],
+        shards=CONFIG.data.index_shards,
+        layout=CONFIG.data.layout,
+        verify=CONFIG.data.verify,
+    )
+
+
 def wanted_manifest():
     """What decides the manifest; OSError where a file that it is made from is not there."""
     parts = [f"results/video_index/part-{shard}.parquet" for shard in range(CONFIG.data.index_shards)]
@@ -74,26 +100,12 @@ def wanted_evaluation(experiment, seed, frames, model=None):
 def wanted():
     """Each file that says what decided a job -> function that gives what decides it now."""
     files = {
-        "results/labels/made.json": partial(
-            data_of,
-            "parse_labels",
-            dataset=CONFIG.dataset,
-            partial=CONFIG.data.partial,
-            files=digests_of_labels(),
-        ),
+        "results/labels/made.json": wanted_labels,
         "results/manifest/made.json": wanted_manifest,
         "results/table1.json": wanted_table,
     }
-    for shard, names in enumerate(shard_digests()):
-        files[f"results/video_index/part-{shard}.json"] = partial(
-            data_of,
-            "index_videos",
-            videos=str(Path(CONFIG.data.videos)),
-            names=names,
-            shards=CONFIG.data.index_shards,
-            layout=CONFIG.data.layout,
-            verify=CONFIG.data.verify,
-        )
+    for shard in range(CONFIG.data.index_shards):
+        files[f"results/video_index/part-{shard}.json"] = partial(wanted_index, shard)
     for stem in filter(None, {weights_of(experiment) for experiment in CONFIG.experiments}):
         files[f"{stem}.json"] = partial(data_of, "fetch_weights", **WEIGHTS)
     # Not of the table's alone: of all that are there.
@@ -112,13 +124,8 @@ def differences_of(path, decides):
     """What is different between what decided a job's files and what decides them now, in words."""
     try:
         now = decides()
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # what it is made from is missing or unfit, so it will run
-        return []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # what it is made from is not here, or is unfit and made again
     try:
         made = read_record(path)
         if made["state"] == key_of(now):
