@@ -92,3 +92,42 @@ def test_the_revision_is_that_of_the_start(
     evaluation.predictions.unlink()
     script["work"](evaluation)
     assert len(pd.read_parquet(evaluation.predictions)) == 1
+
+
+def test_beside_a_number_stands_what_the_table_has_beside_it(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    made = {
+        "data": "ab", "code": {}, "packages": {}, "python": "3.11", "host": "here", "platform": "any", "device": "cpu",
+        "slurm_job": None, "git_revision": None, "wall_seconds": 1.0,
+    }  # fmt: skip
+    paths = []
+    for seed, top1 in ((0, 62.0), (1, 63.0)):
+        paths.append(f"results/evaluation/tsm/seed{seed}/16f.json")
+        summary = {
+            "experiment": "tsm",
+            "seed": seed,
+            "settings": {"frames": 16},
+            "model": f"net{seed}",
+            "top1": top1,
+            "videos": 9,
+        }
+        run = {"settings": {"seed": seed}, "model": f"net{seed}", "weights": None, "best_epoch": 3}
+        for path, record in ((paths[-1], summary), (f"results/experiments/tsm/seed{seed}/run.json", run)):
+            (tmp_path / path).parent.mkdir(parents=True)
+            (tmp_path / path).write_text(json.dumps(record | made))
+    (results / "table1.json").write_text(json.dumps({"settings": {"rows": [["TSM", [[16, paths]]]]}}))
+    row = {
+        "method": "TSM",
+        "top1_16f": 62.5,
+        "deviation_16f": 0.71,
+        "published_16f": 61.02,
+        "difference_16f": 1.48,
+    }
+    pd.DataFrame([row | {"checkpoint": "net0 net1"}]).to_csv(results / "table1.csv", index=False)
+    said = provenance.chain_of_table(results / "table1.csv")
+    assert "16 frames: top-1 62.50, deviation 0.71, published 61.02, difference 1.48\n" in said
+    assert "NOT OF THIS" not in said
+
+    pd.DataFrame([row | {"checkpoint": "net0 other"}]).to_csv(results / "table1.csv", index=False)
+    said = provenance.chain_of_table(results / "table1.csv")
+    assert said.count("THE NUMBER IS NOT OF THIS NETWORK") == 1
