@@ -183,7 +183,7 @@ def benchmark(folder: Path, clips: int, sample: int | None) -> int:
     scripts = ROOT / "workflow/scripts"
     labels = measure(
         [sys.executable, scripts / "parse_labels.py", "--labels", "data/labels", "--dataset", "something-something-v2", "--classes", "alone/classes.csv",
-         "--table", "alone/labels.parquet"],
+         "--table", "alone/labels.parquet", "--made", "alone/made.json"],
         folder,
     )  # fmt: skip
     say(f"labels: {labels.seconds:.1f} s ({labels.cpu_seconds:.1f} s of CPU), {labels.gigabytes:.2f} GB")

@@ -118,9 +118,15 @@ def _read(path: Path) -> _Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
+                if _is_ours(alias.name) and alias.asname is None:
+                    raise _not_followed(path, node, f"import {alias.name}")
                 module.imports[alias.asname or alias.name.partition(".")[0]] = alias.name
         elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise _not_followed(path, node, "a relative import")
             for alias in node.names:
+                if alias.name == "*":
+                    raise _not_followed(path, node, "import *")
                 module.imports[alias.asname or alias.name] = f"{node.module}.{alias.name}"
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -136,6 +142,13 @@ def _read(path: Path) -> _Module:
         elif not isinstance(statement, ast.Import | ast.ImportFrom) and not _is_text(statement):
             module.always.append(statement)
     return module
+
+
+def _not_followed(path: Path, node: ast.stmt, what: str) -> ValueError:
+    return ValueError(
+        f"{path}, line {node.lineno}: {what}: what it brings is not counted by the digest of code; write "
+        "from MODULE import NAME"
+    )
 
 
 @cache

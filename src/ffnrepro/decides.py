@@ -1,19 +1,34 @@
 """What decides a result, as plain values: settings, data, weights, code. Its digest is the key of what is kept.
 
-Jobs keep their work by this key (`state/train/KEY`, `state/evaluation/KEY`) and write it beside their results; the
-workflow makes it, too, to tell what a job will cost and whether files are of another setting.
+Trainings and evaluations keep their work by this key (`state/train/KEY`, `state/evaluation/KEY`). Every job writes it
+beside its results, as `state`; the workflow makes it, too, to tell whether files are of other settings, data or code.
 """
 
 from pathlib import Path
 from typing import Any
 
 from ffnrepro.code_digest import code_digests
-from ffnrepro.files import settings_digest
+from ffnrepro.files import settings_digest, write_json
 
 
 def key_of(decides: Any) -> str:
     """Name of what is kept."""
     return settings_digest(decides)[:16]
+
+
+def data_decides(script: Path, **settings: Any) -> dict[str, Any]:
+    """What decides the files of a job of the data or of the table.
+
+    Args:
+        script: of the rule.
+        **settings: plain values that the job uses; of files that it reads the digests.
+    """
+    return {"settings": settings, "code": code_digests(script)}
+
+
+def write_decides(path: Path, decides: dict[str, Any]) -> None:
+    """Write what decided a job; last, since it says that the job's other files are whole."""
+    write_json(path, {"state": key_of(decides), **decides})
 
 
 def training_decides(

@@ -140,6 +140,7 @@ def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
     check_precision(recipe["precision"], device)
     torch.set_num_threads(arguments.threads)
     processes, device = start_processes(device, recipe["gpus"])
+    made_here = provenance(device)  # now: while it trains for days, the checkout may move on
     with ExitStack() as stack:
         if processes.first:
             stack.enter_context(state.held())
@@ -155,7 +156,8 @@ def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
         made_with = state.path / "made_with.json"
         if not made_with.exists():  # a network that is only written out again was not made here and now
             write_json(
-                made_with, {"precision": precision_on(device, recipe["precision"]), **provenance(device)}
+                made_with,
+                {"model": digest, "precision": precision_on(device, recipe["precision"]), **made_here},
             )
         write_record(
             arguments,

@@ -1,7 +1,5 @@
 """What a dry run says at its end: which jobs would run, what changed for each, and what they cost."""
 
-import ast
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ VIDEOS = {"something-something-v1": 86_017, "something-something-v2": 168_913}
 """Of the training splits."""
 
 _SHOWN = 4
+_LONG = 100
 
 
 @dataclass(frozen=True)
@@ -71,58 +70,38 @@ def _time(hours: float, gpu: bool) -> str:
     return f"{60 * hours:.0f} {unit}minutes" if hours > 1 / 60 else f"a {unit}minute"
 
 
-def changed_params(recorded: Sequence[str], params: Mapping[str, Any]) -> list[str]:
-    """What is different in a rule's params.
+def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is different: `training.learning_rate 0.01 -> 0.02`, `data changed`, `code of ffnrepro.losses`.
 
     Args:
-        recorded: `repr` of each value at the last run, without the names.
-        params: name -> value now.
+        made: what decided a job's files; it may say more.
+        now: what decides them now.
+
+    Raises:
+        KeyError: `made` does not say all.
     """
-    now = {repr(value) for value in params.values()}
-    before = [_value(text) for text in recorded if text not in now]
-    words = []
-    for name, value in params.items():
-        if repr(value) in recorded:
+    before, after = (dict(flat({key: all_[key] for key in now})) for all_ in (made, now))
+    words, modules = [], []
+    for key in dict.fromkeys([*after, *before]):
+        old, new = before.get(key, "none"), after.get(key, "none")
+        part, _, name = key.partition(".")
+        if old == new:
             continue
-        new = _value(repr(value))
-        if name == "code":  # a digest says nothing
-            continue
-        old = [
-            item
-            for item in before
-            if isinstance(item, dict) == isinstance(new, dict) and not _is_digest(item)
-        ]
-        if isinstance(new, dict) and old:
-            words += changed_keys(old[0], new)
-        elif isinstance(new, list):
-            words.append(f"{name}: other ones")
-        elif _is_digest(new):
-            words.append(f"{name}: not as they were")
+        if part == "code":
+            modules.append(name)
+        elif _is_digest(old) or _is_digest(new) or len(f"{old}{new}") > _LONG:
+            words.append(f"{name or part} changed")
         else:
-            words.append(f"{name} {_short(old[0]) if len(old) == 1 else '?'} -> {_short(new)}")
+            words.append(f"{name or part} {old} -> {new}")
+    if modules:
+        words.append(f"code of {_some(modules, ', ')}")
     return words
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`training.learning_rate 0.01 -> 0.02` for each key that is different."""
-    before, after = dict(flat(old)), dict(flat(new))
-    return [
-        f"{key} {_short(before.get(key, 'none'))} -> {_short(after.get(key, 'none'))}"
-        for key in dict.fromkeys([*after, *before])
-        if before.get(key, "none") != after.get(key, "none")
-    ]
-
-
-def changed_code(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """The modules whose code is different."""
-    modules = [name for name in dict.fromkeys([*new, *old]) if old.get(name) != new.get(name)]
-    return f"code of {_some(modules, ', ')}" if modules else "code"
 
 
 def training_hours(
     epochs: int, frames: int, dataset: str, past: Mapping[str, Any] | None
 ) -> tuple[float | None, str]:
-    """Hours that a training takes, and what that is based on.
+    """Hours that a training takes, over all its GPUs, and what that is based on.
 
     Args:
         epochs: of the training.
@@ -132,24 +111,16 @@ def training_hours(
     """
     if past is not None:
         settings = past["settings"]
-        work = epochs * frames / (settings["training"]["epochs"] * sum(settings["train_frames"]))
+        recipe = settings["training"]
+        work = epochs * frames / (recipe["epochs"] * sum(settings["train_frames"]))
         return (
-            past["wall_seconds"] / 3600 * work,
+            past["wall_seconds"] / 3600 * recipe["gpus"] * work,
             f"by {past['experiment']}, seed {settings['seed']}, which took {_time(past['wall_seconds'] / 3600, False)}",
         )
     if dataset in VIDEOS:
         seconds = epochs * VIDEOS[dataset] * frames / FRAMES_PER_SECOND
         return seconds / 3600, f"a guess: ResNet-50 at {FRAMES_PER_SECOND:,} frames a second (one H200)"
     return None, "hours unknown: nothing of the kind was trained here"
-
-
-def _value(text: str) -> Any:
-    """A recorded value; of JSON what it says."""
-    try:
-        value = ast.literal_eval(text)
-        return json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[") else value
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _is_digest(value: Any) -> bool:
@@ -163,11 +134,6 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from flat(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _some(items: Sequence[str], joint: str) -> str:

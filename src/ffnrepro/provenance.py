@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -61,39 +62,58 @@ def _git_revision() -> str | None:
 def chain_of_table(table: Path) -> str:
     """For each number of a table the evaluations that it is the mean of, and the networks that they are of.
 
+    What was made again since the number was is named in capitals: then a line is not about this number.
+
     Args:
         table: `table1.csv`; beside it lie `table1.json`, `evaluation` and `experiments`.
 
     Raises:
-        UserError: one of these files is not there.
+        UserError: one of these files is not there, or of another version.
     """
+    try:
+        return "\n".join(_chain(table))
+    except KeyError as error:
+        raise UserError(
+            f"{table} or a file behind it: {error} is not there, as of another version; run snakemake for it"
+        ) from error
+
+
+def _chain(table: Path) -> Iterator[str]:
     root = table.parent.parent
-    cells: dict[str, dict[str, list[str]]] = _read(table.with_suffix(".json"))
     numbers = _read_table(table)
-    text = []
-    for method, row in cells.items():
-        networks: dict[str, None] = {}
-        text.append(method)
-        for frames, paths in row.items():
+    for method, cells in _read(table.with_suffix(".json"))["settings"]["rows"]:
+        row = numbers[method]
+        networks: dict[str, set[str]] = {}  # record of a training -> networks of it that were evaluated
+        yield method
+        for frames, paths in cells:
             summaries = [(path, _read(root / path)) for path in paths]
-            number = numbers[method][f"top1_{frames}f"]
             mean = fmean(summary["top1"] for _, summary in summaries)
-            text.append(f"  {frames} frames: top-1 {number:.2f}")
-            if abs(mean - number) > 0.006:
-                text.append(
-                    f"    THE EVALUATIONS BELOW GIVE {mean:.2f}: they were made again since; run snakemake"
-                )
+            yield f"  {frames} frames: {_number(row, frames)}"
+            if abs(mean - row[f"top1_{frames}f"]) > 0.006:
+                yield f"    THE EVALUATIONS BELOW GIVE {mean:.2f}: they were made again since; run snakemake"
             for path, summary in summaries:
-                text.append(
-                    f"    evaluation {path}: top-1 {summary['top1']:.4f} of {summary['videos']} videos"
-                )
-                text += [f"      {line}" for line in _told(summary)]
-                networks[f"results/experiments/{summary['experiment']}/seed{summary['seed']}/run.json"] = None
-        for path in networks:
+                yield f"    evaluation {path}: top-1 {summary['top1']:.4f} of {summary['videos']} videos"
+                if summary["model"] not in row["checkpoint"].split():
+                    yield "      THE NUMBER IS NOT OF THIS NETWORK: it was evaluated after the table was made; run snakemake"
+                yield from (f"      {line}" for line in _told(summary))
+                record = f"results/experiments/{summary['experiment']}/seed{summary['seed']}/run.json"
+                networks.setdefault(record, set()).add(summary["model"])
+        for path, evaluated in networks.items():
             record = _read(root / path)
-            text.append(f"  network {path}: {record['model']}")
-            text += [f"    {line}" for line in [*_told(record), f"best epoch {record['best_epoch']}"]]
-    return "\n".join(text)
+            yield f"  network {path}: {record['model']}"
+            if evaluated != {record["model"]}:
+                yield "    THE NUMBERS ABOVE ARE NOT OF THIS NETWORK: it was trained after they were made; run snakemake"
+            yield from (f"    {line}" for line in [*_told(record), f"best epoch {record['best_epoch']}"])
+
+
+def _number(row: dict[str, Any], frames: int) -> str:
+    """A number of the table, and what stands beside it there."""
+    words = [f"top-1 {row[f'top1_{frames}f']:.2f}"]
+    for name in ("deviation", "published", "difference"):
+        value = row.get(f"{name}_{frames}f")
+        if not pd.isna(value):
+            words.append(f"{name} {value:.2f}")
+    return ", ".join(words)
 
 
 def _told(record: dict[str, Any]) -> list[str]:
@@ -122,8 +142,8 @@ def _told(record: dict[str, Any]) -> list[str]:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); run snakemake for it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run snakemake for it") from error
 
 
 def _read_table(path: Path) -> Any:

@@ -10,7 +10,7 @@ of a job that was killed, and this is what such a job continues from.
     lease.json                           who is at work on it (`lease`)
     failed.json                          why trying again is of no use
     log.txt                              what was said, by all attempts
-    made_with.json                       of a finished training: versions, device, git revision
+    made_with.json                       of a finished training: digest of the network, versions, device, git revision
     tensorboard/
 """
 

@@ -90,6 +90,24 @@ def test_what_changes_the_digest(script: Path, file: str, old: str, new: str, ch
     )
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["from .numbers import double", "from ffnrepro.numbers import *", "import ffnrepro.numbers", "import ffnrepro"],
+)  # fmt: skip
+def test_an_import_that_cannot_be_followed_is_refused(script: Path, line: str) -> None:
+    script.write_text(f"import math\n{line}\n")
+    with pytest.raises(ValueError, match=r"script\.py, line 2: .* write from MODULE import NAME"):
+        digests(script)
+
+
+def test_a_module_under_another_name_is_followed(script: Path) -> None:
+    script.write_text("import ffnrepro.shapes as s\nprint(s.area(3))\n")
+    before = digests(script)
+    shapes = script.parent / "ffnrepro/shapes.py"
+    shapes.write_text(shapes.read_text().replace("x ** 2", "x ** 3"))
+    assert digests(script)["ffnrepro.shapes"] != before["ffnrepro.shapes"]
+
+
 def test_a_name_that_begins_to_be_used_counts(script: Path) -> None:
     before = digests(script)
     script.write_text(SCRIPT.replace("area", "other"))

@@ -202,7 +202,15 @@ def test_a_killed_index_goes_on_where_it_was(write_video, numbered_frames, tmp_p
     script = Path(__file__).parents[2] / "workflow/scripts/index_videos.py"
     command = [sys.executable, script, "--videos", folder, "--shard", "0", "--shards", "1"]
     with subprocess.Popen(
-        [*command, "--entries", entries.parent, "--output", tmp_path / "part.parquet"],
+        [
+            *command,
+            "--entries",
+            entries.parent,
+            "--output",
+            tmp_path / "part.parquet",
+            "--made",
+            tmp_path / "made",
+        ],
         stderr=subprocess.DEVNULL,
     ) as process:
         while not entries.exists() or entries.read_text().count("\n") < 20:

@@ -145,8 +145,16 @@ def check_out_another_branch_and_back(copy: Copy) -> None:
 
 
 def clone_and_copy(copy: Copy) -> None:
-    """A fresh clone has no .snakemake; `cp -a` keeps the times."""
+    """A fresh clone has no .snakemake, and new times; `cp -a` keeps those of results and state."""
     shutil.rmtree(copy.folder / ".snakemake")
+    for file in copy.project.rglob("*"):
+        os.utime(file)
+
+
+def clone_without_the_data(copy: Copy) -> None:
+    """As where the results were brought to, to draw or to change the table."""
+    clone_and_copy(copy)
+    shutil.rmtree(copy.folder / "my data")
 
 
 def move(copy: Copy) -> None:
@@ -168,6 +176,8 @@ def comment_everything(copy: Copy) -> None:
 def without_a_label(copy: Copy) -> None:
     file = copy.folder / "my data/labels/train.json"
     file.write_text(json.dumps(json.loads(file.read_text())[1:]))
+    past = time.time() - 10 * 365 * 86400  # as of an archive: time says nothing
+    os.utime(file, (past, past))
 
 
 def add_video(copy: Copy) -> None:
@@ -181,31 +191,33 @@ ROWS: list[tuple[str, Change, dict[str, int], str]] = [
     ("same content", rewrite, {}, ""),
     ("git checkout and back", check_out_another_branch_and_back, {}, ""),
     ("fresh clone", clone_and_copy, {}, ""),
+    ("fresh clone without the data", clone_without_the_data, {}, ""),
     ("moved", move, {}, ""),
     ("comments, docstrings, formatting", comment_everything, {}, ""),
     ("workers and threads", lambda c: c.configure(runtime={"workers": 1, "threads": 2, "save_minutes": 1}), {}, ""),
     ("cache_decoded and device", lambda c: c.configure(runtime={"cache_decoded": False, "device": "auto"}), {}, ""),
     ("an unused key", lambda c: c.configure(experiments={"other": {"method": "tsm", "train_frames": [2]}}), {}, ""),
     ("a key of another experiment", lambda c: c.configure(experiments={"tsm_4f": {"depth": 18}}), {}, ""),
-    ("a label row", without_a_label, {"parse_labels": 1, **MANIFEST}, r"parse_labels: my data/labels/train\.json is changed"),
-    ("a new video", add_video, {"index_videos": 1, **MANIFEST}, r"index_videos \(shard \d\): names: not as they were"),
-    ("a removed video", lambda c: (c.folder / "my data/videos/5.webm").unlink(), {"index_videos": 1, **MANIFEST}, "names"),
-    ("lambda", lambda c: c.configure(experiments={"ffn": {"distillation_weight": 0.5}}), FFN_SETTINGS, r"distillation_weight 1\.0 -> 0\.5"),
-    ("adapter", lambda c: c.configure(experiments={"ffn": {"adapter_init": "authors"}}), FFN_SETTINGS, "adapter_init near_zero -> authors"),
-    ("learning rate", lambda c: c.configure(training={"learning_rate": 0.02}), BOTH, r"training\.learning_rate 0\.01 -> 0\.02"),
-    ("crop size", lambda c: c.configure(data={"crop_size": 24}), BOTH, "crop_size 32 -> 24"),
+    ("a label row", without_a_label, {"parse_labels": 1, **MANIFEST}, r"parse_labels: files\.train\.json changed"),
+    ("a new video", add_video, {"index_videos": 1, **MANIFEST}, r"index_videos \(shard \d\): names changed"),
+    ("a removed video", lambda c: (c.folder / "my data/videos/5.webm").unlink(), {"index_videos": 1, **MANIFEST}, r"index_videos \(shard \d\): names changed"),
+    ("lambda", lambda c: c.configure(experiments={"ffn": {"distillation_weight": 0.5}}), FFN_SETTINGS, r"train_ffn \(ffn, seed 0\): distillation_weight 1\.0 -> 0\.5"),
+    ("adapter", lambda c: c.configure(experiments={"ffn": {"adapter_init": "authors"}}), FFN_SETTINGS, r"train_ffn \(ffn, seed 0\): adapter_init near_zero -> authors"),
+    ("learning rate", lambda c: c.configure(training={"learning_rate": 0.02}), BOTH, r"train_tsm \(tsm, seed 0\): training\.learning_rate 0\.01 -> 0\.02"),
+    ("crop size", lambda c: c.configure(data={"crop_size": 24}), BOTH, r"train_ffn \(ffn, seed 0\): crop_size 32 -> 24"),
     ("sampler", lambda c: c.edit(f"{CODE}/data/dataset.py", "spawn_key=(0,)", "spawn_key=(7,)"), TRAIN, r"train_tsm .*: code of ffnrepro\.data\.dataset"),
-    ("training transform", lambda c: c.edit(f"{CODE}/data/transforms.py", "0.875", "0.8"), TRAIN, r"code of ffnrepro\.data\.transforms"),
-    ("centre crop", lambda c: c.edit(f"{CODE}/data/transforms.py", "center_crop(resized,", "center_crop(resized[:],"), TRAIN, "transforms"),
-    ("model of TSM", lambda c: c.edit(f"{CODE}/models/temporal_shift.py", "SHIFT_FRACTION = 8", "SHIFT_FRACTION = 4"), TRAIN, "temporal_shift"),
-    ("loss of FFN", lambda c: c.edit(f"{CODE}/losses.py", 'reduction="batchmean"', 'reduction="sum"'), FFN, r"code of ffnrepro\.losses"),
-    ("normalisation of FFN", lambda c: c.edit(f"{CODE}/models/specialized_norm.py", "nn.BatchNorm2d(channels)", "nn.BatchNorm2d(channels, 1e-3)"), FFN, "specialized_norm"),
+    ("training transform", lambda c: c.edit(f"{CODE}/data/transforms.py", "0.875", "0.8"), TRAIN, r"train_ffn .*: code of ffnrepro\.data\.transforms"),
+    ("centre crop", lambda c: c.edit(f"{CODE}/data/transforms.py", "center_crop(resized,", "center_crop(resized[:],"), TRAIN, r"train_tsm .*: code of ffnrepro\.data\.transforms"),
+    ("model of TSM", lambda c: c.edit(f"{CODE}/models/temporal_shift.py", "SHIFT_FRACTION = 8", "SHIFT_FRACTION = 4"), TRAIN, r"train_tsm .*: code of ffnrepro\.models\.temporal_shift"),
+    ("loss of FFN", lambda c: c.edit(f"{CODE}/losses.py", 'reduction="batchmean"', 'reduction="sum"'), FFN, r"train_ffn .*: code of ffnrepro\.losses"),
+    ("normalisation of FFN", lambda c: c.edit(f"{CODE}/models/specialized_norm.py", "nn.BatchNorm2d(channels)", "nn.BatchNorm2d(channels, 1e-3)"), FFN, r"train_ffn .*: code of ffnrepro\.models\.specialized_norm"),
     ("batch size of evaluation", lambda c: c.configure(evaluation={"batch_size": 3}), {}, ""),
-    ("frame counts", lambda c: c.configure(evaluation={"frame_counts": [4, 12]}), {"evaluate": 2, "assemble_table": 1}, "frames 12"),
-    ("code of evaluation", lambda c: c.edit(f"{CODE}/evaluation.py", "size=crop_size", "size=crop_size // 2"), EVALUATE, r"code of ffnrepro\.evaluation"),
-    ("a table row", lambda c: c.configure(table=[{"method": "TSM", "experiments": "tsm"}]), {"assemble_table": 1}, "rows: other ones"),
-    ("a published figure", lambda c: c.edit("resources/published.csv", "31.52", "31.53"), {"assemble_table": 1}, r"published\.csv is changed"),
-    ("code of the table", lambda c: c.edit(f"{CODE}/table.py", "fmean(values), 2)", "fmean(values), 3)"), {"assemble_table": 1}, "code"),
+    ("frame counts", lambda c: c.configure(evaluation={"frame_counts": [4, 12]}), {"evaluate": 2, "assemble_table": 1}, r"evaluate \(.*frames 12.*\): not made yet"),
+    ("split of evaluation", lambda c: c.configure(evaluation={"split": "test"}), EVALUATE, r"evaluate \(.*\): split validation -> test"),
+    ("code of evaluation", lambda c: c.edit(f"{CODE}/evaluation.py", "size=crop_size", "size=crop_size // 2"), EVALUATE, r"evaluate \(.*\): code of ffnrepro\.evaluation"),
+    ("a table row", lambda c: c.configure(table=[{"method": "TSM", "experiments": "tsm"}]), {"assemble_table": 1}, "assemble_table: rows changed"),
+    ("a published figure", lambda c: c.edit("resources/published.csv", "31.52", "31.53"), {"assemble_table": 1}, "assemble_table: published changed"),
+    ("code of the table", lambda c: c.edit(f"{CODE}/table.py", "fmean(values), 2)", "fmean(values), 3)"), {"assemble_table": 1}, r"assemble_table: code of ffnrepro\.table"),
     ("code of the plot", lambda c: c.edit(f"{CODE}/figures.py", "figsize=(9 if", "figsize=(8 if"), {}, ""),
     ("a seed more", lambda c: c.configure(seeds=[0, 1]), TRAIN, r"train_ffn \(ffn, seed 1\): not made yet"),
     ("code that logs", lambda c: c.edit(f"{CODE}/watching.py", "frames/s", "frames per second"), {}, ""),
@@ -221,7 +233,117 @@ def test_a_change_runs_what_it_invalidates(
     change(copy)
     jobs, said = copy.plan()
     assert jobs == runs, said
-    assert re.search(says, said) if runs else said.startswith("Nothing to do"), said
+    assert re.search(f"^  {says}", said, re.MULTILINE) if runs else said.startswith("Nothing to do"), said
+    assert "kept from before" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "runs", "says"),
+    [
+        (without_a_label, {"parse_labels": 1, **MANIFEST}, r"parse_labels: files\.train\.json changed"),
+        (add_video, {"index_videos": 1, **MANIFEST}, r"index_videos \(shard \d\): names changed"),
+        (lambda c: c.configure(data={"max_excluded": 0.2}), MANIFEST, r"build_manifest: max_excluded 0\.1 -> 0\.2"),
+        (lambda c: c.configure(experiments={"ffn": {"distillation_weight": 0.5}}), FFN, r"train_ffn .*weight 1\.0 -> 0\.5"),
+        (lambda c: c.configure(table=[{"method": "TSM", "experiments": "tsm"}]), {"assemble_table": 1}, "assemble_table: rows changed"),
+    ],
+    ids=["label", "video", "manifest", "training", "table"],
+)  # fmt: skip
+def test_a_change_after_a_fresh_clone_is_noticed(
+    copy: Copy, change: Change, runs: dict[str, int], says: str
+) -> None:
+    clone_and_copy(copy)
+    change(copy)
+    jobs, said = copy.plan()
+    assert jobs == runs, said
+    assert re.search(f"^  {says}", said, re.MULTILINE), said
+
+
+def test_the_first_job_after_a_fresh_clone_brings_no_other(copy: Copy) -> None:
+    clone_and_copy(copy)
+    (copy.folder / TABLE).unlink()
+    assert copy.plan()[0] == {"assemble_table": 1}
+    copy.run(TABLE)
+    assert copy.plan()[0] == {}
+
+
+def test_an_index_that_nobody_watched_is_noticed(copy: Copy) -> None:
+    """Snakemake has the record of the job before it, which is of the settings that are wanted again."""
+    records, before = copy.folder / ".snakemake/metadata", copy.folder / "before"
+    shutil.copytree(records, before)
+    copy.configure(data={"verify": "packets"})
+    copy.run("results/video_index/part-0.parquet")
+    shutil.rmtree(records)
+    before.rename(records)
+    copy.configure(data={"verify": "decode"})
+    jobs, said = copy.plan()
+    assert jobs == {"index_videos": 1, **MANIFEST}
+    assert "index_videos (shard 0): verify packets -> decode" in said
+
+
+def test_what_is_made_from_earlier_files_is_noticed_whatever_the_times(copy: Copy) -> None:
+    """Labels and an evaluation were made again and nothing behind them was; then all was copied, and the times are lost."""
+    clone_and_copy(copy)
+    labels = copy.folder / "results/labels/labels.parquet"
+    pd.read_parquet(labels)[1:].to_parquet(labels, index=False)
+    evaluation = "results/evaluation/tsm/seed0/8f.json"
+    table = copy.read("results/table1.json")
+    table["settings"]["evaluations"][evaluation] = table["state"] = "0123456789abcdef"
+    (copy.folder / "results/table1.json").write_text(json.dumps(table))
+    past = time.time() - 86400
+    for file in copy.folder.glob("results/**/*"):
+        os.utime(file, (past, past))
+    jobs, said = copy.plan()
+    assert jobs == MANIFEST
+    assert "build_manifest: files.results/labels/labels.parquet changed" in said
+    assert f"assemble_table: evaluations.{evaluation} changed" in said
+
+
+def test_code_that_was_another_while_a_job_ran_is_noticed(copy: Copy) -> None:
+    """Code is edited after the plan and taken back after the job: only the job itself saw it."""
+    for path in ("results/experiments/ffn/seed0/run.json", "results/evaluation/tsm/seed0/8f.json"):
+        file = copy.folder / path
+        times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+        record = copy.read(path)
+        record["code"]["ffnrepro.data.dataset"] = record["state"] = "0123456789abcdef"
+        file.write_text(json.dumps(record))
+        os.utime(file, ns=times)
+    jobs, said = copy.plan()
+    assert jobs == {"train_ffn": 1, "evaluate": 4, "assemble_table": 1}, said
+    assert "train_ffn (ffn, seed 0): code of ffnrepro.data.dataset" in said
+    assert "evaluate (tsm, seed 0, frames 8): code of ffnrepro.data.dataset" in said
+
+
+def test_a_record_that_cannot_be_read_is_no_record(copy: Copy) -> None:
+    for path, text in (
+        ("experiments/tsm/seed0/run.json", '{"state": '),
+        ("evaluation/ffn/seed0/8f.json", "[]"),
+        ("video_index/part-0.json", '{"state": "0123456789abcdef"}'),
+    ):
+        (copy.folder / "results" / path).write_text(text)
+    aside = copy.folder / "results/experiments/tsm/seed0.bak"
+    shutil.copytree(copy.folder / "results/experiments/tsm/seed0", aside)
+    jobs, said = copy.plan()
+    assert jobs == {"index_videos": 1, **MANIFEST}, said
+    assert said.count("does not say what decided it") == 3
+
+
+def test_a_summary_that_fails_says_so_in_one_line(copy: Copy) -> None:
+    copy.edit("workflow/rules/plan.smk", "order = [", "order = 1 / 0 or [")
+    result = copy.run("--dry-run", TABLE)
+    assert "\nNo summary of the plan: ZeroDivisionError: " in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_the_example_of_the_documentation_is_what_is_said(copy: Copy) -> None:
+    copy.configure(experiments={"ffn": {"distillation_weight": 0.5}})
+    said = copy.plan()[1]
+    example = (ROOT / "docs/caching.md").read_text().split("```\n")[1]
+
+    def jobs(text: str) -> list[str]:  # without the hours, which are the machine's
+        return [line for line in text.splitlines() if re.match(r"  \w", line)]
+
+    assert len(jobs(example)) == 4
+    assert jobs(example) == jobs(said)
 
 
 def test_the_plot_follows_its_own_code_and_the_table(copy: Copy) -> None:
@@ -302,7 +424,9 @@ def test_identical_data_and_an_earlier_setting_train_nothing(copy: Copy) -> None
     copy.configure(training=TINY["training"] | {"learning_rate": 0.01})
     jobs, said = copy.plan()
     assert jobs == BOTH
-    assert "kept from before: written out in seconds" in said
+    assert said.count("kept from before: written out in seconds") == 4, (
+        said
+    )  # two trainings, and their evaluations
     made = copy.read("results/experiments/tsm/seed0/run.json")
     copy.run(TABLE)
     assert (copy.folder / TABLE).read_bytes() == first
@@ -317,6 +441,7 @@ def test_identical_data_and_an_earlier_setting_train_nothing(copy: Copy) -> None
 
 def assert_nothing_was_computed(copy: Copy) -> None:
     for name in ("tsm", "ffn"):
+        assert "s a step of" not in (copy.folder / f"results/checks/{name}.txt").read_text()
         log = (copy.folder / f"logs/train/{name}/seed0.log").read_text()
         assert "was trained before, nothing is left to do" in log
         assert "epoch 1/" not in log
@@ -368,23 +493,24 @@ def test_a_job_that_nobody_watched_is_noticed(copy: Copy) -> None:
         mark.unlink()
     jobs, said = copy.plan()
     assert jobs == {"check_training": 1, "train_tsm": 1, "evaluate": 3, "assemble_table": 1}, said
-    assert "is of other settings, data or code" in said
+    assert "train_tsm (tsm, seed 0): training.learning_rate 0.5 -> 0.01" in said
     copy.run(TABLE)
     assert copy.plan()[0] == {}
     assert copy.read(str(output))["settings"]["training"]["learning_rate"] == 0.01
 
 
-def test_a_first_job_that_nobody_watched_is_recorded(copy: Copy) -> None:
-    """As above, of a job that Snakemake has no record of at all: it is run once more, from what is kept."""
+def test_a_first_job_that_nobody_watched_is_taken_as_what_it_is(copy: Copy) -> None:
+    """As above, of a job that Snakemake has no record of at all."""
     records = copy.folder / ".snakemake/metadata"
     names = [file for file in records.iterdir() if json.loads(file.read_text())["rule"] == "train_tsm"]
     assert len(names) == 4
     for file in names:
         file.unlink()
+    assert copy.plan()[0] == {}
+    copy.configure(training={"learning_rate": 0.02})
     jobs, said = copy.plan()
-    assert jobs == {"train_tsm": 1, "evaluate": 3, "assemble_table": 1}, said
-    assert "model.pt was finished while no snakemake watched" in said
-    assert "kept from before: written out in seconds" in said
+    assert jobs == BOTH
+    assert "train_tsm (tsm, seed 0): training.learning_rate 0.01 -> 0.02" in said
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

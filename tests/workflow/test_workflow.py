@@ -96,10 +96,29 @@ def test_provenance_tells_the_chain_behind_each_number(
         f"git revision {run['git_revision']}", "pretrained weights none", "best epoch",
     ):  # fmt: skip
         assert told in said
-    assert "THE EVALUATIONS" not in said
+    assert not re.search("THE (EVALUATIONS|NUMBER)", said)
 
     shutil.copytree(folder / "results", tmp_path / "results")
+    network = tmp_path / "results/experiments/tsm/seed0/run.json"
+    record = json.loads(network.read_text())
+    network.write_text(json.dumps(record | {"model": "ab" * 32}))
+    cli.main(["provenance", str(tmp_path / "results/table1.csv")])
+    said = capsys.readouterr().out
+    assert said.count("THE NUMBERS ABOVE ARE NOT OF THIS NETWORK") == 1
+    assert said.index("run.json: " + "ab" * 32) < said.index("THE NUMBERS ABOVE") < said.index("TSM-FFN\n")
+    network.write_text(json.dumps({name: value for name, value in record.items() if name != "model"}))
+    assert cli.main(["provenance", str(tmp_path / "results/table1.csv")]) == 1
+    assert "'model' is not there, as of another version; run snakemake for it" in capsys.readouterr().err
+    network.write_text(json.dumps(record))
+
     summary = tmp_path / "results/evaluation/ffn/seed0/8f.json"
+    evaluated = json.loads(summary.read_text())
+    summary.write_text(json.dumps(evaluated | {"model": "cd" * 32}))
+    cli.main(["provenance", str(tmp_path / "results/table1.csv")])
+    said = capsys.readouterr().out
+    assert said.count("THE NUMBER IS NOT OF THIS NETWORK") == 1
+    assert "THE NUMBERS ABOVE ARE NOT OF THIS NETWORK" in said[said.index("TSM-FFN\n") :]
+    summary.write_text(json.dumps(evaluated))
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"top1": 12.34}))
     cli.main(["provenance", str(tmp_path / "results/table1.csv")])
     assert "THE EVALUATIONS BELOW GIVE 12.34" in capsys.readouterr().out

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ffnrepro.code_digest import code_digests
 from ffnrepro.config import check_frames, evaluation_settings, read_config, training_settings
-from ffnrepro.data.labels import check_counts, check_evaluable, list_label_files, read_labels
+from ffnrepro.data.labels import check_counts, check_evaluable, label_digests, list_label_files, read_labels
 from ffnrepro.data.video_index import list_videos, watch_digests
 from ffnrepro.decides import key_of
 from ffnrepro.errors import UserError
+from ffnrepro.files import file_digest
 
 try:
     CONFIG = read_config(config)
@@ -41,6 +42,7 @@ environment = {
     "SCRIPTS": os.path.join(workflow.basedir, "workflow", "scripts"),
     "LABELS": CONFIG.data.labels,
     "VIDEOS": CONFIG.data.videos,
+    "WATCH": CONFIG.data.watch,
     "RUNTIME": f"--device {CONFIG.runtime.device} --workers {CONFIG.runtime.workers}",
     "TRAINING": TRAINING,
     "LAUNCHER": LAUNCHER,
@@ -74,7 +76,20 @@ def experiments_of(method):
 
 def label_files(wildcards):
     """The label files that are there; the rule itself says what is missing."""
+    notice()  # every plan comes here
     return [str(path) for path in list_label_files(Path(CONFIG.data.labels))]
+
+
+@cache
+def digests_of_labels():
+    return label_digests(Path(CONFIG.data.labels))
+
+
+def labels_digests(wildcards):
+    return digests_of_labels()
+
+
+NO_VIDEOS = "no videos"
 
 
 @cache
@@ -88,7 +103,7 @@ def shard_digests():
             watch=CONFIG.data.watch,
         )
     except UserError:
-        return ["no videos"] * CONFIG.data.index_shards
+        return [NO_VIDEOS] * CONFIG.data.index_shards
 
 
 def shard_digest(wildcards):
@@ -123,10 +138,9 @@ def weights_source(wildcards):
     return CONFIG.own_weights if CONFIG.own_weights and os.path.exists(CONFIG.own_weights) else []
 
 
-def weights_options(wildcards):
-    """Where the pretrained weights come from: nothing for torchvision's."""
-    options = {"source": CONFIG.own_weights, "sha256": CONFIG.network.weights_sha256}
-    return " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items() if value)
+# Where the pretrained weights come from: nothing for torchvision's.
+WEIGHTS = {"source": CONFIG.own_weights or "", "sha256": CONFIG.network.weights_sha256 or ""}
+WEIGHTS_OPTIONS = " ".join(f"--{name} {shlex.quote(value)}" for name, value in WEIGHTS.items() if value)
 
 
 def evaluated_model(wildcards):
@@ -170,8 +184,9 @@ def settings_of_any_seed(wildcards):
 
 
 def tried_steps(wildcards):
-    """Steps that are tried before a training: none on a cluster, where another machine trains."""
-    return 20 if workflow.local_exec else 0
+    """Steps that are tried before a training: none on a cluster, where another machine trains, or of a kept one."""
+    kept = all(kept_training_of(wildcards.experiment, seed) for seed in CONFIG.seeds)
+    return 20 if workflow.local_exec and not kept else 0
 
 
 def table_rows():
@@ -210,14 +225,22 @@ TABLE = "results/table1.csv"
 BEHIND_THE_TABLE = [
     "results/labels/classes.csv",
     "results/labels/labels.parquet",
-    *(f"results/video_index/part-{shard}.parquet" for shard in range(CONFIG.data.index_shards)),
+    "results/labels/made.json",
+    *(
+        f"results/video_index/part-{shard}.{end}"
+        for shard in range(CONFIG.data.index_shards)
+        for end in ("parquet", "json")
+    ),
     *(f"results/manifest/{split}.parquet" for split in ("train", "validation", "test")),
-    *(f"results/manifest/{name}" for name in ("excluded.csv", "summary.json", "manifest.sha256")),
+    *(
+        f"results/manifest/{name}"
+        for name in ("excluded.csv", "summary.json", "manifest.sha256", "made.json")
+    ),
     *sorted(
         {
             f"{weights_of(name)}.{end}"
             for name, _ in TRAININGS
-            for end in ("pth", "sha256")
+            for end in ("pth", "sha256", "json")
             if weights_of(name)
         }
     ),
@@ -238,6 +261,4 @@ BEHIND_THE_TABLE = [
 
 def summaries(wildcards):
     """The evaluations that the table asks for, and through them the trainings."""
-    if workflow.is_main_process:
-        notice()
     return sorted({path for _, cells in table_rows() for _, paths in cells for path in paths})

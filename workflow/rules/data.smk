@@ -28,10 +28,11 @@ onstart:
 
 rule parse_labels:
     input:
-        label_files,
+        ancient(label_files),  # by digest below: Snakemake compares a large file by its time
     output:
         classes="results/labels/classes.csv",
         table="results/labels/labels.parquet",
+        made="results/labels/made.json",
     log:
         "logs/parse_labels.log",
     conda:
@@ -42,17 +43,19 @@ rule parse_labels:
     params:
         dataset=CONFIG.dataset,
         partial="--partial" if CONFIG.data.partial else "",
+        files=labels_digests,
         code=code_of("parse_labels"),
     message:
         "Reading the label files"
     shell:
         'script parse_labels --labels "$LABELS" --dataset {params.dataset:q} {params.partial} '
-        "--classes {output.classes} --table {output.table} --log {log}"
+        "--classes {output.classes} --table {output.table} --made {output.made} --log {log}"
 
 
 rule index_videos:
     output:
-        "results/video_index/part-{shard}.parquet",
+        index="results/video_index/part-{shard}.parquet",
+        made="results/video_index/part-{shard}.json",
     log:
         "logs/index_videos/{shard}.log",
     benchmark:
@@ -73,7 +76,8 @@ rule index_videos:
         "Indexing the videos: shard {wildcards.shard}"
     shell:
         'script index_videos --videos "$VIDEOS" --shard {wildcards.shard} --shards {params.shards} '
-        "--layout {params.layout} --verify {params.verify} --entries state/video_index --output {output} --log {log}"
+        "--layout {params.layout} --verify {params.verify} --watch $WATCH --entries state/video_index "
+        "--output {output.index} --made {output.made} --log {log}"
 
 
 rule build_manifest:
@@ -89,6 +93,7 @@ rule build_manifest:
         excluded="results/manifest/excluded.csv",
         summary="results/manifest/summary.json",
         digest="results/manifest/manifest.sha256",
+        made="results/manifest/made.json",
     log:
         "logs/build_manifest.log",
     conda:

@@ -1,15 +1,76 @@
-# What Snakemake does not see by itself, and what a dry run says at its end. Both look into Snakemake's own records: should a
-# later version keep them otherwise, less is noticed and less is said, and nothing breaks.
+# What Snakemake does not see by itself, and what a dry run says at its end.
+#
+# Each job leaves beside its results what decided them: settings, data, code, and their key as `state`. Here that is compared
+# with what decides them now. This needs no record of Snakemake's: a stale file is noticed, and only a stale one, in a fresh
+# clone, after a job that ended while no snakemake watched, and where code was another for as long as a job ran.
 
 import atexit
+from functools import partial
 
 from snakemake.io import IOFile
 
-from ffnrepro.decides import evaluation_decides, training_decides
-from ffnrepro.plan import PlannedJob, changed_code, changed_params, describe, training_hours
+from ffnrepro.decides import data_decides, evaluation_decides, training_decides
+from ffnrepro.plan import PlannedJob, describe, differences, training_hours
 
 FOLDER = os.getcwd()  # the working directory; at its end Snakemake goes back to where it was started
-NOTICED = {}  # file -> why its job has to run
+MISSING = set()  # files that their jobs have to make again
+OTHERWISE = {}  # file that says what decided a job -> what is different now
+
+
+def read_record(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def data_of(rule, **settings):
+    return data_decides(SCRIPTS / f"{rule}.py", **settings)
+
+
+def wanted_labels():
+    """What decides the labels; OSError where there are no label files, as on a machine that has the results only."""
+    if not digests_of_labels():
+        raise FileNotFoundError(CONFIG.data.labels)
+    return data_of(
+        "parse_labels",
+        dataset=CONFIG.dataset,
+        partial=CONFIG.data.partial,
+        files=digests_of_labels(),
+    )
+
+
+def wanted_index(shard):
+    """The same of a shard of the index, and of the videos."""
+    if shard_digests()[shard] == NO_VIDEOS:
+        raise FileNotFoundError(CONFIG.data.videos)
+    return data_of(
+        "index_videos",
+        videos=str(Path(CONFIG.data.videos)),
+        names=shard_digests()[shard],
+        shards=CONFIG.data.index_shards,
+        layout=CONFIG.data.layout,
+        verify=CONFIG.data.verify,
+    )
+
+
+def wanted_manifest():
+    """What decides the manifest; OSError where a file that it is made from is not there."""
+    parts = [f"results/video_index/part-{shard}.parquet" for shard in range(CONFIG.data.index_shards)]
+    files = ["results/labels/classes.csv", "results/labels/labels.parquet", *parts]
+    return data_of(
+        "build_manifest",
+        max_excluded=float(CONFIG.data.max_excluded),
+        files={path: file_digest(Path(path)) for path in files},
+    )
+
+
+def wanted_table():
+    """The same of the table; its numbers are those of the evaluations, whatever their files' times."""
+    return data_of(
+        "assemble_table",
+        rows=table_rows(),
+        evaluations={path: read_record(path)["state"] for path in summaries(None)},
+        dataset=CONFIG.dataset,
+        published=file_digest(Path(PUBLISHED)),
+    )
 
 
 def wanted_training(experiment, seed):
@@ -24,14 +85,88 @@ def wanted_training(experiment, seed):
     )
 
 
-def wanted_evaluation(experiment, seed, frames):
-    model = Path(EXPERIMENT.format(experiment=experiment, seed=seed), "model.sha256").read_text()
+def wanted_evaluation(experiment, seed, frames, model=None):
+    """The same of an evaluation: of the network that is there, or of another one, by its digest."""
+    if model is None:
+        model = Path(EXPERIMENT.format(experiment=experiment, seed=seed), "model.sha256").read_text().strip()
     return evaluation_decides(
         SCRIPTS / "evaluate.py",
         evaluation_settings(CONFIG, experiment, frames),
         manifest=Path("results/manifest"),
-        model=model.strip(),
+        model=model,
     )
+
+
+def wanted():
+    """Each file that says what decided a job -> function that gives what decides it now."""
+    files = {
+        "results/labels/made.json": wanted_labels,
+        "results/manifest/made.json": wanted_manifest,
+        "results/table1.json": wanted_table,
+    }
+    for shard in range(CONFIG.data.index_shards):
+        files[f"results/video_index/part-{shard}.json"] = partial(wanted_index, shard)
+    for stem in filter(None, {weights_of(experiment) for experiment in CONFIG.experiments}):
+        files[f"{stem}.json"] = partial(data_of, "fetch_weights", **WEIGHTS)
+    # Not of the table's alone: of all that are there.
+    for name, seed in zip(*glob_wildcards(f"{EXPERIMENT}/run.json")):
+        if name in CONFIG.experiments and seed.isdecimal():
+            path = f"{EXPERIMENT}/run.json".format(experiment=name, seed=seed)
+            files[path] = partial(wanted_training, name, int(seed))
+    for name, seed, frames in zip(*glob_wildcards(f"{EVALUATION}.json")):
+        if name in CONFIG.experiments and seed.isdecimal() and frames.isdecimal():
+            path = f"{EVALUATION}.json".format(experiment=name, seed=seed, frames=frames)
+            files[path] = partial(wanted_evaluation, name, int(seed), int(frames))
+    return files
+
+
+def differences_of(path, decides):
+    """What is different between what decided a job's files and what decides them now, in words."""
+    try:
+        now = decides()
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # what it is made from is not here, or is unfit and made again
+    try:
+        made = read_record(path)
+        if made["state"] == key_of(now):
+            return []
+        return differences(made, now) or [f"{path} is of another key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [f"{path} does not say what decided it"]
+
+
+@cache
+def notice():
+    """Have Snakemake run the jobs whose files are missing, also where only finished files were made from them, or stale."""
+    if not workflow.is_main_process:
+        return
+    MISSING.update(path for path in BEHIND_THE_TABLE if not os.path.exists(path))
+    for path, decides in wanted().items():
+        if os.path.exists(path) and (words := differences_of(path, decides)):
+            OTHERWISE[path] = words
+    workflow.dag.forcefiles.update(MISSING, OTHERWISE)
+
+
+def kept_work(stage, decides):
+    """Folder of finished work of this key, or None."""
+    folder = Path("state", stage, key_of(decides))
+    try:
+        about = read_record(folder / "about.json")
+    except (OSError, ValueError):
+        return None
+    return folder if about.get("epoch") == about.get("epochs") else None
+
+
+def kept_training_of(experiment, seed):
+    """Folder of a finished training of the configuration, data and code as they are now, or None."""
+    try:
+        return kept_work("train", wanted_training(experiment, seed))
+    except (OSError, ValueError):  # the data is not there
+        return None
+
+
+# What follows only tells. It looks into Snakemake's own records: should a later version keep them otherwise, less is said,
+# and nothing breaks.
 
 
 def record_of(path):
@@ -39,118 +174,86 @@ def record_of(path):
     return workflow.persistence.metadata(IOFile(str(path)))
 
 
-def was_watched(path):
-    record = record_of(path)
-    return record is not None and abs(record.endtime - os.path.getmtime(path)) < 0.1
-
-
-def read_record(path):
-    """`run.json`, or the summary of an evaluation."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def made_otherwise(path, decides, *job):
-    """Whether a file of a job that nobody watched is of other settings, data or code than are wanted now."""
-    if not os.path.exists(path) or was_watched(path):
-        return False
-    try:
-        return read_record(path)["state"] != key_of(decides(*job))
-    except OSError:  # what it is made from is not there yet
-        return False
-
-
-@cache
-def notice():
-    """Have Snakemake run jobs behind the table whose files it would take as they are, and should not.
-
-    It does not miss a file that only finished files were made from. And a job that ended after `snakemake` was killed leaves
-    files without a record, or with that of an earlier setting.
-    """
-    evaluated = any(os.path.exists(path) for path in BEHIND_THE_TABLE if path.endswith("f.json"))
-    recorded = any(record_of(path) for path in BEHIND_THE_TABLE)
-    for path in BEHIND_THE_TABLE:
-        if not os.path.exists(path):
-            if record_of(path) is not None or (evaluated and not recorded):
-                NOTICED[path] = f"{path} is missing"
-        elif recorded and record_of(path) is None:
-            NOTICED[path] = f"{path} was finished while no snakemake watched"
-    for job in TRAININGS:
-        path = "{}/run.json".format(EXPERIMENT.format(experiment=job[0], seed=job[1]))
-        if made_otherwise(path, wanted_training, *job):
-            NOTICED[path] = f"{path} is of other settings, data or code"
-    for job in EVALUATIONS:
-        path = "{}.json".format(EVALUATION.format(experiment=job[0], seed=job[1], frames=job[2]))
-        if made_otherwise(path, wanted_evaluation, *job):
-            NOTICED[path] = f"{path} is of other settings, data or code"
-    workflow.dag.forcefiles.update(NOTICED)
-
-
 def reasons(job):
     """Why a job runs, in words."""
     reason, producers = workflow.dag.reason(job), workflow.dag.dependencies[job]
-    words = [NOTICED[path] for path in job.output if path in NOTICED][:1]
-    if reason.missing_output and not words:
-        path = min(map(str, reason.missing_output))
+    words = [word for path in job.output for word in OTHERWISE.get(path, [])]
+    if missing := MISSING.intersection(job.output) | set(map(str, reason.missing_output)):
+        path = min(missing)
         words.append("not made yet" if record_of(path) is None else f"{path} is missing")
+    if reason.params_changed and not words:
+        words.append("other settings or code")
     words += [f"{path} is changed" for path in sorted(map(str, reason.updated_input))[:3]]
     if after := sorted(
         {job.rule.name for job, files in producers.items() if reason.updated_input_run & set(files)}
     ):
         words.append(f"after {', '.join(after)}")
-    if reason.params_changed:
-        recorded = next((r.params for r in map(record_of, job.output) if r and r.params), [])
-        params = dict(job.params.items())
-        words += changed_params(recorded, params)
-        if "code" in params and repr(params["code"]) not in recorded:
-            words.append(changed_code(*code_before_and_now(job)))
     if reason.input_changed:
         words.append("made from other files")
     if reason.code_changed:
         words.append("the rule's command is another")
     if reason.software_stack_changed:
         words.append("the software environment is another")
-    if reason.forced and not any(path in NOTICED for path in job.output):
+    if reason.forced and not any(path in MISSING or path in OTHERWISE for path in job.output):
         words.append("asked for, or cut short")
     return tuple(dict.fromkeys(words))
 
 
-def code_before_and_now(job):
-    """Digests of the modules of a job's code, at its last run where its files tell, and now."""
-    kept = next((path for path in job.output if path.endswith(".json") and os.path.exists(path)), None)
-    before = read_record(kept).get("code", {}) if kept else {}
-    experiment = CONFIG.experiments.get(job.wildcards.get("experiment"))
-    now = code_digests(SCRIPTS / f"{job.rule.name}.py", experiment and experiment.method)
-    return (before, now) if before else ({}, {})
+@cache
+def will_differ(job):
+    """Whether a job's files will be others, as far as is known: it is stale, or one before it is."""
+    return workflow.dag.needrun(job) and (
+        any(path in OTHERWISE for path in job.output) or any(map(will_differ, workflow.dag.dependencies[job]))
+    )
+
+
+def kept_training(job):
+    """Folder of a training that is only written out again, or None."""
+    if any(map(will_differ, workflow.dag.dependencies[job])):
+        return None
+    return kept_training_of(job.wildcards.experiment, int(job.wildcards.seed))
+
+
+def kept_evaluation(job):
+    """The same of an evaluation."""
+    model = None
+    for producer in workflow.dag.dependencies[job]:
+        if producer.rule.name in ("train_tsm", "train_ffn") and workflow.dag.needrun(producer):
+            folder = kept_training(producer)
+            if folder is None:
+                return None
+            model = read_record(folder / "made_with.json")["model"]
+        elif will_differ(producer):
+            return None
+    work = job.wildcards
+    return kept_work(
+        "evaluation", wanted_evaluation(work.experiment, int(work.seed), int(work.frames), model)
+    )
 
 
 def cost(job):
     """Hours of a job and what that is based on; nothing for the light ones."""
-    if job.rule.name == "evaluate":
-        work = (job.wildcards.experiment, int(job.wildcards.seed), int(job.wildcards.frames))
-        decides, stage = wanted_evaluation, "evaluation"
-    elif job.rule.name in ("train_tsm", "train_ffn"):
-        work = (job.wildcards.experiment, int(job.wildcards.seed))
-        decides, stage = wanted_training, "train"
-    else:
+    if job.rule.name not in ("train_tsm", "train_ffn", "evaluate"):
         return None, ""
-    rebuilt = any(workflow.dag.needrun(producer) for producer in workflow.dag.dependencies[job])
+    work = job.wildcards
     try:
-        kept = read_record(f"state/{stage}/{key_of(decides(*work))}/about.json")
-        if kept.get("epoch") == kept.get("epochs"):
-            return 0, "kept from before: written out in seconds" + (
-                ", should its inputs come out the same" if rebuilt else ""
-            )
-    except OSError:
-        pass
-    if stage == "evaluation":
-        path = "{}.json".format(EVALUATION.format(experiment=work[0], seed=work[1], frames=work[2]))
+        kept = kept_evaluation(job) if job.rule.name == "evaluate" else kept_training(job)
+    except (OSError, ValueError, KeyError):  # what it is made from is not there, or was not noted
+        kept = None
+    if kept is not None:
+        rebuilt = any(map(workflow.dag.needrun, workflow.dag.dependencies[job]))
+        return 0, "kept from before: written out in seconds" + (
+            ", should its inputs come out the same" if rebuilt else ""
+        )
+    if job.rule.name == "evaluate":
+        path = f"{EVALUATION}.json".format(**work)
         return (
             (read_record(path)["wall_seconds"] / 3600, "as last time") if os.path.exists(path) else (None, "")
         )
-    own = CONFIG.experiments[work[0]]
+    own = CONFIG.experiments[work.experiment]
     runs = [read_record(path) for path in sorted(Path("results/experiments").glob("*/*/run.json"))]
     alike = [run for run in runs if run["settings"]["method"] == own.method]
-    alike.sort(key=lambda run: run["experiment"] == work[0])
+    alike.sort(key=lambda run: run["experiment"] == work.experiment)
     return training_hours(
         CONFIG.training.epochs, sum(own.train_frames), CONFIG.dataset, alike[-1] if alike else None
     )
@@ -173,14 +276,15 @@ def planned(job):
 
 def print_plan():
     """At the end of a dry run that came to its end."""
-    try:
-        if workflow.dryrun and workflow.scheduler is not None:
-            os.chdir(FOLDER)
-            order = [job for level in workflow.dag.toposorted() for job in level]
-            jobs = [planned(job) for job in order if workflow.dag.needrun(job) and not job.rule.norun]
-            print(f"\n{describe(jobs, gpu=CONFIG.runtime.device != 'cpu')}", flush=True)
-    except Exception:
+    if not workflow.dryrun or workflow.scheduler is None:
         return
+    try:
+        os.chdir(FOLDER)
+        order = [job for level in workflow.dag.toposorted() for job in level]
+        jobs = [planned(job) for job in order if workflow.dag.needrun(job) and not job.rule.norun]
+        print(f"\n{describe(jobs, gpu=CONFIG.runtime.device != 'cpu')}", flush=True)
+    except Exception as error:
+        print(f"\nNo summary of the plan: {type(error).__name__}: {error}", flush=True)
 
 
 if workflow.is_main_process:

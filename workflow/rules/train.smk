@@ -10,10 +10,11 @@ localrules:
 
 rule fetch_weights:
     input:
-        weights_source,
+        ancient(weights_source),  # the digest that it must have says which one it is
     output:
         weights="results/weights/resnet{depth}.pth",
         digest="results/weights/resnet{depth}.sha256",
+        made="results/weights/resnet{depth}.json",
     log:
         "logs/fetch_weights/{depth}.log",
     conda:
@@ -22,13 +23,13 @@ rule fetch_weights:
         runtime=15,
         mem_mb=1000,
     params:
-        source=weights_options,
+        source=WEIGHTS_OPTIONS,
         code=code_of("fetch_weights"),
     message:
         "Fetching the ImageNet weights of ResNet-{wildcards.depth}"
     shell:
         "script fetch_weights --depth {wildcards.depth} {params.source} "
-        "--output {output.weights} --digest {output.digest} --log {log}"
+        "--output {output.weights} --digest {output.digest} --made {output.made} --log {log}"
 
 
 rule check_training:

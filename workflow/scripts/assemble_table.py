@@ -5,7 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from ffnrepro.files import replacing, write_json, write_text
+from ffnrepro.decides import data_decides, write_decides
+from ffnrepro.files import file_digest, replacing, write_text
 from ffnrepro.logs import logger, run
 from ffnrepro.table import assemble_table, read_published, read_summary, table_markdown
 
@@ -23,14 +24,23 @@ def main() -> int:
     parser.add_argument("--published", required=True, type=Path, help="published figures")
     parser.add_argument("--csv", required=True, type=Path, help="written")
     parser.add_argument("--markdown", required=True, type=Path, help="written")
-    parser.add_argument("--cells", required=True, type=Path, help="written: what each number is made from")
+    parser.add_argument("--made", required=True, type=Path, help="written: what it is made from")
     parser.add_argument("--log", type=Path)
     arguments = parser.parse_args()
 
     def work() -> None:
+        paths = {path for _, cells in arguments.rows for _, cell in cells for path in cell}
+        summaries = {path: read_summary(Path(path)) for path in sorted(paths)}
+        decides = data_decides(
+            Path(__file__),
+            rows=arguments.rows,
+            evaluations={path: summary["state"] for path, summary in summaries.items()},
+            dataset=arguments.dataset,
+            published=file_digest(arguments.published),
+        )
         published = read_published(arguments.published)
         rows = [
-            (method, {frames: [read_summary(Path(path)) for path in paths] for frames, paths in cells})
+            (method, {frames: [summaries[path] for path in paths] for frames, paths in cells})
             for method, cells in arguments.rows
         ]
         table = assemble_table(rows, published=published, dataset=arguments.dataset)
@@ -38,10 +48,7 @@ def main() -> int:
         with replacing(arguments.csv) as temporary:
             table.to_csv(temporary, index=False)
         write_text(arguments.markdown, text)
-        write_json(
-            arguments.cells,
-            {method: {str(frames): paths for frames, paths in cells} for method, cells in arguments.rows},
-        )
+        write_decides(arguments.made, decides)
         logger.info("%s", text)
 
     return run(work, arguments.log)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from ffnrepro.data.manifest import TooManyExcluded, build_manifest
+from ffnrepro.decides import data_decides, write_decides
 from ffnrepro.errors import UserError
+from ffnrepro.files import file_digest
 from ffnrepro.logs import logger, run
 
 
@@ -23,6 +25,9 @@ def main() -> int:
     arguments = parser.parse_args()
 
     def work() -> None:
+        inputs = [arguments.classes, arguments.table, *arguments.index]
+        files = {str(path): file_digest(path) for path in inputs}
+        decides = data_decides(Path(__file__), max_excluded=arguments.max_excluded, files=files)
         # As text: a class may be called "None" or "007".
         classes = pd.read_csv(arguments.classes, dtype="str", keep_default_na=False)["class"].tolist()
         index = pd.concat([pd.read_parquet(part) for part in arguments.index], ignore_index=True)
@@ -37,6 +42,7 @@ def main() -> int:
             error.excluded.to_csv(listing, index=False, lineterminator="\n")
             raise UserError(f"{error} (all are listed in {listing})") from error
         manifest.save(arguments.output)
+        write_decides(arguments.output / "made.json", decides)
         counts = ", ".join(f"{len(rows):,} {split}" for split, rows in manifest.splits.items())
         logger.info("manifest: %s; %d excluded", counts, len(manifest.excluded))
 

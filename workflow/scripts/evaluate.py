@@ -53,11 +53,12 @@ def work(arguments: argparse.Namespace) -> None:
     digest = tensors_digest(model.state_dict())
     decides = evaluation_decides(Path(__file__), settings, manifest=arguments.manifest, model=digest)
     kept = arguments.state / key_of(decides)
-    if (kept / "about.json").exists():
+    if (kept / "about.json").exists() and (kept / "predictions.parquet").exists():
         logger.info("%s at %d frames: was evaluated before", arguments.name, settings["frames"])
     else:
         started = time.perf_counter()
         device = choose_device(arguments.device)
+        made_here = provenance(device)
         predictions = predict(
             place(model, device),
             pd.read_parquet(arguments.manifest / f"{settings['split']}.parquet"),
@@ -77,7 +78,7 @@ def work(arguments: argparse.Namespace) -> None:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             **decides,
             "wall_seconds": time.perf_counter() - started,
-            **provenance(device),
+            **made_here,
         }
         write_json(
             kept / "about.json", {"experiment": arguments.name, "seed": arguments.seed, "summary": summary}

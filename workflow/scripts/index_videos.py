@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ffnrepro.data.video_index import index_videos, list_videos, shard_of
+from ffnrepro.data.video_index import index_videos, list_videos, shard_of, watch_digest
+from ffnrepro.decides import data_decides, write_decides
 from ffnrepro.files import replacing
 from ffnrepro.logs import logger, run
 
@@ -17,13 +18,23 @@ def main() -> int:
     parser.add_argument("--shards", required=True, type=int, help="in all")
     parser.add_argument("--layout", default="videos", choices=["videos", "frames"])
     parser.add_argument("--verify", default="decode", choices=["decode", "packets"])
+    parser.add_argument("--watch", default="names", choices=["names", "stat", "none"])
     parser.add_argument("--entries", type=Path, help="folder that keeps what was found, for the next call")
     parser.add_argument("--output", required=True, type=Path, help="written: a row a video")
+    parser.add_argument("--made", required=True, type=Path, help="written: what decided it")
     parser.add_argument("--log", type=Path)
     arguments = parser.parse_args()
 
     def work() -> None:
         names = shard_of(list_videos(arguments.videos, arguments.layout), arguments.shard, arguments.shards)
+        decides = data_decides(
+            Path(__file__),
+            videos=str(arguments.videos),
+            names=watch_digest(arguments.videos, names, arguments.watch),
+            shards=arguments.shards,
+            layout=arguments.layout,
+            verify=arguments.verify,
+        )
         kept = f"{arguments.shard}-of-{arguments.shards}.jsonl"
         index = index_videos(
             arguments.videos,
@@ -33,6 +44,7 @@ def main() -> int:
         )
         with replacing(arguments.output) as temporary:
             index.to_parquet(temporary, index=False)
+        write_decides(arguments.made, decides)
         usable = int((index["status"] == "ok").sum())
         logger.info(
             "index: shard %d of %d (counted from 0), %d videos, %d of them excluded",

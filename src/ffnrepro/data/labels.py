@@ -13,8 +13,9 @@ import pandas as pd
 
 from ffnrepro.data.label_formats import SOURCE, SPLITS, ClassList, LabelRows, read_label_file, says_classes
 from ffnrepro.errors import UserError
+from ffnrepro.files import file_digest
 
-__all__ = ["SPLITS", "check_counts", "list_label_files", "read_labels"]
+__all__ = ["SPLITS", "check_counts", "label_digests", "list_label_files", "read_labels"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ def list_label_files(folder: Path) -> list[Path]:
         for path in paths
         if path.name.lower().endswith(ENDINGS) and not path.name.lower().startswith(others) and path.is_file()
     )
+
+
+def label_digests(folder: Path) -> dict[str, str]:
+    """Digest of each label file of a folder, by its name."""
+    return {path.name: file_digest(path) for path in list_label_files(folder)}
 
 
 def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:

@@ -138,13 +138,26 @@ def watch_digests(
     Raises:
         UserError: The folder does not exist, or holds no video.
     """
-    if watch == "none":
-        return ["not watched"] * shards
     parts: list[list[str]] = [[] for _ in range(shards)]
-    for name in list_videos(folder, layout):
-        size, time = _stat(folder / name) if watch == "stat" else (0, 0)
-        parts[_shard(name, shards)].append(f"{name}\0{size}\0{time}" if watch == "stat" else name)
-    return [listing_digest(part) for part in parts]
+    if watch != "none":
+        for name in list_videos(folder, layout):
+            parts[_shard(name, shards)].append(name)
+    return [watch_digest(folder, part, watch) for part in parts]
+
+
+def watch_digest(folder: Path, names: Iterable[str], watch: Watch = "names") -> str:
+    """Digest what a change of these videos is told by, as :func:`watch_digests` does for each shard.
+
+    Args:
+        folder: The folder of videos.
+        names: Names in it.
+        watch: As in :func:`watch_digests`.
+    """
+    if watch == "none":
+        return "not watched"
+    if watch == "stat":
+        names = ["\0".join(map(str, (name, *_stat(folder / name)))) for name in names]
+    return listing_digest(names)
 
 
 def shard_of(names: Iterable[str], shard: int, shards: int) -> list[str]:
