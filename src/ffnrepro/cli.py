@@ -85,12 +85,21 @@ def _unpack(arguments: argparse.Namespace) -> None:
     logger.info(unpack(arguments.folder, into, expect=arguments.expect, progress=sys.stderr.isatty()))
 
 
-def _inspect(arguments: argparse.Namespace) -> None:
+class _NobodyReads(Exception):
+    """Whoever reads the output, such as `head`, has enough."""
+
+
+def _say(text: str) -> None:
     try:
+        print(text, flush=True)
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+        raise _NobodyReads from error
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    with contextlib.suppress(_NobodyReads):
         inspect_videos(arguments.paths, as_json=arguments.json)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def inspect_videos(paths: Sequence[Path], *, as_json: bool) -> None:
@@ -112,9 +121,9 @@ def inspect_videos(paths: Sequence[Path], *, as_json: bool) -> None:
             row |= {**vars(outcome[0]), "frames": outcome[1]}
         rows.append(row)
         if not as_json:
-            print(_told(row), flush=True)
+            _say(_told(row))
     if as_json:
-        print(json.dumps(rows, indent=2))
+        _say(json.dumps(rows, indent=2))
 
 
 def _videos_of(path: Path) -> list[Path]:

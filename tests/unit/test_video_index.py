@@ -2,16 +2,18 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from ffnrepro.data import video_index
+from ffnrepro.data import isolation, video_index
 from ffnrepro.data.decode import examine
 from ffnrepro.data.isolation import examine_apart
 from ffnrepro.data.label_formats import id_of
@@ -250,3 +252,12 @@ def test_a_file_that_hangs_or_kills_the_decoder_costs_only_itself(write_video, n
     assert outcomes.pop(tmp_path / "surprises.webm") == "decoder crashed (AttributeError)"
     assert {frames for _, frames in outcomes.values()} == {3}
     assert list(examine_apart([])) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the pool
+def test_children_that_do_not_even_start_are_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(isolation, "_START", 3)
+    resource_tracker.ensure_running()  # a child of Python's own, which is not what is tested
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", (shutil.which("false") or "").encode())
+    with pytest.raises(UserError, match="end before they begin"):
+        list(examine_apart([tmp_path / "1.webm"], seconds=0.1))

@@ -17,6 +17,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from ffnrepro.data.decode import DecodeError, Verify, VideoHeader, examine
+from ffnrepro.errors import UserError
 
 Outcome = tuple[VideoHeader, int] | str
 """What `examine` gives, or the reason why it gives nothing."""
@@ -25,6 +26,8 @@ CRASHED = "decoder crashed"
 NOT_FINISHED = "decoder did not finish"
 
 _CHUNK = 8
+_START = 60
+"""Seconds that children may take to begin."""
 
 
 def examine_apart(
@@ -46,6 +49,9 @@ def examine_apart(
 
     Yields:
         Each path with its outcome.
+
+    Raises:
+        UserError: The children do not even start.
     """
     work = partial(_examine_chunk, verify=verify, examine_one=examine_one)
     chunks = _chunks(paths)
@@ -69,6 +75,11 @@ def examine_apart(
                     alone = [pool.schedule(work, [[path]], timeout=seconds) for path in chunk]
                     outcomes = [_first(_result(one, seconds)) for one in alone]
                 yield from zip(chunk, [outcomes] if isinstance(outcomes, str) else outcomes, strict=True)
+        except (RuntimeError, BrokenPipeError) as error:  # all that the pool says of itself
+            raise UserError(
+                f"the processes that examine videos end before they begin ({error}): see whether memory, or the number of "
+                "processes, is limited here"
+            ) from error
         finally:
             pool.stop()  # type: ignore[no-untyped-call]  # also where the caller goes no further: nobody waits for what is under way
 
@@ -80,8 +91,11 @@ def _chunks(paths: Iterable[Path]) -> Iterator[list[Path]]:
 
 def _result(future: Any, seconds: float) -> list[Outcome] | str:
     try:
-        outcomes: list[Outcome] = future.result()
+        # The children keep the time limit, and a file waits for few others. Beyond that the pool itself is gone.
+        outcomes: list[Outcome] = future.result(timeout=10 * seconds + _START)
     except OutOfTime:
+        if not future.done():
+            raise RuntimeError("no answer") from None
         return f"{NOT_FINISHED} in {seconds:g} s"
     except ProcessExpired:
         return CRASHED
