@@ -1,5 +1,6 @@
 """Videos that the tests make for themselves."""
 
+import signal
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 VideoWriter = Callable[..., Path]
+
+# A shell lets what it starts in the background, and all that this starts, ignore Ctrl-C, which tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

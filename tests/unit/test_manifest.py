@@ -297,7 +297,17 @@ def test_class_names_that_look_like_nothing_or_like_numbers(tmp_path):
     index([(row.partition(",")[0], 4, "") for row in rows]).to_parquet(tmp_path / "index.parquet")
     scripts = Path(__file__).parents[2] / "workflow" / "scripts"
     for command in (
-        ["parse_labels", "--labels", "labels", "--dataset", "mine", "--classes", "classes.csv"],
+        [
+            "parse_labels",
+            "--labels",
+            "labels",
+            "--dataset",
+            "mine",
+            "--classes",
+            "classes.csv",
+            "--made",
+            "made.json",
+        ],
         ["build_manifest", "--classes", "classes.csv", "--index", "index.parquet", "--output", "manifest"],
     ):
         script = scripts / f"{command[0]}.py"
