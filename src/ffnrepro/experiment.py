@@ -123,7 +123,7 @@ def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
         script: that calls this.
 
     Raises:
-        PermanentError: too few videos for a batch, unfit weights, a loss that is not finite.
+        PermanentError: too few videos, unfit weights, a loss that is not finite, gradients that float16 does not hold.
         UserError: no such device, no room for the state.
         Unfinished: stopped in time, or another process is at work on the same training.
     """
@@ -190,7 +190,7 @@ def train_experiment(
         processes: that share each batch.
 
     Raises:
-        PermanentError: too few videos for a batch, unfit weights, a loss that is not finite.
+        PermanentError: too few videos, unfit weights, a loss that is not finite, gradients that float16 does not hold.
         Unfinished: asked to stop.
     """
     settings: dict[str, Any] = arguments.settings

@@ -262,7 +262,7 @@ def test_what_would_stop_a_training_is_found_before_it(tmp_path: Path) -> None:
     workflow.configure(training={"epochs": 2, "batch_size": 100, "warmup_epochs": 0})
     result = workflow.run("results/experiments/ffn/seed0/model.pt")
     assert result.returncode != 0
-    assert "error: this training would not run as it is: step: " in result.stderr
+    assert "error: this training would not run as it is: videos: " in result.stderr
     assert "24 videos do not fill one batch of training.batch_size 100; lower it" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "state/train").exists()
