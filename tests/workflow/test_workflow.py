@@ -278,7 +278,8 @@ def test_a_nonsense_frame_count_in_a_target_stops_before_training(unfinished: Wo
 
 def test_weights_of_ones_own_are_checked_and_taken(tmp_path: Path) -> None:
     workflow = Workflow(tmp_path)
-    torch.save({"conv1.weight": torch.zeros(16, 3, 5, 5)}, tmp_path / "my weights.pth")
+    # Large enough for Snakemake to compare it by time.
+    torch.save({"fc.weight": torch.zeros(300_000)}, tmp_path / "my weights.pth")
     digest = file_digest(tmp_path / "my weights.pth")
     for sha256, succeeds in ((digest[:12], True), ("0" * 12, False)):
         workflow.configure(network={"weights": "my weights.pth", "weights_sha256": sha256})
@@ -288,6 +289,8 @@ def test_weights_of_ones_own_are_checked_and_taken(tmp_path: Path) -> None:
         if succeeds:
             assert (tmp_path / "results/weights/resnet10.sha256").read_text().strip() == digest
             assert file_digest(tmp_path / "results/weights/resnet10.pth") == digest
+            (tmp_path / "my weights.pth").touch()
+            assert "Nothing to be done" in workflow.run("--dry-run", "results/weights/resnet10.sha256").stdout
 
 
 def test_the_library_does_not_know_snakemake() -> None:
