@@ -1,7 +1,7 @@
 """Videos that the tests make for themselves."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ffnrepro.logs import stop_logging
+
 VideoWriter = Callable[..., Path]
 
 # A shell lets what it starts in the background, and all that this starts, ignore Ctrl-C, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def log_files_are_closed() -> Iterator[None]:
+    """What a test lets the package say goes to its own files only."""
+    yield
+    stop_logging()
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ class _ScreenHandler(logging.Handler):
 def start_logging(log: Path | None = None) -> None:
     """Send the package's messages to the screen and, where one is given, to a log file."""
     logger.setLevel(logging.INFO)
-    logger.handlers.clear()
+    stop_logging()
     screen = _ScreenHandler()
     screen.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(screen)
@@ -38,6 +38,13 @@ def start_logging(log: Path | None = None) -> None:
         file = logging.FileHandler(log, mode="w", encoding="utf-8")
         file.setFormatter(logging.Formatter(_FORMAT))
         logger.addHandler(file)
+
+
+def stop_logging() -> None:
+    """Close the files that messages go to; nobody gets them any more."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def also_log_to(file: Path) -> None:

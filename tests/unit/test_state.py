@@ -1,7 +1,6 @@
 """Saves: whole or not at all, two generations, and what is left of a run that failed for good."""
 
 import errno
-import logging
 import os
 import resource
 import time
@@ -205,7 +204,6 @@ def test_other_ends_are_tried_again(tmp_path: Path, error: Exception) -> None:
 
 
 def test_list_and_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logging.getLogger("ffnrepro").handlers.clear()
     folder = ["--folder", str(tmp_path)]
     assert main(["state", "list", *folder]) == 0
     assert "no states" in capsys.readouterr().out
