@@ -140,13 +140,14 @@ def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
     check_precision(recipe["precision"], device)
     torch.set_num_threads(arguments.threads)
     processes, device = start_processes(device, recipe["gpus"])
-    made_here = provenance(device)  # now: while it trains for days, the checkout may move on
+    made_here = provenance(device)  # now: while it trains, the checkout may move on
     with ExitStack() as stack:
+        # First, so that a signal is only noted until the lease is given back.
+        stop = stack.enter_context(StopRequest(end_of_job(arguments.time_budget)))
         if processes.first:
-            stack.enter_context(state.held())
+            stack.enter_context(state.held(partial(stop.check, arguments.name)))
             also_log_to(state.path / "log.txt")
         processes.wait()
-        stop = stack.enter_context(StopRequest(end_of_job(arguments.time_budget)))
         model, trained = train_experiment(arguments, device, state, stop, processes)
     if processes.first:
         model.load_state_dict(trained.best_model)
@@ -154,7 +155,8 @@ def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
         digest = tensors_digest(trained.best_model)
         write_text(arguments.output / "model.sha256", digest + "\n")
         made_with = state.path / "made_with.json"
-        if not made_with.exists():  # a network that is only written out again was not made here and now
+        # A network that is only written out again was not made here and now.
+        if not made_with.exists() or json.loads(made_with.read_text(encoding="utf-8"))["model"] != digest:
             write_json(
                 made_with,
                 {"model": digest, "precision": precision_on(device, recipe["precision"]), **made_here},
@@ -165,7 +167,6 @@ def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
             {
                 **decides,
                 "state": state.key,
-                "model": digest,
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 **json.loads(made_with.read_text(encoding="utf-8")),
             },

@@ -50,6 +50,10 @@ def launch(count: int, command: Sequence[str], *, patience: float = PATIENCE) ->
             for process in processes:
                 process.terminate()
         failures = _wait(processes, patience)
+    except BaseException:  # such as no memory for the next one: it would be waited for
+        for process in processes:
+            process.kill()
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -69,13 +73,23 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> list
     failed_at = 0.0
     while None in (codes := [process.poll() for process in processes]):
         if not first:
-            first = [code for code in codes if code]
+            first = _failures(codes)
             failed_at = time.monotonic()
         elif time.monotonic() - failed_at > patience:
+            sys.stderr.write(f"the others have not ended within {patience:g} s, and are killed\n")
             for process in processes:
                 process.kill()
         time.sleep(0.05)
-    return first or [code for code in codes if code]
+    return first or _failures(codes)
+
+
+def _failures(codes: Sequence[int | None]) -> list[int]:
+    """Codes of those that failed. It is said, too: one that was killed, or whose log is nobody's, says nothing itself."""
+    for rank, code in enumerate(codes):
+        if code and code != UNFINISHED:
+            how = f"with code {code}" if code > 0 else f"by {signal.Signals(-code).name}"
+            sys.stderr.write(f"process {rank} of {len(codes)} ended {how}\n")
+    return [code for code in codes if code]
 
 
 def _free_port() -> int:

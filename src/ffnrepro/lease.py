@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,13 +70,16 @@ class Lease:
         }
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Take the lease, keep it alive, give it back.
+
+        Args:
+            check: called each second while it is waited for; it may raise.
 
         Raises:
             Unfinished: another process has it and is alive.
         """
-        self._acquire()
+        self._acquire(check)
         ended = threading.Event()
         beat = threading.Thread(target=self._beat, args=(ended,), daemon=True)
         beat.start()
@@ -93,12 +96,12 @@ class Lease:
         sight = look(self.path)
         return sight is not None and sight.owner == self._owner
 
-    def _acquire(self) -> None:
+    def _acquire(self, check: Callable[[], None]) -> None:
         while not self._create():
             seen = look(self.path)
             if seen is None:
                 continue
-            if not has_died(seen) and not self._watch(seen):
+            if not has_died(seen) and not self._watch(seen, check):
                 continue
             if look(self.path) != seen:
                 continue
@@ -117,12 +120,13 @@ class Lease:
             json.dump(self._owner, stream)
         return True
 
-    def _watch(self, seen: Sight) -> bool:
+    def _watch(self, seen: Sight, check: Callable[[], None]) -> bool:
         """Whether the lease stays without a sign of life; False where it changes hands meanwhile."""
         logger.info("%s: taken by %s; watches for a sign of life", self.path, seen.name)
         end = time.monotonic() + self._expiry
         while time.monotonic() < end:
             time.sleep(min(1.0, self._expiry / 10))
+            check()
             now = look(self.path)
             if now is None or now.owner != seen.owner:
                 return False

@@ -78,7 +78,7 @@ class Processes:
             dist.all_gather_object(values, value)
         except RuntimeError as error:
             raise Unfinished(
-                "another process of this training has ended; what it said stands above"
+                f"another process of this training has ended, or cannot be reached; the job's screen output says more ({error})"
             ) from error
         return values
 

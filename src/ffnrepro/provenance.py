@@ -72,7 +72,7 @@ def chain_of_table(table: Path) -> str:
     """
     try:
         return "\n".join(_chain(table))
-    except KeyError as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{table} or a file behind it: {error} is not there, as of another version; run snakemake for it"
         ) from error

@@ -22,7 +22,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -67,7 +67,7 @@ class StateDirectory:
         self._lease: Lease | None = None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold the state's lease: only its holder saves.
 
         Raises:
@@ -76,7 +76,7 @@ class StateDirectory:
         """
         self._check_not_failed()  # no need to wait for the lease then
         lease = Lease(self.path / "lease.json")
-        with lease.held():
+        with lease.held(check):
             self._check_not_failed()  # who had the lease may have failed meanwhile
             self._lease = lease
             for leftover in self.path.glob(".*-*"):  # of saves that were killed
@@ -143,15 +143,27 @@ class StateDirectory:
                 f"{self.path}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write, "
                 f"{free / 1e6:.0f} MB free); make room and run again: it continues from the save before"
             ) from error
-        for old in (*older[GENERATIONS - 1 :], *self._unreadable):
+        # What cannot be read is all that there is, until two that can be are there.
+        unreadable = self._unreadable if len(older) >= GENERATIONS - 1 else ()
+        for old in (*older[GENERATIONS - 1 :], *unreadable):
             with suppress(OSError):
                 old.unlink()
         self._saved_at = time.monotonic()
         self.save_seconds = max(self.save_seconds, self._saved_at - started)
 
     def load(self) -> dict[str, Any] | None:
-        """The newest save that is whole, on the CPU, or None where there is none."""
-        return next((state for _, state in self._saves()), None)
+        """The newest save that is whole, on the CPU, or None where there is none.
+
+        Raises:
+            UserError: there are saves, and none can be read: it does not begin anew in their place.
+        """
+        state = next((state for _, state in self._saves()), None)
+        if state is None and self._unreadable:
+            raise UserError(
+                f"{self.path}: none of its saves can be read, and nothing was changed; see to the disk or the permissions and run "
+                f"again, or let it begin anew: ffnrepro state prune {self.key}"
+            )
+        return state
 
     def last_finite(self) -> str:
         """What is known of the saves once a training has gone wrong, for people: the newest that is finite throughout."""

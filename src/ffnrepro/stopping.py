@@ -9,6 +9,8 @@ from datetime import datetime
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from ffnrepro.errors import Unfinished
+
 logger = logging.getLogger(__name__)
 
 MARGIN = 60.0
@@ -60,6 +62,15 @@ class StopRequest:
         if self._end is not None and time.time() + reserve + self._margin >= self._end:
             return "the time is nearly used"
         return None
+
+    def check(self, where: str) -> None:
+        """Stop where there is nothing to save.
+
+        Raises:
+            Unfinished: there is a reason.
+        """
+        if (reason := self.reason()) is not None:
+            raise Unfinished(f"{where}: {reason}; what was done before is saved")
 
 
 def end_of_job(time_budget: float | None) -> float | None:

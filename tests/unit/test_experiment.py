@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from ffnrepro import experiment
 from ffnrepro.data.dataset import EpochSampler
 from ffnrepro.errors import Unfinished
 from ffnrepro.experiment import run_experiment, train_experiment, training_parser
+from ffnrepro.lease import Lease
 from ffnrepro.processes import Processes
 from ffnrepro.state import StateDirectory
 from ffnrepro.stopping import StopRequest
@@ -129,3 +132,26 @@ def test_the_state_is_kept_by_settings_data_weights_and_code(
         (tmp_path / "resnet50.sha256").write_text(digest)
         keys.append(key_of_run(arguments, monkeypatch, "a"))
     assert len(set(keys)) == len(keys) == 6
+
+
+def test_a_signal_while_the_lease_is_given_back_is_only_noted(
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = parsed(data, tmp_path)
+    is_mine = Lease.is_mine
+
+    def asked_again(lease: Lease) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return is_mine(lease)
+
+    def stop(*_: Any) -> None:
+        monkeypatch.setattr(Lease, "is_mine", asked_again)
+        raise Unfinished("SIGTERM")
+
+    monkeypatch.setattr(experiment, "train_experiment", stop)
+    with pytest.raises(Unfinished, match="SIGTERM"):
+        run_experiment(arguments, Path("workflow/scripts/train_ffn.py"))
+    (state,) = arguments.state.iterdir()
+    assert not (state / "lease.json").exists()

@@ -6,7 +6,7 @@ import logging
 import pandas as pd
 import pytest
 
-from ffnrepro.data.labels import check_counts, list_label_files, read_labels
+from ffnrepro.data.labels import check_counts, label_digests, list_label_files, read_labels
 from ffnrepro.errors import UserError
 
 CLASSES = {
@@ -562,3 +562,14 @@ def test_official_numbers_are_compared():
 def test_something_to_train_and_to_validate_is_needed_always(split):
     with pytest.raises(UserError, match=f"no rows of {split}.*add"):
         check_counts(["a"], official(**{split: 0}), dataset="demo", partial=True)
+
+
+def test_a_file_that_may_not_be_read_has_no_digest(tmp_path, monkeypatch):
+    """The plan goes on, and the job says it in one line."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "train.json").write_text("[]")
+    monkeypatch.setattr("ffnrepro.data.labels.file_digest", refuse)
+    assert label_digests(tmp_path) == {"train.json": "unreadable"}

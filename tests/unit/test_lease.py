@@ -55,6 +55,18 @@ def test_it_is_given_back(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+def test_who_waits_may_be_asked_to_stop(tmp_path: Path) -> None:
+    path = tmp_path / "lease.json"
+    left_by(path, machine="another")
+
+    def check() -> None:
+        raise Unfinished("SIGTERM")
+
+    with pytest.raises(Unfinished, match="SIGTERM"), Lease(path, expiry=60).held(check):
+        pytest.fail("it is another's")
+    assert json.loads(path.read_text())["token"] == "another"
+
+
 def test_a_second_process_stops_with_a_clear_word_and_a_killed_one_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
     with holder(path) as first:

@@ -174,16 +174,32 @@ def test_one_ctrl_c_of_a_terminal_is_one(tmp_path: Path, at_work: subprocess.Pop
 
 
 @pytest.mark.parametrize(
-    ("of_rank_0", "of_rank_1", "code"),
+    ("of_rank_0", "of_rank_1", "code", "said"),
     [
-        ("time.sleep(1); Path('saved0').touch(); sys.exit(1)", "sys.exit(3)", 3),  # by the other's end
-        ("time.sleep(1); Path('saved0').touch(); time.sleep(60)", "sys.exit(75)", 75),  # waits for ever
-        ("Path('saved0').touch()", "os.kill(os.getpid(), 9)", 137),
-        ("Path('saved0').touch()", "pass", 0),
+        (
+            "time.sleep(1); Path('saved0').touch(); sys.exit(1)",
+            "sys.exit(3)",
+            3,
+            "process 1 of 2 ended with code 3\n",
+        ),  # by the other's end
+        (
+            "time.sleep(1); Path('saved0').touch(); time.sleep(60)",
+            "sys.exit(75)",
+            75,
+            "are killed\n",
+        ),  # waits for ever
+        ("Path('saved0').touch()", "os.kill(os.getpid(), 9)", 137, "process 1 of 2 ended by SIGKILL\n"),
+        ("Path('saved0').touch()", "pass", 0, ""),
     ],
 )
 def test_the_first_failure_decides_and_the_others_may_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_rank_0: str, of_rank_1: str, code: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    of_rank_0: str,
+    of_rank_1: str,
+    code: int,
+    said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = "import os, sys, time\nfrom pathlib import Path\nif os.environ['RANK'] == '0':\n"
@@ -191,6 +207,7 @@ def test_the_first_failure_decides_and_the_others_may_save(
     text += f"    {of_rank_0}\nelse:\n    Path('gone').touch()\n    {of_rank_1}\n"
     Path("work.py").write_text(text)
     assert launch(2, ["work.py"], patience=4) == code
+    assert capfd.readouterr().err.endswith(said)
     assert saved(tmp_path) == ["saved0"]
 
 

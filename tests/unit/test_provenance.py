@@ -70,6 +70,15 @@ def test_the_revision_is_that_of_the_start(
     kept = json.loads((arguments.state / record["state"] / "made_with.json").read_text())
     assert kept["model"] == record["model"] == digest
 
+    # Trained again to another network, since its saves are lost: what is told is told of this one.
+    made_with = arguments.state / record["state"] / "made_with.json"
+    made_with.write_text(json.dumps({**kept, "model": "another", "git_revision": "long ago"}))
+    checkout.revision = "before"
+    experiment.run_experiment(arguments, ROOT / "workflow/scripts/train_tsm.py")
+    record = json.loads((arguments.output / "run.json").read_text())
+    assert record["model"] == (arguments.output / "model.sha256").read_text().strip()
+    assert record["git_revision"] == "before"
+
     script = runpy.run_path(str(ROOT / "workflow/scripts/evaluate.py"))
 
     def predict(*_: Any, **__: Any) -> pd.DataFrame:

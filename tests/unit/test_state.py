@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,22 @@ def test_an_unreadable_save_falls_back_to_the_one_before(
     assert kept == [2, 1]  # and not the unreadable one in the place of a good one
 
 
+def test_saves_that_cannot_be_read_for_a_while_are_not_begun_anew_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = saved(tmp_path, 3)
+
+    def read_bytes(_: Path) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_bytes)
+        with pytest.raises(UserError, match=r"none of its saves can be read, and nothing was changed"):
+            state.load()
+    assert len(state.generations()) == 2
+    assert epoch_of(state) == 2
+
+
 def test_what_is_known_of_the_saves_after_a_failure(tmp_path: Path) -> None:
     state = saved(tmp_path, 0)
     assert state.last_finite() == "No save is left without nan or inf in it"
@@ -184,9 +201,9 @@ def test_a_failure_of_the_one_that_was_waited_for_counts(
     state = saved(tmp_path, 1)
 
     class OfAnother(Lease):
-        def held(self) -> AbstractContextManager[None]:
+        def held(self, check: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
             (self.path.parent / "failed.json").write_text('{"message": "the loss is nan", "time": "now"}')
-            return super().held()
+            return super().held(check)
 
     monkeypatch.setattr("ffnrepro.state.Lease", OfAnother)
     with pytest.raises(PermanentError, match=r"^the loss is nan \(so it ended on now"), state.held():

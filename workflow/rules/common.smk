@@ -76,7 +76,7 @@ def experiments_of(method):
 
 def label_files(wildcards):
     """The label files that are there; the rule itself says what is missing."""
-    notice()  # every plan comes here
+    notice()  # every plan of a table, network or evaluation comes here
     return [str(path) for path in list_label_files(Path(CONFIG.data.labels))]
 
 

@@ -43,8 +43,14 @@ def list_label_files(folder: Path) -> list[Path]:
 
 
 def label_digests(folder: Path) -> dict[str, str]:
-    """Digest of each label file of a folder, by its name."""
-    return {path.name: file_digest(path) for path in list_label_files(folder)}
+    """Digest of each label file of a folder, by its name; `unreadable` for one that may not be read: `read_labels` says so."""
+    digests = {}
+    for path in list_label_files(folder):
+        try:
+            digests[path.name] = file_digest(path)
+        except OSError:
+            digests[path.name] = "unreadable"
+    return digests
 
 
 def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:

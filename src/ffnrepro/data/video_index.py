@@ -197,7 +197,7 @@ def index_videos(
     Args:
         folder: The folder of videos.
         names: Names in it, of files or of folders of frames, in any number (also none).
-        verify: ``decode`` decodes each in full; ``packets`` reads containers only, and finds less damage.
+        verify: ``decode`` decodes each in full; ``packets`` reads the container and decodes the first frame, and finds less damage.
         entries: File, such as ``3-of-64.jsonl``, that keeps what was found, a line a video, as soon as it is
             found: a call that is killed is continued by the next one, and a file of the same name, size and time
             is not examined again, unless the code that examines has changed. Where it does not exist yet, files of other divisions beside it are read.
