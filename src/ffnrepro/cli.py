@@ -65,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="whether a training would run here, and for how long")
     doctor.add_argument("experiment", help="such as ffn")
     doctor.add_argument(
-        "--configfile", type=Path, nargs="+", default=[Path("config/config.yaml")], help="as for snakemake"
+        "--configfile",
+        type=Path,
+        nargs="+",
+        default=[Path("config/config.yaml")],
+        help="all of them, in their order: the default is not added to others",
     )
     doctor.add_argument(
         "--directory", type=Path, default=Path(), help="where the workflow runs (default: here)"

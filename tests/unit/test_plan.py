@@ -56,3 +56,13 @@ def test_jobs_of_one_reason_share_a_line() -> None:
         "About 30 GPU minutes in all, as far as is known."
     )
     assert describe([], gpu=True).startswith("Nothing to do")
+
+
+def test_what_is_not_known_is_not_called_short() -> None:
+    unknown = PlannedJob(
+        "train_tsm", "tsm", ("first time",), None, "hours unknown: nothing like it was trained"
+    )
+    kept = PlannedJob("train_ffn", "ffn", ("lost",), 0, "kept from before")
+    light = PlannedJob("parse_labels", "", ("first time",))
+    assert describe([light, kept], gpu=False).endswith("\nNo long work, as far as is known.")
+    assert describe([light, kept, unknown], gpu=False).endswith("\nHow long it takes is not known.")

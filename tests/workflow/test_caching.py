@@ -415,6 +415,22 @@ def test_only_a_new_video_is_decoded(copy: Copy) -> None:
     assert after <= before + 1
 
 
+def test_an_unfinished_training_costs_what_is_left_of_it(copy: Copy) -> None:
+    shutil.rmtree(copy.folder / "results/experiments/tsm")
+    (about,) = (
+        path
+        for path in copy.folder.glob("state/train/*/about.json")
+        if json.loads(path.read_text())["experiment"] == "tsm"
+    )
+    about.write_text(json.dumps({**json.loads(about.read_text()), "epoch": 1}))
+    _, said = copy.plan()
+    assert re.search(r"^  train_tsm .*\n .*; goes on after epoch 1 of 2$", said, re.MULTILINE), said
+    shutil.rmtree(copy.folder / "results/experiments/ffn")
+    _, said = copy.plan()
+    assert "hours unknown: nothing of the kind was trained here; goes on after epoch 1 of 2" in said
+    assert not said.rstrip().endswith("No long work, as far as is known.")
+
+
 def test_identical_data_and_an_earlier_setting_train_nothing(copy: Copy) -> None:
     """By real runs: to another learning rate and back; then labels and index made again, to the same content."""
     first = (copy.folder / TABLE).read_bytes()

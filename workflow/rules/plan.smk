@@ -214,6 +214,18 @@ def kept_training(job):
     return kept_training_of(job.wildcards.experiment, int(job.wildcards.seed))
 
 
+def epochs_made(job):
+    """Epochs that an unfinished training goes on after."""
+    if any(map(will_differ, workflow.dag.dependencies[job])):
+        return 0
+    work = job.wildcards
+    try:
+        decides = wanted_training(work.experiment, int(work.seed))
+        return read_record(Path("state/train", key_of(decides), "about.json"))["epoch"]
+    except (OSError, ValueError, KeyError):  # the data is not there, or nothing was saved
+        return 0
+
+
 def kept_evaluation(job):
     """The same of an evaluation."""
     model = None
@@ -254,9 +266,11 @@ def cost(job):
     runs = [read_record(path) for path in sorted(Path("results/experiments").glob("*/*/run.json"))]
     alike = [run for run in runs if run["settings"]["method"] == own.method]
     alike.sort(key=lambda run: run["experiment"] == work.experiment)
-    return training_hours(
-        CONFIG.training.epochs, sum(own.train_frames), CONFIG.dataset, alike[-1] if alike else None
-    )
+    epochs = CONFIG.training.epochs
+    hours, basis = training_hours(epochs, sum(own.train_frames), CONFIG.dataset, alike[-1] if alike else None)
+    if made := epochs_made(job):
+        return hours and hours * (1 - made / epochs), f"{basis}; goes on after epoch {made} of {epochs}"
+    return hours, basis
 
 
 def planned(job):
