@@ -19,7 +19,7 @@ $(READY): pyproject.toml
 demo: $(READY)  ## make the built-in data set and run the whole workflow on it, to demo/results/table1.csv (ARGS=... go to snakemake)
 	@$(BIN)/ffnrepro make-demo-data demo/data
 	@$(BIN)/snakemake --directory demo --configfile config/config.yaml config/demo.yaml --config 'seeds=[$(SEED)]' --cores $(CORES) --quiet host --rerun-incomplete $(ARGS)
-	@test -n "$(ARGS)" || { echo && cat demo/results/table1.md && echo && echo "demo/results/table1.csv, table1.md and figures/accuracy.png are up to date."; }
+	$(if $(strip $(ARGS)),,@echo && cat demo/results/table1.md && echo && echo "demo/results/table1.csv, table1.md and figures/accuracy.png are up to date.")
 
 test: $(READY)  ## run all tests that need no SLURM
 	$(BIN)/pytest -n $(CORES)

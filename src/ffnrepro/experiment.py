@@ -147,6 +147,7 @@ def run_experiment(arguments: argparse.Namespace, script: Path) -> None:
         if processes.first:
             stack.enter_context(state.held(partial(stop.check, arguments.name)))
             also_log_to(state.path / "log.txt")
+            stop.announce()
         processes.wait()
         model, trained = train_experiment(arguments, device, state, stop, processes)
     if processes.first:

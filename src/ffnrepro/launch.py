@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 from ffnrepro.logs import UNFINISHED
@@ -71,12 +72,14 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> list
     """Wait for all; give the codes of those that failed first: others may fail since these are gone."""
     first: list[int] = []
     failed_at = 0.0
+    killed = False
     while None in (codes := [process.poll() for process in processes]):
         if not first:
             first = _failures(codes)
             failed_at = time.monotonic()
-        elif time.monotonic() - failed_at > patience:
-            sys.stderr.write(f"the others have not ended within {patience:g} s, and are killed\n")
+        elif not killed and time.monotonic() - failed_at > patience:
+            killed = True
+            _say(f"the others have not ended within {patience:g} s, and are killed")
             for process in processes:
                 process.kill()
         time.sleep(0.05)
@@ -87,9 +90,14 @@ def _failures(codes: Sequence[int | None]) -> list[int]:
     """Codes of those that failed. It is said, too: one that was killed, or whose log is nobody's, says nothing itself."""
     for rank, code in enumerate(codes):
         if code and code != UNFINISHED:
-            how = f"with code {code}" if code > 0 else f"by {signal.Signals(-code).name}"
-            sys.stderr.write(f"process {rank} of {len(codes)} ended {how}\n")
+            how = f"with code {code}" if code > 0 else f"by signal {-code} ({signal.strsignal(-code)})"
+            _say(f"process {rank} of {len(codes)} ended {how}")
     return [code for code in codes if code]
+
+
+def _say(words: str) -> None:
+    with suppress(OSError, ValueError):  # the screen may be gone, and others may be saving
+        sys.stderr.write(f"{words}\n")
 
 
 def _free_port() -> int:

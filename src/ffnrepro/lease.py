@@ -88,8 +88,11 @@ class Lease:
         finally:
             ended.set()
             beat.join()
-            if self.is_mine():
-                self.path.unlink(missing_ok=True)
+            try:
+                if self.is_mine():
+                    self.path.unlink(missing_ok=True)
+            except OSError as error:  # the work's own end counts, and others find this process gone
+                logger.warning("%s: could not be given back (%s)", self.path, error.strerror)
 
     def is_mine(self) -> bool:
         """Whether the lease is this process's: no longer so after it was stopped for so long that it expired."""

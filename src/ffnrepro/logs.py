@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,10 +21,14 @@ UNFINISHED = 75
 
 
 class _ScreenHandler(logging.Handler):
-    """Writes above a progress bar instead of through it."""
+    """Writes above a progress bar instead of through it.
+
+    The screen may be gone: its terminal was closed, or what read it through a pipe ended by the same Ctrl-C. Work goes on.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(OSError, ValueError):
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def start_logging(log: Path | None = None) -> None:

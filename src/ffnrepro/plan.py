@@ -55,9 +55,12 @@ def describe(jobs: Sequence[PlannedJob], *, gpu: bool) -> str:
         if basis:
             text.append(f"      {f'about {_time(hours, gpu)}, ' if hours else ''}{basis}")
     total = sum(job.hours or 0 for job in jobs)
-    if total:
+    unknown = any(job.basis and job.hours is None for job in jobs)
+    if total and unknown:
+        text.append(f"About {_time(total, gpu)}, and what is not known beside it.")
+    elif total:
         text.append(f"About {_time(total, gpu)} in all, as far as is known.")
-    elif any(job.basis and job.hours is None for job in jobs):
+    elif unknown:
         text.append("How long it takes is not known.")
     else:
         text.append("No long work, as far as is known.")

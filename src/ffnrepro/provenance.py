@@ -73,8 +73,9 @@ def chain_of_table(table: Path) -> str:
     try:
         return "\n".join(_chain(table))
     except (KeyError, TypeError, AttributeError) as error:
+        lack = f"{error} is not there" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{table} or a file behind it: {error} is not there, as of another version; run snakemake for it"
+            f"{table} or a file behind it is of another version ({lack}); run snakemake for it"
         ) from error
 
 

@@ -21,6 +21,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -84,7 +85,10 @@ class StateDirectory:
             try:
                 yield
             except PermanentError as error:
-                write_json(self._failed, {"message": str(error), "time": _now(), "host": platform.node()})
+                try:
+                    write_json(self._failed, {"message": str(error), "time": _now(), "host": platform.node()})
+                except OSError as unmarked:
+                    logger.warning("%s: cannot be written (%s)", self._failed, unmarked.strerror)
                 raise
             finally:
                 self._lease = None
@@ -116,10 +120,6 @@ class StateDirectory:
             UserError: it cannot be written; what was saved before is untouched.
             Unfinished: the lease was lost.
         """
-        if self._lease is not None and not self._lease.is_mine():
-            raise Unfinished(
-                f"{self.path}: another process took over while this one stood still; nothing was written"
-            )
         started = time.monotonic()
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -129,6 +129,10 @@ class StateDirectory:
         older = [file for file in older if file not in self._unreadable]  # they keep no good one from staying
         file = self.path / f"state-{number:08d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
         try:
+            if self._lease is not None and not self._lease.is_mine():
+                raise Unfinished(
+                    f"{self.path}: another process took over while this one stood still; nothing was written"
+                )
             with replacing(file) as temporary, temporary.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
@@ -138,10 +142,9 @@ class StateDirectory:
                 {**self._about, "epoch": state["epoch"], "step": state["step"], "saved": _now()},
             )
         except OSError as error:
-            free = shutil.disk_usage(self.path).free
             raise UserError(
                 f"{self.path}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write, "
-                f"{free / 1e6:.0f} MB free); make room and run again: it continues from the save before"
+                f"{_free(self.path)}); make room and run again: it continues from the save before"
             ) from error
         # What cannot be read is all that there is, until two that can be are there.
         unreadable = self._unreadable if len(older) >= GENERATIONS - 1 else ()
@@ -160,7 +163,7 @@ class StateDirectory:
         state = next((state for _, state in self._saves()), None)
         if state is None and self._unreadable:
             raise UserError(
-                f"{self.path}: none of its saves can be read, and nothing was changed; see to the disk or the permissions and run "
+                f"{self.path}: none of its saves can be read; see to the disk or the permissions and run "
                 f"again, or let it begin anew: ffnrepro state prune {self.key}"
             )
         return state
@@ -206,13 +209,30 @@ def _now() -> str:
     return f"{datetime.now():%F %T}"
 
 
+def _free(path: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(path).free / 1e6:.0f} MB free"
+    except OSError as error:
+        return f"room unknown: {error.strerror}"
+
+
+def _files(path: Path) -> list[os.stat_result]:
+    """Of what a folder holds, though a training may be saving there."""
+    files = []
+    for file in path.rglob("*"):
+        with suppress(FileNotFoundError):
+            if stat.S_ISREG((found := file.stat()).st_mode):
+                files.append(found)
+    return files
+
+
 def list_states(root: Path) -> list[dict[str, str]]:
     """A row for each state below `root` (such as `state`): key, experiment, how far it came, size, age, lease, failure."""
     rows = []
     for path in _folders(root):
         about = _read_json(path / "about.json")
         sight = look(path / "lease.json")
-        files = [file.stat() for file in path.rglob("*") if file.is_file()]
+        files = _files(path)
         hours = (time.time() - max((file.st_mtime for file in files), default=time.time())) / 3600
         rows.append(
             {

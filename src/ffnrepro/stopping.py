@@ -51,6 +51,12 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(number, self._previous[number])
 
+    def announce(self) -> None:
+        """Tell when it stops, where that is known."""
+        if self._end is not None:
+            end = f"{datetime.fromtimestamp(self._end):%F %T}"
+            logger.info("stops before %s, and continues when it is run again", end)
+
     def reason(self, reserve: float = 0.0) -> str | None:
         """Why to stop now, or None.
 
@@ -82,12 +88,7 @@ def end_of_job(time_budget: float | None) -> float | None:
     ends = [] if time_budget is None else [time.time() + 60 * time_budget]
     if (job := os.environ.get("SLURM_JOB_ID")) is not None and (end := _end_of_slurm_job(job)) is not None:
         ends.append(end)
-    if not ends:
-        return None
-    logger.info(
-        "stops before %s, and continues when it is run again", f"{datetime.fromtimestamp(min(ends)):%F %T}"
-    )
-    return min(ends)
+    return min(ends, default=None)
 
 
 def _end_of_slurm_job(job: str) -> float | None:

@@ -66,3 +66,7 @@ def test_what_is_not_known_is_not_called_short() -> None:
     light = PlannedJob("parse_labels", "", ("first time",))
     assert describe([light, kept], gpu=False).endswith("\nNo long work, as far as is known.")
     assert describe([light, kept, unknown], gpu=False).endswith("\nHow long it takes is not known.")
+    known = PlannedJob("evaluate", "tsm", ("first time",), 2, "as last time")
+    assert describe([known, unknown], gpu=True).endswith(
+        "\nAbout 2.0 GPU hours, and what is not known beside it."
+    )

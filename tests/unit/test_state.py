@@ -111,7 +111,7 @@ def test_saves_that_cannot_be_read_for_a_while_are_not_begun_anew_over(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", read_bytes)
-        with pytest.raises(UserError, match=r"none of its saves can be read, and nothing was changed"):
+        with pytest.raises(UserError, match=r"none of its saves can be read"):
             state.load()
     assert len(state.generations()) == 2
     assert epoch_of(state) == 2
@@ -209,6 +209,33 @@ def test_a_failure_of_the_one_that_was_waited_for_counts(
     with pytest.raises(PermanentError, match=r"^the loss is nan \(so it ended on now"), state.held():
         pytest.fail("it was tried again")
     assert not (state.path / "lease.json").exists()
+
+
+def test_what_ended_a_training_is_said_though_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    state = saved(tmp_path, 1)
+    monkeypatch.setattr("ffnrepro.state.write_json", full)
+    with pytest.raises(PermanentError, match=r"^the loss is nan$"):
+        fail(state, PermanentError("the loss is nan"))
+    assert "failed.json: cannot be written (No space left on device)" in caplog.text
+    assert not (state.path / "lease.json").exists()
+
+
+def test_a_lease_that_cannot_be_given_back_hides_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stale(_: Any) -> bool:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    state = saved(tmp_path, 1)
+    monkeypatch.setattr(Lease, "is_mine", stale)
+    with pytest.raises(Unfinished, match=r"^SIGTERM$"):
+        fail(state, Unfinished("SIGTERM"))
+    assert "lease.json: could not be given back (Stale file handle)" in caplog.text
 
 
 @pytest.mark.parametrize("error", [UserError("disk full"), Unfinished("SIGTERM"), RuntimeError("a fault")])

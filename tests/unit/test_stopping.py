@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -112,3 +114,32 @@ def test_unfinished_has_a_code_and_a_word(capsys: pytest.CaptureFixture[str]) ->
 
     assert run(work) == 75
     assert "unfinished, run again: ffn: SIGTERM, saved at epoch 3" in capsys.readouterr().err
+
+
+def test_a_screen_that_is_gone_costs_neither_the_code_nor_the_log(tmp_path: Path) -> None:
+    """`snakemake | tee`, and Ctrl-C ends `tee`, too; or the terminal was closed."""
+    text = """
+import sys
+from pathlib import Path
+from ffnrepro.errors import Unfinished
+from ffnrepro.logs import logger, run
+
+def work():
+    sys.stdin.read()  # until the reader is gone
+    logger.info("saved")
+    raise Unfinished("SIGINT")
+
+sys.exit(run(work, Path(sys.argv[1])))
+"""
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", text, str(log)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stderr.close()
+    process.stdin.close()
+    assert process.wait(60) == 75
+    assert [line.split(" ", 3)[-1] for line in log.read_text().splitlines()] == [
+        "saved",
+        "unfinished, run again: SIGINT",
+    ]

@@ -211,6 +211,7 @@ ROWS: list[tuple[str, Change, dict[str, int], str]] = [
     ("training transform", lambda c: c.edit(f"{CODE}/data/transforms.py", "0.875", "0.8"), TRAIN, r"train_ffn .*: code of ffnrepro\.data\.transforms"),
     ("centre crop", lambda c: c.edit(f"{CODE}/data/transforms.py", "center_crop(resized,", "center_crop(resized[:],"), TRAIN, r"train_tsm .*: code of ffnrepro\.data\.transforms"),
     ("model of TSM", lambda c: c.edit(f"{CODE}/models/temporal_shift.py", "SHIFT_FRACTION = 8", "SHIFT_FRACTION = 4"), TRAIN, r"train_tsm .*: code of ffnrepro\.models\.temporal_shift"),
+    ("training loop", lambda c: c.edit(f"{CODE}/training.py", "zero_grad(set_to_none=True)", "zero_grad(set_to_none=False)"), TRAIN, r"train_tsm .*: code of ffnrepro\.training"),
     ("loss of FFN", lambda c: c.edit(f"{CODE}/losses.py", 'reduction="batchmean"', 'reduction="sum"'), FFN, r"train_ffn .*: code of ffnrepro\.losses"),
     ("normalisation of FFN", lambda c: c.edit(f"{CODE}/models/specialized_norm.py", "nn.BatchNorm2d(channels)", "nn.BatchNorm2d(channels, 1e-3)"), FFN, r"train_ffn .*: code of ffnrepro\.models\.specialized_norm"),
     ("batch size of evaluation", lambda c: c.configure(evaluation={"batch_size": 3}), {}, ""),
@@ -224,6 +225,7 @@ ROWS: list[tuple[str, Change, dict[str, int], str]] = [
     ("a seed more", lambda c: c.configure(seeds=[0, 1]), TRAIN, r"train_ffn \(ffn, seed 1\): not made yet"),
     ("code that logs", lambda c: c.edit(f"{CODE}/watching.py", "frames/s", "frames per second"), {}, ""),
     ("code that saves", lambda c: c.edit(f"{CODE}/state.py", "GENERATIONS = 2", "GENERATIONS = 3"), {}, ""),
+    ("code that holds leases", lambda c: c.edit(f"{CODE}/lease.py", "SETTLE = 1.0", "SETTLE = 2.0"), {}, ""),
     ("version of a package", lambda c: c.edit("environment.yml", "dependencies:", "dependencies:\n  - cowpy"), {}, ""),
 ]  # fmt: skip
 
@@ -428,7 +430,21 @@ def test_an_unfinished_training_costs_what_is_left_of_it(copy: Copy) -> None:
     shutil.rmtree(copy.folder / "results/experiments/ffn")
     _, said = copy.plan()
     assert "hours unknown: nothing of the kind was trained here; goes on after epoch 1 of 2" in said
-    assert not said.rstrip().endswith("No long work, as far as is known.")
+    assert said.rstrip().endswith(", and what is not known beside it."), (
+        said
+    )  # the evaluations' time is known
+    (about.parent / "failed.json").write_text(json.dumps({"message": "the loss is nan", "time": "then"}))
+    _, said = copy.plan()
+    assert re.search(
+        rf"failed before and ends at once: ffnrepro state retry {about.parent.name}$", said, re.MULTILINE
+    )
+
+
+def test_a_record_that_cannot_be_read_makes_no_training_light(copy: Copy) -> None:
+    (copy.folder / "results/experiments/tsm/seed0/run.json").write_text("{")
+    shutil.rmtree(copy.folder / "state/train")
+    _, said = copy.plan()
+    assert re.search(r"^  train_tsm .*\n      hours unknown", said, re.MULTILINE), said
 
 
 def test_identical_data_and_an_earlier_setting_train_nothing(copy: Copy) -> None:
@@ -455,6 +471,8 @@ def test_identical_data_and_an_earlier_setting_train_nothing(copy: Copy) -> None
     assert_nothing_was_computed(copy)
     assert (copy.folder / TABLE).read_bytes() == first
     assert copy.plan()[0] == {}
+    copy.run("results/manifest/manifest.sha256", "--forcerun", "parse_labels", "index_videos")
+    assert copy.plan()[0] == {}  # in a later call
 
 
 def assert_nothing_was_computed(copy: Copy) -> None:

@@ -108,7 +108,7 @@ def test_provenance_tells_the_chain_behind_each_number(
     assert said.index("run.json: " + "ab" * 32) < said.index("THE NUMBERS ABOVE") < said.index("TSM-FFN\n")
     network.write_text(json.dumps({name: value for name, value in record.items() if name != "model"}))
     assert cli.main(["provenance", str(tmp_path / "results/table1.csv")]) == 1
-    assert "'model' is not there, as of another version; run snakemake for it" in capsys.readouterr().err
+    assert "is of another version ('model' is not there); run snakemake for it" in capsys.readouterr().err
     network.write_text(json.dumps(record))
 
     summary = tmp_path / "results/evaluation/ffn/seed0/8f.json"

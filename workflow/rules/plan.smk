@@ -5,6 +5,7 @@
 # clone, after a job that ended while no snakemake watched, and where code was another for as long as a job ran.
 
 import atexit
+from contextlib import suppress
 from functools import partial
 
 from snakemake.io import IOFile
@@ -214,16 +215,15 @@ def kept_training(job):
     return kept_training_of(job.wildcards.experiment, int(job.wildcards.seed))
 
 
-def epochs_made(job):
-    """Epochs that an unfinished training goes on after."""
+def unfinished_training(job):
+    """Folder of a training that was begun, or None."""
     if any(map(will_differ, workflow.dag.dependencies[job])):
-        return 0
+        return None
     work = job.wildcards
     try:
-        decides = wanted_training(work.experiment, int(work.seed))
-        return read_record(Path("state/train", key_of(decides), "about.json"))["epoch"]
-    except (OSError, ValueError, KeyError):  # the data is not there, or nothing was saved
-        return 0
+        return Path("state/train", key_of(wanted_training(work.experiment, int(work.seed))))
+    except (OSError, ValueError, KeyError):  # the data is not there
+        return None
 
 
 def kept_evaluation(job):
@@ -252,25 +252,44 @@ def cost(job):
         kept = kept_evaluation(job) if job.rule.name == "evaluate" else kept_training(job)
     except (OSError, ValueError, KeyError):  # what it is made from is not there, or was not noted
         kept = None
+    rebuilt = any(map(workflow.dag.needrun, workflow.dag.dependencies[job]))
+    provided = ", should its inputs come out the same" if rebuilt else ""
     if kept is not None:
-        rebuilt = any(map(workflow.dag.needrun, workflow.dag.dependencies[job]))
-        return 0, "kept from before: written out in seconds" + (
-            ", should its inputs come out the same" if rebuilt else ""
-        )
+        return 0, f"kept from before: written out in seconds{provided}"
     if job.rule.name == "evaluate":
         path = f"{EVALUATION}.json".format(**work)
         return (
             (read_record(path)["wall_seconds"] / 3600, "as last time") if os.path.exists(path) else (None, "")
         )
+    folder = unfinished_training(job)
+    if folder is not None and (folder / "failed.json").exists():
+        return 0, f"failed before and ends at once{provided}: ffnrepro state retry {folder.name}"
     own = CONFIG.experiments[work.experiment]
-    runs = [read_record(path) for path in sorted(Path("results/experiments").glob("*/*/run.json"))]
-    alike = [run for run in runs if run["settings"]["method"] == own.method]
-    alike.sort(key=lambda run: run["experiment"] == work.experiment)
     epochs = CONFIG.training.epochs
-    hours, basis = training_hours(epochs, sum(own.train_frames), CONFIG.dataset, alike[-1] if alike else None)
-    if made := epochs_made(job):
-        return hours and hours * (1 - made / epochs), f"{basis}; goes on after epoch {made} of {epochs}"
+    hours, basis = training_hours(
+        epochs, sum(own.train_frames), CONFIG.dataset, earlier_run(work.experiment, own.method)
+    )
+    made = 0
+    if folder is not None:
+        with suppress(OSError, ValueError, KeyError):
+            made = read_record(folder / "about.json")["epoch"]
+    if made:
+        return (
+            hours and hours * (1 - made / epochs),
+            f"{basis}; goes on after epoch {made} of {epochs}{provided}",
+        )
     return hours, basis
+
+
+def earlier_run(experiment, method):
+    """Record of a training of the experiment, or else of one of its method, or None."""
+    alike = []
+    for path in sorted(Path("results/experiments").glob("*/*/run.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # cut short, or of another version
+            run = read_record(path)
+            if run["settings"]["method"] == method:
+                alike.append((run["experiment"] == experiment, path.stat().st_mtime, str(path), run))
+    return max(alike)[-1] if alike else None
 
 
 def planned(job):
@@ -280,7 +299,7 @@ def planned(job):
     try:
         hours, basis = cost(job)
     except Exception:
-        hours, basis = None, ""
+        hours, basis = None, "hours unknown"
     try:
         why = reasons(job)
     except Exception:
