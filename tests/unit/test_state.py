@@ -111,7 +111,9 @@ def test_saves_that_cannot_be_read_for_a_while_are_not_begun_anew_over(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", read_bytes)
-        with pytest.raises(UserError, match=r"none of its saves can be read"):
+        with pytest.raises(
+            UserError, match=r"none of its saves can be read; see to the disk or the permissions"
+        ):
             state.load()
     assert len(state.generations()) == 2
     assert epoch_of(state) == 2

@@ -430,9 +430,8 @@ def test_an_unfinished_training_costs_what_is_left_of_it(copy: Copy) -> None:
     shutil.rmtree(copy.folder / "results/experiments/ffn")
     _, said = copy.plan()
     assert "hours unknown: nothing of the kind was trained here; goes on after epoch 1 of 2" in said
-    assert said.rstrip().endswith(", and what is not known beside it."), (
-        said
-    )  # the evaluations' time is known
+    # The evaluations' time is known.
+    assert said.rstrip().endswith(", and what is not known beside it."), said
     (about.parent / "failed.json").write_text(json.dumps({"message": "the loss is nan", "time": "then"}))
     _, said = copy.plan()
     assert re.search(
