@@ -7,6 +7,7 @@ gives no batch within the time limit: then all workers are replaced and go on at
 """
 
 import logging
+import multiprocessing.connection
 import signal
 import threading
 import time
@@ -163,11 +164,23 @@ class VideoBatches:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             while (batch := next(batches, None)) is not None:
                 yield batch
-        except RuntimeError as error:
+        except Exception as error:
             # Of a worker that gives nothing, and of one that has died; all else is passed on.
-            if not str(error).startswith(("DataLoader timed out", "DataLoader worker")):
+            told = isinstance(error, RuntimeError) and str(error).startswith(
+                ("DataLoader timed out", "DataLoader worker")
+            )
+            if not told and not self._a_worker_ends():
                 raise
-            raise _NoBatch(str(error).splitlines()[0]) from error
+            raise _NoBatch(str(error).splitlines()[0] if told else "a DataLoader worker ended") from error
+
+    def _a_worker_ends(self) -> bool:
+        # A batch is fetched over a connection to the worker that made it. One that is ending has closed it before it
+        # counts as dead, and PyTorch then passes on what the connection says: EOFError, ConnectionResetError,
+        # FileNotFoundError.
+        if not self._workers or self._loader is None or self._loader._iterator is None:
+            return False
+        workers = self._loader._iterator._workers  # type: ignore[attr-defined]
+        return bool(multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=2))
 
     def _build(self) -> DataLoader[Any]:
         return DataLoader(
