@@ -159,9 +159,9 @@ def test_what_a_killed_save_left_is_cleared(tmp_path: Path) -> None:
 
 
 def test_a_save_is_due_after_so_many_minutes(tmp_path: Path) -> None:
-    state = StateDirectory(tmp_path, {}, save_minutes=0.2 / 60)
+    state = StateDirectory(tmp_path, {}, save_minutes=1 / 60)
     assert not state.is_due()
-    time.sleep(0.25)
+    time.sleep(1.05)
     assert state.is_due()
     state.save(content(0))
     assert not state.is_due()

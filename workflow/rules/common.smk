@@ -185,7 +185,7 @@ def settings_of_any_seed(wildcards):
 
 def tried_steps(wildcards):
     """Steps that are tried before a training: none on a cluster, where another machine trains, or of a kept one."""
-    kept = all(kept_training_of(wildcards.experiment, seed) for seed in CONFIG.seeds)
+    kept = all(is_trained(wildcards.experiment, seed) for seed in CONFIG.seeds)
     return 20 if workflow.local_exec and not kept else 0
 
 

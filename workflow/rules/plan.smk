@@ -148,22 +148,27 @@ def notice():
     workflow.dag.forcefiles.update(MISSING, OTHERWISE)
 
 
-def kept_work(stage, decides):
-    """Folder of finished work of this key, or None."""
-    folder = Path("state", stage, key_of(decides))
+def is_finished(folder):
+    """Whether the work of this folder of state/ has come to its end."""
     try:
         about = read_record(folder / "about.json")
     except (OSError, ValueError):
-        return None
-    return folder if about.get("epoch") == about.get("epochs") else None
+        return False
+    return about.get("epoch") == about.get("epochs")
 
 
-def kept_training_of(experiment, seed):
-    """Folder of a finished training of the configuration, data and code as they are now, or None."""
+def training_folder(experiment, seed):
+    """Folder of the work of a training of the configuration, data and code as they are now, or None: the data is not there."""
     try:
-        return kept_work("train", wanted_training(experiment, seed))
-    except (OSError, ValueError):  # the data is not there
+        return Path("state/train", key_of(wanted_training(experiment, seed)))
+    except (OSError, ValueError, KeyError):
         return None
+
+
+def is_trained(experiment, seed):
+    """Whether this training is finished, and only written out again."""
+    folder = training_folder(experiment, seed)
+    return folder is not None and is_finished(folder)
 
 
 # What follows only tells. It looks into Snakemake's own records: should a later version keep them otherwise, less is said,
@@ -208,39 +213,27 @@ def will_differ(job):
     )
 
 
-def kept_training(job):
-    """Folder of a training that is only written out again, or None."""
+def work_of_training(job):
+    """Folder of a job's work, or None where that is not known yet."""
     if any(map(will_differ, workflow.dag.dependencies[job])):
         return None
-    return kept_training_of(job.wildcards.experiment, int(job.wildcards.seed))
+    return training_folder(job.wildcards.experiment, int(job.wildcards.seed))
 
 
-def unfinished_training(job):
-    """Folder of a training that was begun, or None."""
-    if any(map(will_differ, workflow.dag.dependencies[job])):
-        return None
-    work = job.wildcards
-    try:
-        return Path("state/train", key_of(wanted_training(work.experiment, int(work.seed))))
-    except (OSError, ValueError, KeyError):  # the data is not there
-        return None
-
-
-def kept_evaluation(job):
+def work_of_evaluation(job):
     """The same of an evaluation."""
     model = None
     for producer in workflow.dag.dependencies[job]:
         if producer.rule.name in ("train_tsm", "train_ffn") and workflow.dag.needrun(producer):
-            folder = kept_training(producer)
-            if folder is None:
+            folder = work_of_training(producer)
+            if folder is None or not is_finished(folder):
                 return None
             model = read_record(folder / "made_with.json")["model"]
         elif will_differ(producer):
             return None
     work = job.wildcards
-    return kept_work(
-        "evaluation", wanted_evaluation(work.experiment, int(work.seed), int(work.frames), model)
-    )
+    decides = wanted_evaluation(work.experiment, int(work.seed), int(work.frames), model)
+    return Path("state/evaluation", key_of(decides))
 
 
 def cost(job):
@@ -249,19 +242,18 @@ def cost(job):
         return None, ""
     work = job.wildcards
     try:
-        kept = kept_evaluation(job) if job.rule.name == "evaluate" else kept_training(job)
+        folder = work_of_evaluation(job) if job.rule.name == "evaluate" else work_of_training(job)
     except (OSError, ValueError, KeyError):  # what it is made from is not there, or was not noted
-        kept = None
+        folder = None
     rebuilt = any(map(workflow.dag.needrun, workflow.dag.dependencies[job]))
     provided = ", should its inputs come out the same" if rebuilt else ""
-    if kept is not None:
+    if folder is not None and is_finished(folder):
         return 0, f"kept from before: written out in seconds{provided}"
     if job.rule.name == "evaluate":
         path = f"{EVALUATION}.json".format(**work)
         return (
             (read_record(path)["wall_seconds"] / 3600, "as last time") if os.path.exists(path) else (None, "")
         )
-    folder = unfinished_training(job)
     if folder is not None and (folder / "failed.json").exists():
         return 0, f"failed before and ends at once{provided}: ffnrepro state retry {folder.name}"
     own = CONFIG.experiments[work.experiment]
