@@ -68,13 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--configfile",
         type=Path,
         nargs="+",
-        default=[Path("config/config.yaml")],
-        help="all of them, in their order: the default is not added to others",
+        default=[],
+        help="what differs from config/config.yaml, as for snakemake",
     )
     doctor.add_argument(
         "--directory", type=Path, default=Path(), help="where the workflow runs (default: here)"
     )
-    doctor.add_argument("--steps", type=int, default=20, help="training steps that are tried (default 20)")
+    doctor.add_argument(
+        "--steps",
+        type=int,
+        default=20,
+        help="training steps that are tried (default 20; 0: none, and the device is not looked at)",
+    )
     doctor.set_defaults(work=_doctor)
     arguments = parser.parse_args(argv)
     return run(lambda: arguments.work(arguments))
@@ -163,7 +168,17 @@ def _provenance(arguments: argparse.Namespace) -> None:
 def _doctor(arguments: argparse.Namespace) -> None:
     from ffnrepro.doctor import examine, training_arguments  # noqa: PLC0415
 
-    config = read_config(read_files(arguments.configfile))
+    if arguments.steps < 0:
+        raise UserError(f"--steps {arguments.steps}: give a number of steps, or 0")
+    if not arguments.directory.is_dir():
+        raise UserError(
+            f"--directory {arguments.directory}: no such folder; give the one that snakemake gets"
+        )
+    # As the Snakefile does: what is given stands above the project's own.
+    own = Path("config/config.yaml")
+    config = read_config(
+        read_files([own, *arguments.configfile] if own.exists() else arguments.configfile or [own])
+    )
     if arguments.experiment not in config.experiments:
         raise UserError(f"no experiment {arguments.experiment}; there are {', '.join(config.experiments)}")
     training = training_arguments(config, arguments.experiment, arguments.directory)
@@ -182,7 +197,7 @@ def _state(arguments: argparse.Namespace) -> None:
         print(tabulate(rows, headers="keys") if rows else f"{arguments.folder}: no states")
         return
     for key in arguments.keys:
-        (prune if arguments.action == "prune" else retry)(arguments.folder, key)
+        print((prune if arguments.action == "prune" else retry)(arguments.folder, key))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from ffnrepro.data.decode import DecodeError, open_video
 from ffnrepro.devices import check_precision, choose_device
 from ffnrepro.errors import Unfinished, UserError
 from ffnrepro.experiment import build_network, check_splits, train_experiment
+from ffnrepro.plan import duration
 from ffnrepro.processes import Processes, check_count
 from ffnrepro.state import GENERATIONS, StateDirectory
 from ffnrepro.stopping import StopRequest
@@ -227,11 +228,12 @@ def _try(arguments: argparse.Namespace, device: torch.device, steps: int) -> lis
     step = mean(spans)  # the pauses in which data is waited for count, too
     frames = recipe["batch_size"] * sum(arguments.settings["train_frames"])
     hours = step * per_epoch * recipe["epochs"] / 3600
+    first = "; of the first epoch, which decodes: later ones are quicker" if arguments.cache_decoded else ""
     found.append(
         Finding(
             True,
             f"time: {step:.3f} s a step of {recipe['batch_size']} clips ({frames / step:.0f} frames/s, {os.cpu_count()} "
-            f"cores): about {hours:.1f} hours for {recipe['epochs']} epochs, validation not counted",
+            f"cores): about {duration(hours)} for {recipe['epochs']} epochs, validation not counted{first}",
         )
     )
     return found

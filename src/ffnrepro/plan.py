@@ -53,13 +53,13 @@ def describe(jobs: Sequence[PlannedJob], *, gpu: bool) -> str:
         text.append(f"  {rule}{which}: {'; '.join(why) or 'reason unknown'}")
         hours = sum(job.hours or 0 for job in same)
         if basis:
-            text.append(f"      {f'about {_time(hours, gpu)}, ' if hours else ''}{basis}")
+            text.append(f"      {f'about {duration(hours, gpu=gpu)}, ' if hours else ''}{basis}")
     total = sum(job.hours or 0 for job in jobs)
     unknown = any(job.basis and job.hours is None for job in jobs)
     if total and unknown:
-        text.append(f"About {_time(total, gpu)}, and what is not known beside it.")
+        text.append(f"About {duration(total, gpu=gpu)}, and what is not known beside it.")
     elif total:
-        text.append(f"About {_time(total, gpu)} in all, as far as is known.")
+        text.append(f"About {duration(total, gpu=gpu)} in all, as far as is known.")
     elif unknown:
         text.append("How long it takes is not known.")
     else:
@@ -67,7 +67,8 @@ def describe(jobs: Sequence[PlannedJob], *, gpu: bool) -> str:
     return "\n".join(text)
 
 
-def _time(hours: float, gpu: bool) -> str:
+def duration(hours: float, *, gpu: bool = False) -> str:
+    """Hours, or minutes where it is less, in words."""
     unit = "GPU " if gpu else ""
     if hours >= 1:
         return f"{hours:.0f} {unit}hours" if hours >= 10 else f"{hours:.1f} {unit}hours"
@@ -119,7 +120,7 @@ def training_hours(
         work = epochs * frames / (recipe["epochs"] * sum(settings["train_frames"]))
         return (
             past["wall_seconds"] / 3600 * recipe["gpus"] * work,
-            f"by {past['experiment']}, seed {settings['seed']}, which took {_time(past['wall_seconds'] / 3600, False)}",
+            f"by {past['experiment']}, seed {settings['seed']}, which took {duration(past['wall_seconds'] / 3600)}",
         )
     if dataset in VIDEOS:
         seconds = epochs * VIDEOS[dataset] * frames / FRAMES_PER_SECOND

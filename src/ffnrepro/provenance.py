@@ -152,3 +152,5 @@ def _read_table(path: Path) -> Any:
         return pd.read_csv(path, index_col="method").to_dict("index")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of table1.csv") from error
+    except (KeyError, ValueError) as error:  # no such column, no table, or no text
+        raise UserError(f"{path}: is no table of results; give the path of table1.csv") from error

@@ -227,7 +227,7 @@ def _files(path: Path) -> list[os.stat_result]:
 
 
 def list_states(root: Path) -> list[dict[str, str]]:
-    """A row for each state below `root` (such as `state`): key, experiment, how far it came, size, age, lease, failure."""
+    """A row for each state below `root` (such as `state`): key, what it is, how far it came, size, age, lease, failure."""
     rows = []
     for path in _folders(root):
         about = _read_json(path / "about.json")
@@ -240,6 +240,7 @@ def list_states(root: Path) -> list[dict[str, str]]:
                 "key": path.name,
                 "experiment": str(about.get("experiment", "")),
                 "seed": str(about.get("seed", "")),
+                "frames": _frames(about),
                 "epoch": f"{about['epoch']}/{about.get('epochs', '?')}" if "epoch" in about else "",
                 "megabytes": f"{sum(file.st_size for file in files) / 1e6:.1f}",
                 "age": f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} d",
@@ -250,17 +251,31 @@ def list_states(root: Path) -> list[dict[str, str]]:
     return rows
 
 
-def retry(root: Path, key: str) -> None:
-    """Take the mark of a permanent failure away.
+def _frames(about: dict[str, Any]) -> str:
+    """Frame counts that a training is of, or an evaluation."""
+    try:
+        settings = (about.get("summary") or about["decides"])["settings"]
+        return " ".join(map(str, settings.get("train_frames", [settings.get("frames", "")])))
+    except (AttributeError, KeyError, TypeError):
+        return ""
+
+
+def retry(root: Path, key: str) -> str:
+    """Take the mark of a permanent failure away, and say so.
 
     Raises:
         UserError: no state or several have this key.
     """
-    (_folder(root, key) / "failed.json").unlink(missing_ok=True)
+    path = _folder(root, key)
+    mark = path / "failed.json"
+    if not mark.exists():
+        return f"{path}: has not failed for good; nothing to do"
+    mark.unlink()
+    return f"{path}: may be tried again"
 
 
-def prune(root: Path, key: str) -> None:
-    """Delete a state, with all that was computed.
+def prune(root: Path, key: str) -> str:
+    """Delete a state, with all that was computed, and say so.
 
     Raises:
         UserError: no state or several have this key, or a process is at work on it.
@@ -270,6 +285,7 @@ def prune(root: Path, key: str) -> None:
     if sight is not None and not has_died(sight):
         raise UserError(f"{path}: {sight.name} is at work on it, as far as is known; end it first")
     shutil.rmtree(path)
+    return f"{path}: deleted"
 
 
 def _folders(root: Path) -> list[Path]:

@@ -46,10 +46,13 @@ def settings(**runtime: Any) -> Any:
     return read_config(mapping)
 
 
-def test_a_training_that_would_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_would_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = tmp_path / "small.yaml"
     small.write_text(yaml.safe_dump({"training": {"batch_size": 4}}))
-    files = [str(path) for path in [*CONFIG, small]]
+    files = [str(path) for path in [*CONFIG[1:], small]]  # on top of config/config.yaml, as of snakemake
+    monkeypatch.chdir(ROOT)
     assert main(["doctor", "ffn", "--directory", str(folder), "--steps", "3", "--configfile", *files]) == 0
     said = capsys.readouterr().out
     assert "PROBLEM" not in said
@@ -59,10 +62,25 @@ def test_a_training_that_would_run(folder: Path, tmp_path: Path, capsys: pytest.
         "disk: ",
         "decoder: ",
         "s a step of 4 clips",
-        "epochs, validation not counted",
+        "for 44 epochs, validation not counted; of the first epoch, which decodes: later ones are quicker",
     ):
         assert word in said, said
     assert not (folder / "state").exists()  # it leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--steps", "-1"], "--steps -1: give a number of steps, or 0"),
+        (["--directory", "nowhere"], "nowhere: no such"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_refused(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["doctor", "ffn", *options]) == 1
+    assert words in capsys.readouterr().err
 
 
 def problems(folder: Path, config: Any, steps: int = 2) -> str:

@@ -174,7 +174,7 @@ def test_names_that_do_not_match_are_shown():
         "3 files",
         "data.videos",
         "'clip a.webm'",
-        "'10'",
+        "'2'",
     ]:
         assert word in message
     assert "\n" not in message
@@ -261,7 +261,7 @@ def many(reason, count=30, strangers=0):
         (
             "no video file",
             25,
-            r"names of the files are no ids \(a file is 'straya\.webm', an id '0'\).*prefix",
+            r"files are missing \(such as that of '0', while 'straya\.webm' has no label\).*unzipped",
         ),
         ("truncated", 0, r"damaged \(such as '0\.webm'\): unpack the archive again.*unzipped"),
         ("a web page, not a video", 0, r"downloads have failed \(such as '0\.webm'\)"),
@@ -278,6 +278,14 @@ def test_more_excluded_than_allowed_stops_with_the_likeliest_mend(reason, strang
     assert "\n" not in message
     manifest = build_manifest(CLASSES, table, files, max_excluded=0.3)
     assert len(manifest.excluded) == 30 + strangers
+
+
+def test_where_most_are_lost_and_files_have_other_names_it_is_the_names():
+    table, files = many("no video file", count=60, strangers=40)
+    with pytest.raises(
+        UserError, match=r"names of the files are no ids \(a file is 'straya\.webm', an id '0'\).*prefix"
+    ):
+        build_manifest(CLASSES, table, files, max_excluded=0.29)
 
 
 def test_files_without_a_label_are_not_counted_as_excluded():

@@ -262,13 +262,18 @@ def test_list_and_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert main(["state", "list", *folder]) == 0
         rows = capsys.readouterr().out.splitlines()
         first = next(row for row in rows if state.key in row)
-        assert first.split()[:5] == ["train", state.key, "ffn", "3", "7/50"]
+        assert first.split()[:5] == ["train", state.key, "ffn", "3", "7/50"]  # of the frames nothing is known
         assert "the loss is nan at epoch 8" in first
         second = next(row for row in rows if other.key in row)
         assert "2/2" in second
         assert f"process {os.getpid()} on" in second
     assert main(["state", "prune", "no-such-key", *folder]) == 1
+    capsys.readouterr()
+    for said in ("may be tried again", "has not failed for good; nothing to do"):
+        assert main(["state", "retry", state.key, *folder]) == 0
+        assert capsys.readouterr().out == f"{state.path}: {said}\n"
     assert main(["state", "prune", state.key, *folder]) == 0
+    assert capsys.readouterr().out == f"{state.path}: deleted\n"
     assert not state.path.exists()
     assert other.path.exists()
 

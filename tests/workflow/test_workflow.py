@@ -97,6 +97,15 @@ def test_provenance_tells_the_chain_behind_each_number(
     ):  # fmt: skip
         assert told in said
     assert not re.search("THE (EVALUATIONS|NUMBER)", said)
+    for name in ("results/table1.md", "results/table1.json", "results/figures/accuracy.png"):
+        assert cli.main(["provenance", str(folder / name)]) == 1
+        assert f"{name}: is no table of results; give the path of table1.csv\n" in capsys.readouterr().err
+
+    assert cli.main(["state", "list", "--folder", str(folder / "state")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert sorted(row[4] for row in rows if row[0] == "evaluation" and row[2] == "ffn") == ["16", "4", "8"]
+    assert ["16", "2/2"] in [row[4:6] for row in rows]
+    assert ["4", "8", "16", "2/2"] in [row[4:8] for row in rows]
 
     shutil.copytree(folder / "results", tmp_path / "results")
     network = tmp_path / "results/experiments/tsm/seed0/run.json"
@@ -213,6 +222,9 @@ def test_the_default_configuration_plans_the_real_run(tmp_path: Path) -> None:
         "plot_accuracy": 1,
         "plot_manifest": 1,
     }
+    folder = "data/something-something-v2"
+    lacking = f"so that the run would stop at it: {folder}/labels, {folder}/20bn-something-something-v2."
+    assert lacking in result.stdout
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def _read_text(file: Path) -> str:
             f"{file}: cannot be read as UTF-8 text ({error}): save it as UTF-8, or download it again"
         ) from error
     if not text.strip():
-        raise UserError(f"{file}: is empty: download it again")
+        raise UserError(f"{file}: is empty: mend it, or download it again")
     return text
 
 
@@ -164,7 +164,7 @@ def _read_json_file(file: Path, text: str) -> Content | None:
         # An object as pairs, since a dictionary would lose without a word what stands in the file twice.
         content = json.loads(text, object_pairs_hook=list if is_object else None)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: is not complete JSON ({error}): download it again") from error
+        raise UserError(f"{file}: is not complete JSON ({error}): mend it, or download it again") from error
     split = split_in(file.stem)
     if is_object and _may_list_classes(file):
         known = all(_as_index(name) is not None or _as_index(value) is not None for name, value in content)
@@ -180,7 +180,7 @@ def _read_json_file(file: Path, text: str) -> Content | None:
     if is_object or not isinstance(content, list):
         raise UserError(f'{file}: is not a list of rows {{"id": ...}}: take {split}.json from {SOURCE}')
     if not content:
-        raise UserError(f"{file}: holds no rows: download it again")
+        raise UserError(f"{file}: holds no rows: mend it, or download it again")
     return _template_rows(file, content, split or "")
 
 
@@ -214,25 +214,27 @@ def _as_index(value: object) -> int | None:
 def _class_names(file: Path, pairs: list[tuple[Any, Any]]) -> list[str]:
     """Order the names of ``{class: index}``, or of the reverse, by index."""
     if not pairs:
-        raise UserError(f"{file}: holds no classes: download it again")
+        raise UserError(f"{file}: holds no classes: mend it, or download it again")
     if all(_as_index(value) is None and _as_index(key) is not None for key, value in pairs):
         pairs = [(value, key) for key, value in pairs]
     names: dict[int, str] = {}
     for name, value in pairs:
         index = _as_index(value)
         if index is None or not isinstance(name, str):
-            raise UserError(f"{file}: class {name!r} has no index but {value!r}: download it again")
+            raise UserError(
+                f"{file}: class {name!r} has no index but {value!r}: mend it, or download it again"
+            )
         if index in names:
             raise UserError(
                 f"{file}: classes {names[index]!r} and {name!r} have the same index {index}: "
-                "download it again"
+                "mend it, or download it again"
             )
         names[index] = name
     gap = next((index for index in range(len(names)) if index not in names), None)
     if gap is not None:
         raise UserError(
             f"{file}: no class has index {gap}, though {names[max(names)]!r} has {max(names)}: "
-            f"indices must be 0 to {len(names) - 1} for {len(names)} classes: download it again"
+            f"indices must be 0 to {len(names) - 1} for {len(names)} classes: mend it, or download it again"
         )
     return _distinct(file, [names[index] for index in range(len(names))])
 
@@ -319,7 +321,7 @@ def _table_rows(
     file_split = None if found.split_in_rows else _split_of_file(file)
     class_column = next((name for name in _COLUMNS_OF_CLASSES if name in columns), None)
     if len(lines) == 1:
-        raise UserError(f"{file}: holds a header and no rows: download it again")
+        raise UserError(f"{file}: holds a header and no rows: mend it, or download it again")
     for row, line in lines[1:]:
         values = _cells(line, delimiter)
         if len(values) != len(columns):
@@ -334,6 +336,11 @@ def _table_rows(
             raise UserError(
                 f"{file}, row {row} (id {video}): has the split {cells['split']!r}: write train, validation "
                 "or test"
+            )
+        if class_column is None and split != "test":
+            raise UserError(
+                f"{file}, row 1: none of its columns {', '.join(columns)} is called label, which {split} needs: call the "
+                "classes' so, or take the file that has classes"
             )
         found.add(row, video, split, cells[class_column] if class_column else None)
     return _with_numbers(found)

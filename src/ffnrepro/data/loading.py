@@ -180,7 +180,7 @@ class VideoBatches:
         if not self._workers or self._loader is None or self._loader._iterator is None:
             return False
         workers = self._loader._iterator._workers  # type: ignore[attr-defined]
-        return bool(multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=2))
+        return bool(multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5))
 
     def _build(self) -> DataLoader[Any]:
         return DataLoader(

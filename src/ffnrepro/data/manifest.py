@@ -226,13 +226,14 @@ def _likeliest_mend(lost: pd.DataFrame, labelled: pd.DataFrame, excluded: pd.Dat
     example = lost.loc[lost["reason"] == reason].iloc[0]
     if reason == NO_VIDEO_FILE:
         strangers = excluded.loc[excluded["reason"] == NO_LABEL, "path"]
-        if 2 * len(strangers) >= len(lost):
+        if 2 * len(strangers) >= len(lost) >= len(labelled) / 2:
             return (
-                f"the names of the files are no ids (a file is {strangers.iloc[0]!r}, an id {labelled['id'].iloc[0]!r}): "
+                f"the names of the files are no ids (a file is {strangers.iloc[0]!r}, an id {example['id']!r}): "
                 "check that `data.videos` is the folder of this data set, and its prefix"
             )
+        stranger = f", while {strangers.iloc[0]!r} has no label" if len(strangers) else ""
         return (
-            f"files are missing (such as that of {example['id']!r}): check that `data.videos` is their folder, and that "
+            f"files are missing (such as that of {example['id']!r}{stranger}): check that `data.videos` is their folder, and that "
             "the archive is unpacked whole: each of its parts unzipped, then all joined in order"
         )
     if reason == SEVERAL_FILES:
