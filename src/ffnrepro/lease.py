@@ -126,9 +126,10 @@ class Lease:
     def _watch(self, seen: Sight, check: Callable[[], None]) -> bool:
         """Whether the lease stays without a sign of life; False where it changes hands meanwhile."""
         logger.info("%s: taken by %s; watches for a sign of life", self.path, seen.name)
-        end = time.monotonic() + self._expiry
-        while time.monotonic() < end:
-            time.sleep(min(1.0, self._expiry / 10))
+        interval = min(1.0, self._expiry / 10)
+        waited, last = 0.0, time.monotonic()
+        while waited < self._expiry:
+            time.sleep(interval)
             check()
             now = look(self.path)
             if now is None or now.owner != seen.owner:
@@ -138,6 +139,9 @@ class Lease:
                     f"{self.path.parent}: {seen.name} is at work on this and alive; nothing was written. Wait for it to "
                     "end, or end it"
                 )
+            # What stops this process (a paused machine, a network disk) stops the owner, too: that time does not count.
+            last, before = time.monotonic(), last
+            waited += min(last - before, 2 * interval)
         return True
 
     def _beat(self, ended: threading.Event) -> None:

@@ -6,6 +6,7 @@ to a process, as in the published run.
 
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -118,5 +119,6 @@ def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # One process may replace loader workers that hang, for minutes, while the others wait; one that dies ends them.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
     return Processes(dist.get_rank(), count), device

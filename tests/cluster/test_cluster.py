@@ -42,7 +42,9 @@ def goes_on_where_it_stopped(workflow: ClusterWorkflow, times: int) -> bool:
 
 
 def test_two_jobs_see_different_gpus(cluster: Cluster, tmp_path: Path) -> None:
-    script = "echo $CUDA_VISIBLE_DEVICES; sleep 2"
+    script = (
+        "echo $CUDA_VISIBLE_DEVICES; touch $SLURM_JOB_ID; until test $(ls | wc -l) = 2; do sleep 0.1; done"
+    )
     command = ["srun", "--partition=gpu", "--gpus=1", "sh", "-c", script]
     jobs = [
         subprocess.Popen(command, cwd=tmp_path, env=cluster.environment, stdout=subprocess.PIPE, text=True)

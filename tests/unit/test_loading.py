@@ -52,13 +52,20 @@ class Numbers:
             ctypes.PyDLL(None).pause()  # native code that keeps the interpreter lock and never returns
         if self._has("kills", index):
             os.kill(os.getpid(), signal.SIGSEGV)
-        if self._has("leaves", index):
-            resource_sharer.stop()  # what the end of a process is, but slowly: its connections, then itself
-            (self.folder / "has left").touch()
-            time.sleep(0.5)
-            os.kill(os.getpid(), signal.SIGKILL)
+        for fault in ("leaves", "freezes"):
+            if self._has(fault, index):
+                while len(resource_sharer._resource_sharer._cache) < 2:  # type: ignore[attr-defined]
+                    time.sleep(0.01)  # until the batch before, clips and labels, is on its way
+                if fault == "freezes":  # with all its threads, so that it gives the batch before to nobody
+                    (self.folder / "is away").touch()
+                    ctypes.PyDLL(None).pause()
+                resource_sharer.stop()  # what the end of a process is, but slowly: its connections, then itself
+                (self.folder / "is away").touch()
+                while not (self.folder / "is missed").exists():
+                    time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGKILL)
         if index in self.faults.get("slow", ()):
-            time.sleep(0.6)
+            time.sleep(0.9)
         if index in self.faults.get("faulty", ()):
             raise RuntimeError("a fault of the code")
         return torch.full((3, 2, 4, 4), index, dtype=torch.uint8), index
@@ -156,13 +163,11 @@ def test_a_worker_that_native_code_holds_or_kills_is_replaced(
 ) -> None:
     faults = {fault: (9,), f"{fault}_once": (2,)}
     batches = batches_of(Numbers(24, tmp_path, **faults), workers=2, max_bad_fraction=0.1, seconds=2)
-    started = time.monotonic()
     whole = [[n, n + 1, n + 2, n + 3] for n in range(0, 24, 4)]
     expected = [[8, 10, 11] if row[0] == 8 else row for row in whole]
     assert (
         read(batches, step=0.1) == expected
     )  # 2 came at the second try; nothing comes twice, nothing is missing
-    assert time.monotonic() - started < 60
     assert batches.bad_videos == 1
     messages = [record.getMessage() for record in caplog.records]
     assert any("workers are replaced" in words and "videos/2.webm" in words for words in messages)
@@ -172,27 +177,38 @@ def test_a_worker_that_native_code_holds_or_kills_is_replaced(
         == "left out of its batch: videos/9.webm: the decoder did not finish in 2 s, or killed its process"
     )
     caplog.clear()
+    batches.close()
+    batches._seconds = 60  # a pause of this machine is no fault
     assert read(batches, step=0.1) == expected  # known now: not waited for again, but counted again
     assert batches.bad_videos == 1
     assert len(caplog.records) == 1
 
 
-def test_a_batch_that_is_fetched_from_a_worker_that_ends_comes_from_the_next(
-    tmp_path: Path, caplog: Any
+@pytest.mark.parametrize("fault", ["leaves", "freezes"])
+def test_a_batch_that_its_worker_no_longer_gives_comes_from_the_next(
+    tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    batches = batches_of(Numbers(24, tmp_path, leaves_once=(9,)), workers=1, max_bad_fraction=0.1)
+    ended_workers = VideoBatches._ended_workers
+
+    def missed(batches: VideoBatches, seconds: float) -> list[int]:
+        (tmp_path / "is missed").touch()
+        return ended_workers(batches, seconds)
+
+    monkeypatch.setattr(VideoBatches, "_ended_workers", missed)
+    data = Numbers(24, tmp_path, **{f"{fault}_once": (9,)})
+    batches = batches_of(data, workers=1, max_bad_fraction=0.1, seconds=4 if fault == "freezes" else 120)
     rows = []
     for _, labels in batches:
         rows.append(labels.tolist())
-        while not (tmp_path / "has left").exists():
+        while not (tmp_path / "is away").exists():
             time.sleep(
                 0.01
             )  # then the second batch lies ready, in the memory of a worker that cannot give it
+        time.sleep(0.1)
     assert rows == [[n, n + 1, n + 2, n + 3] for n in range(0, 24, 4)]
     assert batches.bad_videos == 0
-    assert [record.getMessage() for record in caplog.records] == [
-        "a DataLoader worker ended; the workers are replaced (videos/9.webm)"
-    ]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("; the workers are replaced (videos/9.webm)")
 
 
 def test_evaluation_stops_with_the_name_of_the_video_that_hangs(tmp_path: Path) -> None:
@@ -215,20 +231,33 @@ def test_a_fault_of_the_code_is_passed_on(tmp_path: Path, workers: int) -> None:
         read(batches_of(Numbers(4, tmp_path, faulty=(1,)), workers=workers, max_bad_fraction=0.5))
 
 
-@pytest.mark.parametrize("where", ["in the loop", "in the batches"])
+@pytest.mark.parametrize("where", ["in the loop", "in the batches", "at a worker's start"])
 def test_a_run_that_fails_ends_with_its_workers(tmp_path: Path, where: str) -> None:
     """Workers that leave SIGTERM to the trainer would keep a failed process, and its GPU, for ever."""
     script = tmp_path / "run.py"
     script.write_text(
+        "import sys, time\n"
         "from contextlib import closing\n"
+        "from multiprocessing.process import BaseProcess\n"
         "from pathlib import Path\n"
+        "from ffnrepro.logs import run\n"
         "from tests.unit.test_loading import Numbers, batches_of\n"
+        "start, started = BaseProcess.start, []\n"
+        "def no_second(process):\n"
+        "    if started:\n"
+        "        time.sleep(1)\n"  # the first is at work by then, and leaves SIGTERM to the trainer
+        "        raise BlockingIOError('no more processes')\n"
+        "    started.append(process)\n"
+        "    start(process)\n"
         "if __name__ == '__main__':\n"
+        f'    BaseProcess.start = no_second if {where!r} == "at a worker\'s start" else start\n'
         f"    bad = tuple(range(8, 20)) if {where!r} == 'in the batches' else ()\n"
         "    batches = batches_of(Numbers(200, Path('.'), bad=bad), workers=2, max_bad_fraction=0.01)\n"
-        "    with closing(batches):\n"
-        "        for step, batch in enumerate(batches):\n"
-        "            assert step < 4\n"
+        "    def work():\n"
+        "        with closing(batches):\n"
+        "            for step, batch in enumerate(batches):\n"
+        "                assert step < 4\n"
+        "    sys.exit(run(work))\n"
     )
     result = subprocess.run(
         [sys.executable, script],
@@ -236,8 +265,9 @@ def test_a_run_that_fails_ends_with_its_workers(tmp_path: Path, where: str) -> N
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert result.returncode == 1
-    assert ("AssertionError" if where == "in the loop" else "could not be read") in result.stderr
+    said = {"in the loop": "AssertionError", "in the batches": "could not be read"}
+    assert said.get(where, "no more processes") in result.stderr

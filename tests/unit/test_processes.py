@@ -123,7 +123,8 @@ sys.exit(75)
 
 def wait_for(folder: Path, name: str) -> None:
     end = time.monotonic() + 60
-    while not all((folder / f"{name}{rank}").exists() for rank in range(2)) and time.monotonic() < end:
+    while not all((folder / f"{name}{rank}").exists() for rank in range(2)):
+        assert time.monotonic() < end
         time.sleep(0.01)
 
 

@@ -504,6 +504,8 @@ def test_a_job_that_nobody_watched_is_noticed(copy: Copy) -> None:
     copy.configure(training={"learning_rate": 0.5})
     target = "results/experiments/tsm/seed0/model.sha256"
     output = copy.folder / "results/experiments/tsm/seed0/run.json"
+    log = copy.folder / "logs/train/tsm/seed0.log"
+    log.unlink()
     controller = subprocess.Popen(
         copy.command(target),
         cwd=copy.project,
@@ -512,8 +514,6 @@ def test_a_job_that_nobody_watched_is_noticed(copy: Copy) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    log = copy.folder / "logs/train/tsm/seed0.log"
-    log.unlink()
     wait_for(log.exists)
     os.kill(controller.pid, signal.SIGKILL)
     controller.wait()
@@ -619,7 +619,7 @@ def test_what_runs_is_what_the_digest_counts(copy: Copy, method: str) -> None:
         script = ROOT / f"workflow/scripts/{name}.py"
         called = copy.folder / f"{name}.json"
         command = [sys.executable, "-c", PROFILED, str(called), str(script), *map(str, arguments)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
         reached = reached_names(script, method)
         executed = json.loads(called.read_text())
         assert len(executed) > 30

@@ -166,7 +166,7 @@ def test_jobs_with_a_gpu_run_one_after_the_other(finished: Finished, tmp_path: P
     times = []
     for name in ("tsm", "ffn"):
         text = (workflow.folder / f"logs/train/{name}/seed1.log").read_text()
-        found = re.findall(r"^[-0-9]+ ([:0-9,]+) INFO", text, re.MULTILINE)
+        found = re.findall(r"^([-0-9]+ [:0-9,]+) INFO", text, re.MULTILINE)
         times.append((found[0], found[-1]))
     (_, end), (start, _) = sorted(times)
     assert end <= start

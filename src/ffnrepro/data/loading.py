@@ -8,11 +8,12 @@ gives no batch within the time limit: then all workers are replaced and go on at
 
 import logging
 import multiprocessing.connection
+import multiprocessing.util
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,6 +88,9 @@ class VideoBatches:
         self._plan = _Plan()
         self._loader: DataLoader[Any] | None = None
         self._hangs: Counter[int] = Counter()
+        self._processes: list[Any] = []
+        # They leave SIGTERM to the trainer, and Python sends no more than that at its end, and then waits.
+        multiprocessing.util.Finalize(self, _kill, args=(self._processes,), exitpriority=10)
 
     def __len__(self) -> int:
         """Number of batches of an epoch."""
@@ -108,12 +112,13 @@ class VideoBatches:
 
     def close(self) -> None:
         """End the workers, also those that do not answer: a process whose workers live on never ends."""
-        if self._loader is not None and self._loader._iterator is not None:
-            workers = self._loader._iterator._workers  # type: ignore[attr-defined]
-            self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
-            for worker in workers:
-                worker.kill()  # those that answer have ended; they leave SIGTERM to the trainer
-        self._loader = None
+        try:
+            if self._loader is not None and self._loader._iterator is not None:
+                self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        finally:
+            _kill(self._processes)  # those that answer have ended
+            self._processes.clear()
+            self._loader = None
 
     def _batches(self) -> Iterator[Batch]:
         self.bad_videos = 0
@@ -143,7 +148,7 @@ class VideoBatches:
             except _NoBatch as error:
                 stuck = self._replace_workers()
                 self._hangs.update(stuck)
-                unexplained += not stuck
+                unexplained += not stuck or len(stuck) == self._workers > 1  # all of them: that is the disk
                 names = ", ".join(str(self.dataset.path_of(index)) for index in stuck)
                 logger.warning("%s; the workers are replaced (%s)", error, names or "no file is to blame")
                 if unexplained > 2:
@@ -157,30 +162,57 @@ class VideoBatches:
         try:
             if self._loader is None:
                 self._loader = self._build()
-            batches = iter(self._loader)
+            before = multiprocessing.active_children()
+            try:
+                batches = iter(self._loader)
+            finally:  # also where not all of them could be started
+                self._processes += [
+                    child for child in multiprocessing.active_children() if child not in before
+                ]
             if self._workers and threading.current_thread() is threading.main_thread():
                 # PyTorch would raise the death of a worker wherever this process happens to be, in the middle of a
                 # step; without its handler it is noticed where the batch is waited for.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            while (batch := next(batches, None)) is not None:
+            while (batch := self._next(batches)) is not None:
                 yield batch
         except Exception as error:
             # Of a worker that gives nothing, and of one that has died; all else is passed on.
-            told = isinstance(error, RuntimeError) and str(error).startswith(
-                ("DataLoader timed out", "DataLoader worker")
-            )
-            if not told and not self._a_worker_ends():
+            if str(error).startswith(("DataLoader timed out", "DataLoader worker")):
+                raise _NoBatch(str(error).splitlines()[0]) from error
+            # A batch is fetched over a connection to the worker that made it. One that is ending has closed it before it
+            # counts as dead, and PyTorch then passes on what the connection says: EOFError, ConnectionResetError,
+            # FileNotFoundError. What a worker itself raised begins with "Caught".
+            if str(error).startswith("Caught") or not self._ended_workers(seconds=30):
                 raise
-            raise _NoBatch(str(error).splitlines()[0] if told else "a DataLoader worker ended") from error
+            raise _NoBatch(f"a DataLoader worker ended ({type(error).__name__})") from error
 
-    def _a_worker_ends(self) -> bool:
-        # A batch is fetched over a connection to the worker that made it. One that is ending has closed it before it
-        # counts as dead, and PyTorch then passes on what the connection says: EOFError, ConnectionResetError,
-        # FileNotFoundError.
+    def _next(self, batches: Iterator[Any]) -> Any:
+        # PyTorch's time limit ends where a batch is being fetched from a worker's memory. One that hangs then, in the
+        # next sample, answers never: killed, it is noticed.
+        watch = threading.Timer(1.5 * self._seconds, self._kill_those_at_work, [0.8 * self._seconds])
+        watch.daemon = True
+        if self._workers:
+            watch.start()
+        try:
+            return next(batches, None)
+        finally:
+            watch.cancel()
+
+    def _worker_processes(self) -> list[Any]:
         if not self._workers or self._loader is None or self._loader._iterator is None:
-            return False
-        workers = self._loader._iterator._workers  # type: ignore[attr-defined]
-        return bool(multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5))
+            return []
+        return list(self._loader._iterator._workers)  # type: ignore[attr-defined]
+
+    def _ended_workers(self, seconds: float) -> list[int]:
+        """Workers that have ended, or do within so many seconds: their sentinels say so before they count as dead."""
+        sentinels = [worker.sentinel for worker in self._worker_processes()]
+        ended = multiprocessing.connection.wait(sentinels, timeout=seconds) if sentinels else []
+        return [number for number, sentinel in enumerate(sentinels) if sentinel in ended]
+
+    def _kill_those_at_work(self, seconds: float) -> None:
+        """Kill the workers that have been at a sample for so long."""
+        workers = self._worker_processes()
+        _kill([workers[number] for number in self._watched.at_work(seconds) if number < len(workers)])
 
     def _build(self) -> DataLoader[Any]:
         return DataLoader(
@@ -198,11 +230,9 @@ class VideoBatches:
 
     def _replace_workers(self) -> list[int]:
         """End all workers; give the samples that they were stuck in, or that killed them."""
-        dead = []
-        if self._loader is not None and self._loader._iterator is not None:
-            workers = self._loader._iterator._workers  # type: ignore[attr-defined]
-            dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
-        stuck = self._watched.stuck(0.8 * self._seconds, dead)
+        stuck = self._watched.stuck(0.8 * self._seconds, self._ended_workers(seconds=0))
+        # The thread that pins memory may wait for one of them, and PyTorch, in its shutdown, for the thread.
+        self._kill_those_at_work(0)
         self.close()
         self._watched.clear()
         return stuck
@@ -229,6 +259,11 @@ class VideoBatches:
                     f"`data.max_bad_fraction` {self._max_bad_fraction:g} allows, the last one {words}: check the disk of "
                     "`data.videos` and run again"
                 )
+
+
+def _kill(processes: Sequence[Any]) -> None:
+    for process in processes:
+        process.kill()
 
 
 class _NoBatch(Exception):
@@ -291,6 +326,11 @@ class _WatchedDataset(Dataset[Any]):
             for worker, (index, since) in enumerate(self._at.tolist())
             if index and (worker in dead or now - since > seconds)
         ]
+
+    def at_work(self, seconds: float) -> list[int]:
+        """Workers that have been at a sample for so long."""
+        now = time.monotonic()
+        return [n for n, (index, since) in enumerate(self._at.tolist()) if index and now - since >= seconds]
 
     def clear(self) -> None:
         """Forget what workers that are gone were at."""
