@@ -299,14 +299,15 @@ def planned(job):
     return PlannedJob(job.rule.name, about, why, hours, basis)
 
 
-def absent(rules):
-    """What these rules read of the user's own, and is not there."""
+def absent(jobs):
+    """What these jobs read of the user's own, and is not there."""
     needed = {
         CONFIG.data.labels: "parse_labels",
         CONFIG.data.videos: "index_videos",
         WEIGHTS["source"]: "fetch_weights",
     }
-    return [path for path, rule in needed.items() if path and rule in rules and not os.path.exists(path)]
+    run = {job.rule for job in jobs}
+    return [path for path, reader in needed.items() if path and reader in run and not os.path.exists(path)]
 
 
 def print_plan():
@@ -318,7 +319,7 @@ def print_plan():
         order = [job for level in workflow.dag.toposorted() for job in level]
         jobs = [planned(job) for job in order if workflow.dag.needrun(job) and not job.rule.norun]
         print(f"\n{describe(jobs, gpu=CONFIG.runtime.device != 'cpu')}", flush=True)
-        if lacking := absent({job.rule for job in jobs}):
+        if lacking := absent(jobs):
             print(f"Not there, so that the run would stop at it: {', '.join(lacking)}.", flush=True)
     except Exception as error:
         print(f"\nNo summary of the plan: {type(error).__name__}: {error}", flush=True)
