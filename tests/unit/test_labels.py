@@ -573,3 +573,11 @@ def test_a_file_that_may_not_be_read_has_no_digest(tmp_path, monkeypatch):
     (tmp_path / "train.json").write_text("[]")
     monkeypatch.setattr("ffnrepro.data.labels.file_digest", refuse)
     assert label_digests(tmp_path) == {"train.json": "unreadable"}
+
+
+def test_a_misspelt_column_of_classes_is_named(tmp_path):
+    (tmp_path / "mine.csv").write_text("path,lable,split\n1.webm,a,train\n2.webm,a,validation\n")
+    with pytest.raises(
+        UserError, match=r"mine\.csv, row 1: none of its columns path, lable, split is called label"
+    ):
+        read_labels(tmp_path)
