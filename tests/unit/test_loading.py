@@ -165,9 +165,8 @@ def test_a_worker_that_native_code_holds_or_kills_is_replaced(
     batches = batches_of(Numbers(24, tmp_path, **faults), workers=2, max_bad_fraction=0.1, seconds=2)
     whole = [[n, n + 1, n + 2, n + 3] for n in range(0, 24, 4)]
     expected = [[8, 10, 11] if row[0] == 8 else row for row in whole]
-    assert (
-        read(batches, step=0.1) == expected
-    )  # 2 came at the second try; nothing comes twice, nothing is missing
+    # 2 came at the second try; nothing comes twice, nothing is missing
+    assert read(batches, step=0.1) == expected
     assert batches.bad_videos == 1
     messages = [record.getMessage() for record in caplog.records]
     assert any("workers are replaced" in words and "videos/2.webm" in words for words in messages)
@@ -200,10 +199,9 @@ def test_a_batch_that_its_worker_no_longer_gives_comes_from_the_next(
     rows = []
     for _, labels in batches:
         rows.append(labels.tolist())
+        # Then the second batch lies ready, in the memory of a worker that cannot give it.
         while not (tmp_path / "is away").exists():
-            time.sleep(
-                0.01
-            )  # then the second batch lies ready, in the memory of a worker that cannot give it
+            time.sleep(0.01)
         time.sleep(0.1)
     assert rows == [[n, n + 1, n + 2, n + 3] for n in range(0, 24, 4)]
     assert batches.bad_videos == 0

@@ -149,7 +149,9 @@ def notice():
 
 
 def is_finished(folder):
-    """Whether the work of this folder of state/ has come to its end."""
+    """Whether the work of this folder of state/, which may not be known, has come to its end."""
+    if folder is None:
+        return False
     try:
         about = read_record(folder / "about.json")
     except (OSError, ValueError):
@@ -167,8 +169,7 @@ def training_folder(experiment, seed):
 
 def is_trained(experiment, seed):
     """Whether this training is finished, and only written out again."""
-    folder = training_folder(experiment, seed)
-    return folder is not None and is_finished(folder)
+    return is_finished(training_folder(experiment, seed))
 
 
 # What follows only tells. It looks into Snakemake's own records: should a later version keep them otherwise, less is said,
@@ -226,7 +227,7 @@ def work_of_evaluation(job):
     for producer in workflow.dag.dependencies[job]:
         if producer.rule.name in ("train_tsm", "train_ffn") and workflow.dag.needrun(producer):
             folder = work_of_training(producer)
-            if folder is None or not is_finished(folder):
+            if not is_finished(folder):
                 return None
             model = read_record(folder / "made_with.json")["model"]
         elif will_differ(producer):
@@ -247,7 +248,7 @@ def cost(job):
         folder = None
     rebuilt = any(map(workflow.dag.needrun, workflow.dag.dependencies[job]))
     provided = ", should its inputs come out the same" if rebuilt else ""
-    if folder is not None and is_finished(folder):
+    if is_finished(folder):
         return 0, f"kept from before: written out in seconds{provided}"
     if job.rule.name == "evaluate":
         path = f"{EVALUATION}.json".format(**work)

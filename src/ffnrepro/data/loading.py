@@ -199,7 +199,7 @@ class VideoBatches:
             watch.cancel()
 
     def _worker_processes(self) -> list[Any]:
-        if not self._workers or self._loader is None or self._loader._iterator is None:
+        if self._loader is None or self._loader._iterator is None:  # without workers it keeps none
             return []
         return list(self._loader._iterator._workers)  # type: ignore[attr-defined]
 
@@ -230,7 +230,7 @@ class VideoBatches:
 
     def _replace_workers(self) -> list[int]:
         """End all workers; give the samples that they were stuck in, or that killed them."""
-        stuck = self._watched.stuck(0.8 * self._seconds, self._ended_workers(seconds=0))
+        stuck = list(self._watched.at_work(0.8 * self._seconds, self._ended_workers(seconds=0)).values())
         # The thread that pins memory may wait for one of them, and PyTorch, in its shutdown, for the thread.
         self._kill_those_at_work(0)
         self.close()
@@ -318,19 +318,14 @@ class _WatchedDataset(Dataset[Any]):
             except DecodeError as error:
                 return _BadVideo(str(error))
 
-    def stuck(self, seconds: float, dead: Collection[int]) -> list[int]:
-        """Samples that workers have been at for longer than `seconds`, or when they died."""
+    def at_work(self, seconds: float, dead: Collection[int] = ()) -> dict[int, int]:
+        """Workers that have been at a sample for so long, or were when they died, and the sample."""
         now = time.monotonic()
-        return [
-            int(index) - 1
+        return {
+            worker: int(index) - 1
             for worker, (index, since) in enumerate(self._at.tolist())
-            if index and (worker in dead or now - since > seconds)
-        ]
-
-    def at_work(self, seconds: float) -> list[int]:
-        """Workers that have been at a sample for so long."""
-        now = time.monotonic()
-        return [n for n, (index, since) in enumerate(self._at.tolist()) if index and now - since >= seconds]
+            if index and (worker in dead or now - since >= seconds)
+        }
 
     def clear(self) -> None:
         """Forget what workers that are gone were at."""
