@@ -190,7 +190,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 def _state(arguments: argparse.Namespace) -> None:
-    from ffnrepro.state import list_states, prune, retry  # noqa: PLC0415
+    from ffnrepro.training.checkpoints import list_states, prune, retry  # noqa: PLC0415
 
     if arguments.action == "list":
         rows = list_states(arguments.folder)

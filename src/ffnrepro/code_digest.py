@@ -19,18 +19,18 @@ LEFT_OUT = {
     "ffnrepro.decides": "makes the key from what decides a result; what it leaves out is not computed otherwise",
     "ffnrepro.errors": "kinds of errors",
     "ffnrepro.files": "writes files whole; digests, where another way to make them changes every key anyway",
-    "ffnrepro.lease": "who may work on a state",
+    "ffnrepro.training.lease": "who may work on a state",
     "ffnrepro.logs": "what a script says",
     "ffnrepro.provenance": "what is recorded beside a number",
-    "ffnrepro.stopping": "when a run stops; it continues from its state to the same result (tests/unit/test_resumption.py)",
-    "ffnrepro.state": "saves and reads what training hands to it, checked by digest; a resumed run ends in the same tensors",
-    "ffnrepro.watching": "lines, curves and warnings",
-    "ffnrepro.experiment.training_parser": "hands over what the rule gives: the settings as they are, and what decides no number",
-    "ffnrepro.experiment.write_record": "writes run.json and the history, beside the network",
+    "ffnrepro.training.stopping": "when a run stops; it continues from its state to the same result (tests/unit/test_resumption.py)",
+    "ffnrepro.training.checkpoints": "saves and reads what training hands to it, checked by digest; a resumed run ends in the same tensors",
+    "ffnrepro.training.progress": "lines, curves and warnings",
+    "ffnrepro.training.job.training_parser": "hands over what the rule gives: the settings as they are, and what decides no number",
+    "ffnrepro.training.job.write_record": "writes run.json and the history, beside the network",
 }
 """What is reached and decides no number, with the reason. A mistake here gives a stale number, so it holds little."""
 
-ONLY_OF = {"ffn": ("ffnrepro.models.ffn", "ffnrepro.losses.frame_flexible_loss")}
+ONLY_OF = {"ffn": ("ffnrepro.recipe.models.ffn", "ffnrepro.recipe.losses.frame_flexible_loss")}
 """What a method alone computes with: jobs of other methods name it, but never call it."""
 
 

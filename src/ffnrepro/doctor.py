@@ -18,13 +18,13 @@ import torch
 
 from ffnrepro.config import Config, training_settings
 from ffnrepro.data.decode import DecodeError, open_video
-from ffnrepro.devices import check_precision, choose_device
 from ffnrepro.errors import Unfinished, UserError
-from ffnrepro.experiment import build_network, check_splits, train_experiment
 from ffnrepro.plan import duration
-from ffnrepro.processes import Processes, check_count
-from ffnrepro.state import GENERATIONS, StateDirectory
-from ffnrepro.stopping import StopRequest
+from ffnrepro.training.checkpoints import GENERATIONS, StateDirectory
+from ffnrepro.training.devices import check_precision, choose_device
+from ffnrepro.training.job import build_network, check_splits, train_experiment
+from ffnrepro.training.processes import Processes, check_count
+from ffnrepro.training.stopping import StopRequest
 
 PREFETCHED = 2
 """Batches that each loader worker holds ready: PyTorch's default."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
-from ffnrepro.data.dataset import ClipDataset
-from ffnrepro.data.loading import VideoBatches
 from ffnrepro.errors import Unfinished, UserError
-from ffnrepro.metrics import correct_within, top_k
-from ffnrepro.training import to_device
+from ffnrepro.recipe.clips import ClipDataset
+from ffnrepro.recipe.scoring import correct_within, top_k
+from ffnrepro.training.loader import VideoBatches
+from ffnrepro.training.loop import to_device
 
 
 @torch.inference_mode()

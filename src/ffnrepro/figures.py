@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ffnrepro.files import replacing
-from ffnrepro.table import REFERENCE, frame_counts, published_accuracy
+from ffnrepro.tables import REFERENCE, frame_counts, published_accuracy
 
 _COLOURS = {"TSM": "#c44e52", "TSM-ST": "#8c8c8c", "TSM-FFN": "#4c72b0"}
 

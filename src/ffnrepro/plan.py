@@ -76,7 +76,7 @@ def duration(hours: float, *, gpu: bool = False) -> str:
 
 
 def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is different: `training.learning_rate 0.01 -> 0.02`, `data changed`, `code of ffnrepro.losses`.
+    """What is different: `training.learning_rate 0.01 -> 0.02`, `data changed`, `code of ffnrepro.recipe.losses`.
 
     Args:
         made: what decided a job's files; it may say more.

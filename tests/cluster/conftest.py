@@ -23,8 +23,8 @@ import pytest
 import torch
 import yaml
 
-from ffnrepro.models.weights import tensors_digest
-from ffnrepro.training import TIMES
+from ffnrepro.training.loop import TIMES
+from ffnrepro.weights import tensors_digest
 
 from ..workflow.conftest import ROOT, make_workflow
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from ffnrepro.data import dataset as module
-from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset, collate_clips
+from ffnrepro.recipe import clips as module
 from ffnrepro.data.decode import DecodeError
-from ffnrepro.data.sampling import segment_indices
-from ffnrepro.data.transforms import evaluation_crop
+from ffnrepro.recipe.clips import ClipDataset, EpochSampler, FrameCountsDataset, collate_clips
+from ffnrepro.recipe.sampling import segment_indices
+from ffnrepro.recipe.transforms import evaluation_crop
 
 FRAMES = (46, 30, 16, 3)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ffnrepro.devices import choose_device
 from ffnrepro.errors import UserError
-from ffnrepro.processes import start_processes
+from ffnrepro.training.devices import choose_device
+from ffnrepro.training.processes import start_processes
 
 
 @pytest.fixture(autouse=True)

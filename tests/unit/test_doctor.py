@@ -18,7 +18,7 @@ from ffnrepro.data.manifest import build_manifest
 from ffnrepro.data.video_index import index_videos, list_videos
 from ffnrepro.doctor import examine, training_arguments
 from ffnrepro.errors import Unfinished, UserError
-from ffnrepro.state import StateDirectory
+from ffnrepro.training.checkpoints import StateDirectory
 
 ROOT = Path(__file__).parents[2]
 CONFIG = [ROOT / "config/config.yaml", ROOT / "config/demo.yaml"]

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from ffnrepro import experiment
-from ffnrepro.data.dataset import EpochSampler
 from ffnrepro.errors import Unfinished
-from ffnrepro.experiment import run_experiment, train_experiment, training_parser
-from ffnrepro.lease import Lease
-from ffnrepro.processes import Processes
-from ffnrepro.state import StateDirectory
-from ffnrepro.stopping import StopRequest
+from ffnrepro.recipe.clips import EpochSampler
+from ffnrepro.training import job as experiment
+from ffnrepro.training.checkpoints import StateDirectory
+from ffnrepro.training.job import run_experiment, train_experiment, training_parser
+from ffnrepro.training.lease import Lease
+from ffnrepro.training.processes import Processes
+from ffnrepro.training.stopping import StopRequest
 from tests.unit.test_resumption import arguments_of, data  # noqa: F401 - data is a fixture
 
 

@@ -3,9 +3,9 @@ import re
 import pytest
 import torch
 
-from ffnrepro.models.ffn import FrameFlexibleNetwork
-from ffnrepro.models.temporal_shift import temporal_shift
-from ffnrepro.models.tsm import TSM
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.models.temporal_shift import temporal_shift
+from ffnrepro.recipe.models.tsm import TSM
 
 SMALL = {"classes": 5, "depth": 10, "width": 8, "stem": 3}
 
@@ -175,7 +175,7 @@ def test_authors_training_shift_leaks_between_the_clips_of_a_batch(network, fram
             seen.append(int(((own != clip_of_row) & (own != 0)).sum()))
         return temporal_shift(x, length)
 
-    monkeypatch.setattr("ffnrepro.models.tsm.temporal_shift", count)
+    monkeypatch.setattr("ffnrepro.recipe.models.tsm.temporal_shift", count)
     network.train()(torch.randn(4, 3, frames, 24, 24))
     assert set(seen) == {leaking * rows // 16}
     seen.clear()

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from ffnrepro.models.ffn import FrameFlexibleNetwork
-from ffnrepro.models.grouped_forward import forward_in_groups
-from ffnrepro.models.tsm import TSM
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.models.grouped_forward import forward_in_groups
+from ffnrepro.recipe.models.tsm import TSM
 
 SMALL = {"classes": 3, "depth": 10, "width": 8, "stem": 3, "dropout": 0.0}
 

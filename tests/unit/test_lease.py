@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from ffnrepro import lease as module
 from ffnrepro.errors import Unfinished
-from ffnrepro.lease import Lease, has_died, look
+from ffnrepro.training import lease as module
+from ffnrepro.training.lease import Lease, has_died, look
 
 HOLD = """
 import sys, time, pathlib
-from ffnrepro.lease import Lease
+from ffnrepro.training.lease import Lease
 with Lease(pathlib.Path(sys.argv[1]), expiry=1.0).held():
     print("held", flush=True)
     time.sleep(60)

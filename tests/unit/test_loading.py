@@ -15,10 +15,10 @@ import torch
 from torch.utils.data import SequentialSampler
 from torch.utils.data._utils import MP_STATUS_CHECK_INTERVAL
 
-from ffnrepro.data.dataset import EpochSampler
 from ffnrepro.data.decode import DecodeError
-from ffnrepro.data.loading import VideoBatches
 from ffnrepro.errors import UserError
+from ffnrepro.recipe.clips import EpochSampler
+from ffnrepro.training.loader import VideoBatches
 
 
 class Numbers:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ffnrepro.losses import classification_loss, frame_flexible_loss
+from ffnrepro.recipe.losses import classification_loss, frame_flexible_loss
 
 LOW = [[0.2, -0.4, 1.0], [0.5, 0.1, -0.7]]
 MIDDLE = [[1.2, 0.3, -0.1], [0.0, 0.9, 0.4]]

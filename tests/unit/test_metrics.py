@@ -2,7 +2,7 @@
 
 import torch
 
-from ffnrepro.metrics import correct_within, top_k
+from ffnrepro.recipe.scoring import correct_within, top_k
 
 
 def test_top_k_is_the_head_of_the_sorted_probabilities() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from ffnrepro.models.ffn import FrameFlexibleNetwork
-from ffnrepro.models.tsm import TSM
-from ffnrepro.optim import learning_rate_factor, parameter_groups
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.models.tsm import TSM
+from ffnrepro.recipe.optim import learning_rate_factor, parameter_groups
 
 
 def expected_group(name: str, parameter: nn.Parameter) -> str:

@@ -11,13 +11,13 @@ def test_what_is_different_is_said_by_key() -> None:
     made = {
         "settings": {"training": {"learning_rate": 0.01, "epochs": 50}, "depth": 50, "rows": ["a" * 60]},
         "data": DIGEST * 4,
-        "code": {"ffnrepro.losses": DIGEST, "ffnrepro.optim": DIGEST},
+        "code": {"ffnrepro.recipe.losses": DIGEST, "ffnrepro.recipe.optim": DIGEST},
         "host": "not asked for",
     }
     now = {
         "settings": {"training": {"learning_rate": 0.02, "epochs": 50}, "gpus": 3, "rows": ["b" * 60]},
         "data": DIGEST[::-1] * 4,
-        "code": {"ffnrepro.losses": DIGEST[::-1], "ffnrepro.optim": DIGEST},
+        "code": {"ffnrepro.recipe.losses": DIGEST[::-1], "ffnrepro.recipe.optim": DIGEST},
     }
     assert differences(made, now) == [
         "training.learning_rate 0.01 -> 0.02",
@@ -25,7 +25,7 @@ def test_what_is_different_is_said_by_key() -> None:
         "rows changed",
         "data changed",
         "depth 50 -> none",
-        "code of ffnrepro.losses",
+        "code of ffnrepro.recipe.losses",
     ]
     assert differences(now, now) == []
     with pytest.raises(KeyError):

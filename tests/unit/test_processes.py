@@ -16,17 +16,17 @@ import pytest
 import torch
 from torch.utils.data import Dataset, SequentialSampler
 
-from ffnrepro.data.loading import VideoBatches
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.evaluation import score
-from ffnrepro.launch import launch
-from ffnrepro.losses import Loss, frame_flexible_loss
-from ffnrepro.models.ffn import FrameFlexibleNetwork
-from ffnrepro.models.tsm import TSM
-from ffnrepro.models.weights import load_checkpoint
-from ffnrepro.processes import Processes, start_processes
-from ffnrepro.state import StateDirectory
-from ffnrepro.stopping import StopRequest
+from ffnrepro.recipe.losses import Loss, frame_flexible_loss
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.models.tsm import TSM
+from ffnrepro.training.checkpoints import StateDirectory
+from ffnrepro.training.launch import launch
+from ffnrepro.training.loader import VideoBatches
+from ffnrepro.training.processes import Processes, start_processes
+from ffnrepro.training.stopping import StopRequest
+from ffnrepro.weights import load_checkpoint
 from tests.unit.test_resumption import arguments_of, data, newest_state  # noqa: F401 - data is a fixture
 from tests.unit.test_training import run
 
@@ -53,7 +53,10 @@ def gradients(
 
 
 def start(
-    folder: Path, *command: str, module: Sequence[str] = ("ffnrepro.launch",), start_new_session: bool = False
+    folder: Path,
+    *command: str,
+    module: Sequence[str] = ("ffnrepro.training.launch",),
+    start_new_session: bool = False,
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", *module, "2", *command],
@@ -65,7 +68,9 @@ def start(
     )
 
 
-def launched(folder: Path, *command: str, module: Sequence[str] = ("ffnrepro.launch",)) -> tuple[int, str]:
+def launched(
+    folder: Path, *command: str, module: Sequence[str] = ("ffnrepro.training.launch",)
+) -> tuple[int, str]:
     """Exit code, and what was said."""
     process = start(folder, *command, module=module)
     said = process.communicate(timeout=600)[1]
@@ -107,7 +112,7 @@ def test_what_one_process_meets_ends_both_after_the_save(tmp_path: Path) -> None
 WORK = """
 import os, signal, sys, time
 from pathlib import Path
-from ffnrepro.stopping import StopRequest
+from ffnrepro.training.stopping import StopRequest
 
 rank = os.environ["RANK"]
 with StopRequest() as stop:

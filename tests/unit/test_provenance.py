@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from ffnrepro import experiment, provenance
+from ffnrepro import provenance
 from ffnrepro.config import evaluation_settings, read_config, training_settings
-from ffnrepro.experiment import build_network, training_parser
-from ffnrepro.models.weights import load_checkpoint, tensors_digest
-from ffnrepro.training import Trained
+from ffnrepro.training import job as experiment
+from ffnrepro.training.job import build_network, training_parser
+from ffnrepro.training.loop import Trained
+from ffnrepro.weights import load_checkpoint, tensors_digest
 
 ROOT = Path(__file__).parents[2]
 

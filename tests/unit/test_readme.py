@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from ffnrepro.data.dataset import ClipDataset
-from ffnrepro.data.transforms import normalise
-from ffnrepro.models.ffn import FrameFlexibleNetwork
-from ffnrepro.models.weights import save_checkpoint
+from ffnrepro.recipe.clips import ClipDataset
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.transforms import normalise
+from ffnrepro.weights import save_checkpoint
 
 README = Path(__file__).parents[2] / "README.md"
 

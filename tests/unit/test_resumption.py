@@ -27,9 +27,9 @@ from ffnrepro.data.demo import make_demo_data
 from ffnrepro.data.labels import read_labels
 from ffnrepro.data.manifest import build_manifest
 from ffnrepro.data.video_index import index_videos, list_videos
-from ffnrepro.lease import Lease
-from ffnrepro.models.weights import load_checkpoint
-from ffnrepro.training import TIMES
+from ffnrepro.training.lease import Lease
+from ffnrepro.training.loop import TIMES
+from ffnrepro.weights import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

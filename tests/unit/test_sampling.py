@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ffnrepro.data.sampling import segment_indices
+from ffnrepro.recipe.sampling import segment_indices
 
 SIZES = [(n, t) for t in (1, 2, 3, 4, 8, 16) for n in (1, 2, 3, 5, 8, 15, 16, 17, 31, 46, 117)]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ffnrepro.data.dataset import FrameCountsDataset
+from ffnrepro.recipe.clips import FrameCountsDataset
 
 LENGTHS = (1, 2, 3, 8, 15, 16, 17)
 

@@ -1,6 +1,6 @@
 import torch
 
-from ffnrepro.models.specialized_norm import SharedBatchNorm2d, SpecializedBatchNorm2d
+from ffnrepro.recipe.models.specialized_norm import SharedBatchNorm2d, SpecializedBatchNorm2d
 
 
 def test_each_frame_count_normalises_with_its_own_weights():

@@ -14,8 +14,8 @@ import torch
 
 from ffnrepro.cli import main
 from ffnrepro.errors import PermanentError, Unfinished, UserError
-from ffnrepro.lease import Lease
-from ffnrepro.state import StateDirectory
+from ffnrepro.training.checkpoints import StateDirectory
+from ffnrepro.training.lease import Lease
 
 
 def content(number: int) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def test_a_failure_of_the_one_that_was_waited_for_counts(
             (self.path.parent / "failed.json").write_text('{"message": "the loss is nan", "time": "now"}')
             return super().held(check)
 
-    monkeypatch.setattr("ffnrepro.state.Lease", OfAnother)
+    monkeypatch.setattr("ffnrepro.training.checkpoints.Lease", OfAnother)
     with pytest.raises(PermanentError, match=r"^the loss is nan \(so it ended on now"), state.held():
         pytest.fail("it was tried again")
     assert not (state.path / "lease.json").exists()
@@ -223,7 +223,7 @@ def test_what_ended_a_training_is_said_though_the_disk_is_full(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     state = saved(tmp_path, 1)
-    monkeypatch.setattr("ffnrepro.state.write_json", full)
+    monkeypatch.setattr("ffnrepro.training.checkpoints.write_json", full)
     with pytest.raises(PermanentError, match=r"^the loss is nan$"):
         fail(state, PermanentError("the loss is nan"))
     assert "failed.json: cannot be written (No space left on device)" in caplog.text

@@ -12,7 +12,7 @@ import pytest
 
 from ffnrepro.errors import Unfinished
 from ffnrepro.logs import run
-from ffnrepro.stopping import StopRequest, end_of_job
+from ffnrepro.training.stopping import StopRequest, end_of_job
 
 
 @pytest.fixture(autouse=True)

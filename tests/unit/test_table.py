@@ -8,7 +8,7 @@ import pytest
 
 from ffnrepro.errors import UserError
 from ffnrepro.figures import plot_accuracy
-from ffnrepro.table import assemble_table, published_accuracy, read_published, table_markdown
+from ffnrepro.tables import assemble_table, published_accuracy, read_published, table_markdown
 
 PUBLISHED = Path(__file__).parents[2] / "resources" / "published.csv"
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ffnrepro.models.temporal_shift import temporal_shift
+from ffnrepro.recipe.models.temporal_shift import temporal_shift
 
 
 def naive(x, frames):

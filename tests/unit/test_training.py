@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ffnrepro.data.dataset import EpochSampler
 from ffnrepro.data.decode import DecodeError
-from ffnrepro.data.loading import VideoBatches
 from ffnrepro.errors import PermanentError, Unfinished, UserError
-from ffnrepro.losses import Loss, classification_loss, frame_flexible_loss
-from ffnrepro.models.ffn import FrameFlexibleNetwork
-from ffnrepro.models.tsm import TSM
-from ffnrepro.optim import learning_rate_factor, parameter_groups
-from ffnrepro.processes import Processes
-from ffnrepro.state import StateDirectory
-from ffnrepro.stopping import StopRequest
-from ffnrepro.training import TIMES, Trained, step_seed, train
+from ffnrepro.recipe.clips import EpochSampler
+from ffnrepro.recipe.losses import Loss, classification_loss, frame_flexible_loss
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.models.tsm import TSM
+from ffnrepro.recipe.optim import learning_rate_factor, parameter_groups
+from ffnrepro.training.checkpoints import StateDirectory
+from ffnrepro.training.loader import VideoBatches
+from ffnrepro.training.loop import TIMES, Trained, step_seed, train
+from ffnrepro.training.processes import Processes
+from ffnrepro.training.stopping import StopRequest
 
 CPU = torch.device("cpu")
 NETWORK: dict[str, Any] = {"classes": 3, "depth": 10, "width": 8, "stem": 5}
@@ -264,7 +264,7 @@ def test_a_sigterm_during_the_save_does_not_end_it(tmp_path: Path, monkeypatch: 
         os.kill(os.getpid(), signal.SIGTERM)
         fsync(file)
 
-    monkeypatch.setattr("ffnrepro.state.os.fsync", again)
+    monkeypatch.setattr("ffnrepro.training.checkpoints.os.fsync", again)
     before = signal.signal(signal.SIGTERM, end)
     try:
         with StopRequest() as stop, pytest.raises(Unfinished, match=r"saved at epoch 1 of 4, step 1$"):
@@ -290,7 +290,7 @@ def overflowing(*steps: int) -> Callable[[Loss], Loss]:
 
 
 def test_skipped_steps_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffnrepro.training.precision_on", lambda device, precision: precision)  # noqa: ARG005
+    monkeypatch.setattr("ffnrepro.training.loop.precision_on", lambda device, precision: precision)  # noqa: ARG005
     weights: list[Tensor] = []
     trained, tensors = run(
         tmp_path,
@@ -311,7 +311,7 @@ def test_skipped_steps_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_steps_that_are_skipped_for_ever_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffnrepro.training.precision_on", lambda device, precision: precision)  # noqa: ARG005
+    monkeypatch.setattr("ffnrepro.training.loop.precision_on", lambda device, precision: precision)  # noqa: ARG005
     steps = []
     # From 2^16 to below 2^-10.
     with pytest.raises(
@@ -351,7 +351,7 @@ def test_videos_that_go_bad_are_counted_in_the_history(tmp_path: Path) -> None:
 def test_a_deadline_stops_in_time_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken, tensors = run(tmp_path / "unbroken", "tsm")
     now = 0.0
-    monkeypatch.setattr("ffnrepro.stopping.time.time", lambda: now)
+    monkeypatch.setattr("ffnrepro.training.stopping.time.time", lambda: now)
     stop = StopRequest(1000.0)  # with a margin of 50 s
 
     def slow() -> None:
@@ -385,7 +385,7 @@ def test_dropout_is_drawn_anew_in_each_step() -> None:
 def test_clipping_comes_after_unscaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With float16 the loss is scaled by 65536; neither the bound nor the norm that is told may be of such gradients."""
     plain, single = run(tmp_path / "single", "tsm", epochs=1, clip_norm=0.01)
-    monkeypatch.setattr("ffnrepro.training.precision_on", lambda device, precision: precision)  # noqa: ARG005
+    monkeypatch.setattr("ffnrepro.training.loop.precision_on", lambda device, precision: precision)  # noqa: ARG005
     scaled, half = run(tmp_path / "half", "tsm", epochs=1, clip_norm=0.01)
     assert scaled.history[0]["skipped_steps"] == 0
     assert scaled.history[0]["gradient_norm"] == pytest.approx(plain.history[0]["gradient_norm"], rel=0.1)
@@ -425,7 +425,7 @@ def test_warnings_are_given_after_each_epoch(
     def warn(history: list[dict[str, float]], *, select_by: str) -> list[str]:
         return [f"look at {select_by} of epoch {history[-1]['epoch']}"]
 
-    monkeypatch.setattr("ffnrepro.training.warnings", warn)
+    monkeypatch.setattr("ffnrepro.training.loop.warnings", warn)
     run(tmp_path, "ffn", epochs=3)
     said = [record.getMessage() for record in caplog.records if "look at" in record.getMessage()]
     assert said == [f"ffn: look at top1_4f of epoch {epoch}" for epoch in (1, 2, 3)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ffnrepro.data.transforms import (
+from ffnrepro.recipe.transforms import (
     Box,
     crop_resize,
     evaluation_crop,

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torchvision
 
-import ffnrepro.models.tsm
-from ffnrepro.models.tsm import TSM
+import ffnrepro.recipe.models.tsm
+from ffnrepro.recipe.models.tsm import TSM
 
 SMALL = {"classes": 5, "depth": 10, "width": 8, "stem": 3}
 
@@ -39,7 +39,7 @@ def test_is_torchvisions_network_but_for_the_shift(depth, monkeypatch):
     ours = TSM(classes=7, depth=depth).eval()
     ours.load_state_dict(theirs.state_dict())
     clip = torch.randn(2, 3, 2, 64, 64)
-    monkeypatch.setattr(ffnrepro.models.tsm, "temporal_shift", lambda x, frames: x)  # noqa: ARG005
+    monkeypatch.setattr(ffnrepro.recipe.models.tsm, "temporal_shift", lambda x, frames: x)  # noqa: ARG005
     with torch.no_grad():
         frames = [theirs(clip[:, :, t]) for t in range(2)]
         torch.testing.assert_close(ours(clip), (frames[0] + frames[1]) / 2)
@@ -54,7 +54,7 @@ def test_shift_reaches_the_branch_and_not_the_shortcut(monkeypatch):
         seen.append((tuple(x.shape), frames))
         return torch.zeros_like(x)
 
-    monkeypatch.setattr(ffnrepro.models.tsm, "temporal_shift", record)
+    monkeypatch.setattr(ffnrepro.recipe.models.tsm, "temporal_shift", record)
     with torch.no_grad():
         x = torch.randn(2, 8, 6, 6)
         # Nothing enters the branch, whose normalisations have bias 0: the block is its shortcut.

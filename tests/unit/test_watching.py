@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ffnrepro.models.tsm import TSM
-from ffnrepro.watching import epoch_line, warn_of_norms, warnings, write_scalars
+from ffnrepro.recipe.models.tsm import TSM
+from ffnrepro.training.progress import epoch_line, warn_of_norms, warnings, write_scalars
 
 ROW = {
     "epoch": 3, "learning_rate": 0.01, "train_loss": 2.5, "train_cross_entropy": 2.0, "train_kl_4f": 0.3,

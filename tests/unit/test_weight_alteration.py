@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ffnrepro.models.weight_alteration import AlteredConv2d
+from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
 
 
 @pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 1), (3, 2)])

@@ -13,11 +13,11 @@ import pytest
 import torch
 import torchvision
 
+from ffnrepro import weights
 from ffnrepro.errors import UserError
-from ffnrepro.models import weights
-from ffnrepro.models.ffn import FrameFlexibleNetwork
-from ffnrepro.models.tsm import TSM
-from ffnrepro.models.weights import (
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.models.tsm import TSM
+from ffnrepro.weights import (
     PRETRAINED,
     Pretrained,
     check_pretrained,

@@ -308,13 +308,13 @@ def test_code_that_was_another_while_a_job_ran_is_noticed(copy: Copy) -> None:
         file = copy.folder / path
         times = file.stat().st_atime_ns, file.stat().st_mtime_ns
         record = copy.read(path)
-        record["code"]["ffnrepro.data.dataset"] = record["state"] = "0123456789abcdef"
+        record["code"]["ffnrepro.recipe.clips"] = record["state"] = "0123456789abcdef"
         file.write_text(json.dumps(record))
         os.utime(file, ns=times)
     jobs, said = copy.plan()
     assert jobs == {"train_ffn": 1, "evaluate": 4, "assemble_table": 1}, said
-    assert "train_ffn (ffn, seed 0): code of ffnrepro.data.dataset" in said
-    assert "evaluate (tsm, seed 0, frames 8): code of ffnrepro.data.dataset" in said
+    assert "train_ffn (ffn, seed 0): code of ffnrepro.recipe.clips" in said
+    assert "evaluate (tsm, seed 0, frames 8): code of ffnrepro.recipe.clips" in said
 
 
 def test_a_record_that_cannot_be_read_is_no_record(copy: Copy) -> None:
@@ -496,7 +496,7 @@ def test_changed_code_does_not_write_the_old_network_out_again(copy: Copy) -> No
     assert "epoch 1/2" in (copy.folder / "logs/train/ffn/seed0.log").read_text()
     assert after["model"] != before["model"]
     differs = [name for name in after["code"] if after["code"][name] != before["code"].get(name)]
-    assert differs == ["ffnrepro.losses"]
+    assert differs == ["ffnrepro.recipe.losses"]
 
 
 def test_a_job_that_nobody_watched_is_noticed(copy: Copy) -> None:

@@ -15,9 +15,9 @@ import torch
 
 from ffnrepro import cli
 from ffnrepro.files import file_digest
-from ffnrepro.models.ffn import FrameFlexibleNetwork
-from ffnrepro.models.tsm import TSM
-from ffnrepro.models.weights import load_checkpoint, tensors_digest
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.models.tsm import TSM
+from ffnrepro.weights import load_checkpoint, tensors_digest
 
 from .conftest import ROOT, Workflow, make_workflow
 

@@ -30,10 +30,10 @@ if CONFIG.runtime.time_budget is not None:
     TRAINING += f" --time-budget {CONFIG.runtime.time_budget}"
 if CONFIG.runtime.cache_decoded:
     TRAINING += " --cache-decoded"
-# One process trains; where a training has several GPUs, ffnrepro.launch starts one for each.
+# One process trains; where a training has several GPUs, ffnrepro.training.launch starts one for each.
 LAUNCHER = ""
 if CONFIG.training.gpus > 1:
-    LAUNCHER = f"-m ffnrepro.launch {CONFIG.training.gpus}"
+    LAUNCHER = f"-m ffnrepro.training.launch {CONFIG.training.gpus}"
 
 # What decides no number reaches the commands by the shell's environment: neither params nor the command's text
 # change with it, so moving the tree or using other workers reruns nothing. `script NAME ...` calls a rule's script.

@@ -8,7 +8,7 @@ from pathlib import Path
 from ffnrepro.decides import data_decides, write_decides
 from ffnrepro.files import file_digest, replacing, write_text
 from ffnrepro.logs import logger, run
-from ffnrepro.table import assemble_table, read_published, read_summary, table_markdown
+from ffnrepro.tables import assemble_table, read_published, read_summary, table_markdown
 
 
 def main() -> int:

@@ -3,9 +3,9 @@
 import sys
 
 from ffnrepro.doctor import examine, tell
-from ffnrepro.experiment import training_parser
 from ffnrepro.files import write_text
 from ffnrepro.logs import logger, run
+from ffnrepro.training.job import training_parser
 
 
 def main() -> int:

@@ -14,12 +14,12 @@ import pandas as pd
 import torch
 
 from ffnrepro.decides import evaluation_decides, key_of
-from ffnrepro.devices import choose_device, place
 from ffnrepro.evaluation import accuracy, predict
 from ffnrepro.files import replacing, write_json
 from ffnrepro.logs import logger, run
-from ffnrepro.models.weights import load_checkpoint, tensors_digest
 from ffnrepro.provenance import provenance
+from ffnrepro.training.devices import choose_device, place
+from ffnrepro.weights import load_checkpoint, tensors_digest
 
 
 def main() -> int:

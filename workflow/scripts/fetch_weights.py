@@ -8,7 +8,7 @@ from pathlib import Path
 from ffnrepro.decides import data_decides, write_decides
 from ffnrepro.files import file_digest, replacing, write_text
 from ffnrepro.logs import run
-from ffnrepro.models.weights import PRETRAINED, check_pretrained, fetch_pretrained
+from ffnrepro.weights import PRETRAINED, check_pretrained, fetch_pretrained
 
 
 def main() -> int:

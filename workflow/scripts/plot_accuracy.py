@@ -8,7 +8,7 @@ import pandas as pd
 
 from ffnrepro.figures import plot_accuracy
 from ffnrepro.logs import run
-from ffnrepro.table import read_published
+from ffnrepro.tables import read_published
 
 
 def main() -> int:

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from ffnrepro.experiment import run_experiment, training_parser
 from ffnrepro.logs import run
+from ffnrepro.training.job import run_experiment, training_parser
 
 
 def main() -> int:

@@ -110,7 +110,7 @@ def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.
     if found != count:
         raise UserError(
             f"config: training.gpus is {count}, and {found} processes were started; start them with "
-            f"python -m ffnrepro.launch {count}, as the workflow does"
+            f"python -m ffnrepro.training.launch {count}, as the workflow does"
         )
     check_count(device, count)
     if count == 1:

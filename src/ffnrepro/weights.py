@@ -21,8 +21,8 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Wei
 
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest, replacing
-from ffnrepro.models.ffn import FrameFlexibleNetwork
-from ffnrepro.models.tsm import BLOCKS, TSM, Bottleneck, ShiftedResNet
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.models.tsm import BLOCKS, TSM, Bottleneck, ShiftedResNet
 
 FORMAT = "ffnrepro checkpoint 1"
 """Marks our own files; the number changes when an older file can no longer be read."""

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from ffnrepro.data import transforms
 from ffnrepro.data.decode import open_video
-from ffnrepro.data.sampling import segment_indices
+from ffnrepro.recipe import transforms
+from ffnrepro.recipe.sampling import segment_indices
 
 Crop = Literal["multi_scale", "random", "centre"]
 Index = int | tuple[int, int]

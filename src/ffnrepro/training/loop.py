@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from tqdm import tqdm
 
-from ffnrepro.data.dataset import EpochSampler
-from ffnrepro.data.loading import VideoBatches
-from ffnrepro.data.transforms import normalise
-from ffnrepro.devices import move, precision_on
 from ffnrepro.errors import PermanentError, Unfinished
-from ffnrepro.losses import Loss
-from ffnrepro.metrics import correct_within, top_k
-from ffnrepro.models.grouped_forward import forward_in_groups
-from ffnrepro.processes import Processes
-from ffnrepro.state import StateDirectory
-from ffnrepro.stopping import StopRequest
-from ffnrepro.watching import epoch_line, warn_of_norms, warnings, write_scalars
+from ffnrepro.recipe.clips import EpochSampler
+from ffnrepro.recipe.losses import Loss
+from ffnrepro.recipe.models.grouped_forward import forward_in_groups
+from ffnrepro.recipe.scoring import correct_within, top_k
+from ffnrepro.recipe.transforms import normalise
+from ffnrepro.training.checkpoints import StateDirectory
+from ffnrepro.training.devices import move, precision_on
+from ffnrepro.training.loader import VideoBatches
+from ffnrepro.training.processes import Processes
+from ffnrepro.training.progress import epoch_line, warn_of_norms, warnings, write_scalars
+from ffnrepro.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 

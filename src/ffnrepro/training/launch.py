@@ -1,4 +1,4 @@
-"""Start a training's processes, one a GPU: `python -m ffnrepro.launch COUNT SCRIPT ARGUMENT...`.
+"""Start a training's processes, one a GPU: `python -m ffnrepro.training.launch COUNT SCRIPT ARGUMENT...`.
 
 They find each other as torchrun's do, and torchrun can start the scripts, too. But it ends with code 1 whatever its processes
 end with, and a second signal makes it leave them, or kill them in the middle of a save. Here "unfinished" (75) stays

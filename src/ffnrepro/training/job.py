@@ -16,24 +16,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from ffnrepro.data.dataset import ClipDataset, EpochSampler, FrameCountsDataset
-from ffnrepro.data.loading import VideoBatches
 from ffnrepro.decides import training_decides
-from ffnrepro.devices import check_precision, choose_device, place, precision_on
 from ffnrepro.errors import PermanentError, UserError
 from ffnrepro.evaluation import score
 from ffnrepro.files import replacing, write_json, write_text
 from ffnrepro.logs import also_log_to
-from ffnrepro.losses import Loss, classification_loss, frame_flexible_loss
-from ffnrepro.models.ffn import FrameFlexibleNetwork
-from ffnrepro.models.tsm import TSM
-from ffnrepro.models.weights import load_pretrained, save_checkpoint, tensors_digest
-from ffnrepro.optim import learning_rate_factor, parameter_groups
-from ffnrepro.processes import Processes, start_processes
 from ffnrepro.provenance import provenance
-from ffnrepro.state import StateDirectory
-from ffnrepro.stopping import StopRequest, end_of_job
-from ffnrepro.training import Trained, train
+from ffnrepro.recipe.clips import ClipDataset, EpochSampler, FrameCountsDataset
+from ffnrepro.recipe.losses import Loss, classification_loss, frame_flexible_loss
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.models.tsm import TSM
+from ffnrepro.recipe.optim import learning_rate_factor, parameter_groups
+from ffnrepro.training.checkpoints import StateDirectory
+from ffnrepro.training.devices import check_precision, choose_device, place, precision_on
+from ffnrepro.training.loader import VideoBatches
+from ffnrepro.training.loop import Trained, train
+from ffnrepro.training.processes import Processes, start_processes
+from ffnrepro.training.stopping import StopRequest, end_of_job
+from ffnrepro.weights import load_pretrained, save_checkpoint, tensors_digest
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:

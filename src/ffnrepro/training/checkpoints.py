@@ -34,7 +34,7 @@ import torch
 from ffnrepro.decides import key_of
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.files import replacing, write_json
-from ffnrepro.lease import Lease, has_died, look
+from ffnrepro.training.lease import Lease, has_died, look
 
 logger = logging.getLogger(__name__)
 

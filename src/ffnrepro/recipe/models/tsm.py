@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ffnrepro.models.specialized_norm import SharedBatchNorm2d
-from ffnrepro.models.temporal_shift import SHIFT_FRACTION, temporal_shift
-from ffnrepro.models.weight_alteration import AlteredConv2d
+from ffnrepro.recipe.models.specialized_norm import SharedBatchNorm2d
+from ffnrepro.recipe.models.temporal_shift import SHIFT_FRACTION, temporal_shift
+from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
 
 Norm = Callable[[int], nn.Module]
 """Makes the normalisation of so many channels; it is called with the features and the sub-network."""

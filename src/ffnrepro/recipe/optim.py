@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ffnrepro.models.weight_alteration import AlteredConv2d
+from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
 
 
 def parameter_groups(model: nn.Module, *, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ffnrepro.data.dataset import Index, collate_clips
 from ffnrepro.data.decode import DecodeError
 from ffnrepro.errors import UserError
+from ffnrepro.recipe.clips import Index, collate_clips
 
 logger = logging.getLogger(__name__)
 
 Batch = tuple[Any, Tensor]
-"""Of `ffnrepro.data.dataset.collate_clips`."""
+"""Of `ffnrepro.recipe.clips.collate_clips`."""
 
 
 class VideoSource(Protocol):

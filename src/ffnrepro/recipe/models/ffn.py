@@ -12,9 +12,9 @@ from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
-from ffnrepro.models.specialized_norm import SpecializedBatchNorm2d
-from ffnrepro.models.tsm import ShiftedResNet
-from ffnrepro.models.weight_alteration import AlteredConv2d
+from ffnrepro.recipe.models.specialized_norm import SpecializedBatchNorm2d
+from ffnrepro.recipe.models.tsm import ShiftedResNet
+from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
 
 
 class FrameFlexibleNetwork(ShiftedResNet):
