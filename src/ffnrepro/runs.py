@@ -107,21 +107,6 @@ def selected_runs(config: Config) -> dict[str, str]:
     return {experiment: run_name(config, experiment) for experiment in config.experiments}
 
 
-def check_distinct(config: Config, experiments: Iterable[str]) -> None:
-    """Refuse experiments that have the same settings as another one of them.
-
-    Raises:
-        UserError: names both.
-    """
-    first: dict[str, str] = {}
-    for experiment in experiments:
-        other = first.setdefault(run_key(run_settings(config, experiment)), experiment)
-        if other != experiment:
-            raise UserError(
-                f"config: experiments.{experiment} is the same as experiments.{other}; take one of them out"
-            )
-
-
 # --- digests of code
 
 

@@ -10,7 +10,7 @@ from ffnrepro.config import check_experiments, read_config
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest
 from ffnrepro.run_list import RunList
-from ffnrepro.runs import check_distinct, code_digests, run_settings, scoring_code
+from ffnrepro.runs import code_digests, run_settings, scoring_code
 
 try:
     CONFIG = read_config(config)
@@ -78,7 +78,6 @@ def check(experiments):
     """Refuse experiments whose settings do not fit together, or are those of another one."""
     try:
         check_experiments(CONFIG, experiments)
-        check_distinct(CONFIG, experiments)
     except UserError as error:
         sys.exit(f"error: {error}")
 
