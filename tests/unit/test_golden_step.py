@@ -7,50 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ffnrepro.recipe.losses import classification_loss, frame_flexible_loss
+from ffnrepro.recipe.methods.ffn import Ffn
+from ffnrepro.recipe.methods.method import Method
+from ffnrepro.recipe.methods.tsm import Tsm
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
-from ffnrepro.recipe.models.tsm import TSM
-from ffnrepro.recipe.optim import parameter_groups
-from ffnrepro.recipe.transforms import normalise
+from ffnrepro.recipe.network import NetworkSettings
+from ffnrepro.recipe.optim import make_optimizer
+from ffnrepro.recipe.step import make_scaler, train_step
 
 from ..golden import formula_clips, formula_pixels, formula_weights, golden_figures
 
-Clips = dict[int, Tensor]
-
-# --- How the code is called -------------------------------------------------------------------------------------
-
-
-def backward(network: nn.Module, clips: Clips, labels: Tensor) -> dict[str, float]:
-    """Leave the gradients of a step in the network, and return the loss and its parts."""
-    if isinstance(network, TSM):
-        [clip] = clips.values()
-        loss = classification_loss(network(clip), labels)
-    else:
-        logits = network(list(clips.values()))
-        loss = frame_flexible_loss(logits, labels, frame_counts=tuple(clips), distillation_weight=1.0)
-    loss.total.backward()
-    return {"loss": loss.total.item()} | {name: part.item() for name, part in loss.parts.items()}
-
-
-def update(network: nn.Module, clip_norm: float) -> float:
-    """Clip the gradients and make the first step of the published optimiser; return their norm before clipping."""
-    optimizer = torch.optim.SGD(
-        parameter_groups(network, learning_rate=0.01, weight_decay=5e-4), momentum=0.9
-    )
-    norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm).item()
-    optimizer.step()
-    return norm
-
-
-@pytest.fixture(autouse=True)
-def losses_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The losses are taken in float32 even of float64 logits."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
 # --- What is compared --------------------------------------------------------------------------------------------
 
-SMALL = {"classes": 7, "depth": 10, "width": 8, "stem": 5, "dropout": 0.0}
+SMALL = NetworkSettings(depth=10, width=8, stem=5, dropout=0.0)
 
 
 def summary(tensor: Tensor) -> dict[str, Any]:
@@ -66,26 +35,44 @@ def require_equal(tensor: Tensor, figures: dict[str, Any], name: str) -> None:
     assert ours["first"] == pytest.approx(figures["first"], **tolerance), name
 
 
-def version_1_step(method: str) -> tuple[nn.Module, dict[str, float], dict[str, Tensor], float]:
-    """The network after a step, the loss and its parts, the gradients and their norm before clipping."""
-    network, frame_counts, clip_norm = {
-        "tsm": (TSM(**SMALL), (16,), 0.5),
-        "ffn": (FrameFlexibleNetwork(**SMALL, frame_counts=(4, 8, 16)), (4, 8, 16), 20.0),
-    }[method]
+@pytest.mark.parametrize(
+    ("method", "clip_norm"),
+    [
+        (Tsm(method="tsm", train_frames=(16,)), 0.5),
+        (Ffn(method="ffn", train_frames=(4, 8, 16)), 20.0),
+    ],
+    ids=["tsm", "ffn"],
+)
+def test_a_step_is_that_of_version_1(
+    method: Method, clip_norm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = golden_figures("step_v1")[method.method]
+    network = method.build(7, SMALL)
     network.load_state_dict(formula_weights({k: list(v.shape) for k, v in network.state_dict().items()}))
     network.double().train()
-    clips = {n: normalise(formula_pixels(n), torch.float64) for n in frame_counts}
-    parts = backward(network, clips, torch.arange(4) * 3 % 7)
-    gradients = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
-    return network, parts, gradients, update(network, clip_norm)
+    gradients: dict[str, Tensor] = {}
 
+    def keep_gradients(parameters: Any, bound: float) -> Tensor:
+        gradients.update({name: p.grad.clone() for name, p in network.named_parameters()})
+        return nn.utils.clip_grad_norm_(parameters, bound)
 
-@pytest.mark.parametrize("method", ["tsm", "ffn"])
-def test_a_step_is_that_of_version_1(method: str) -> None:
-    figures = golden_figures("step_v1")[method]
-    network, parts, gradients, norm = version_1_step(method)
-    assert parts == pytest.approx(figures["loss"], rel=1e-10)
-    assert norm == pytest.approx(figures["gradient_norm"], rel=1e-10)
+    monkeypatch.setattr("ffnrepro.recipe.step.clip_grad_norm_", keep_gradients)
+    result = train_step(
+        network,
+        method,
+        {n: formula_pixels(n) for n in method.frame_counts},
+        torch.arange(4) * 3 % 7,
+        optimizer=make_optimizer(network, learning_rate=0.01, momentum=0.9, weight_decay=5e-4),
+        scaler=make_scaler(torch.device("cpu"), "float32"),
+        seeds=(0, 0, 0),
+        precision="float32",
+        clip_norm=clip_norm,
+        batchnorm_clips=None,
+    )
+    assert result.losses == pytest.approx(figures["loss"], rel=1e-10)
+    assert result.gradient_norm == pytest.approx(figures["gradient_norm"], rel=1e-10)
+    assert result.finite
+    assert not result.skipped
     assert gradients.keys() == figures["gradients"].keys()
     for name, gradient in gradients.items():
         require_equal(gradient, figures["gradients"][name], name)
@@ -107,9 +94,10 @@ def test_a_step_of_ffn_with_their_shift_is_that_of_the_authors() -> None:
     # Channels last in memory halves the time.
     network.double().to(memory_format=torch.channels_last).train()
     clips = {n: formula_clips(n, clips=4) for n in (4, 8, 16)}
-    parts = backward(network, clips, torch.arange(4) * 7)
-    for name in ("cross_entropy", "kl_4f", "kl_8f"):
-        assert parts[name] == pytest.approx(figures[name], rel=1e-10)
+    method = Ffn(method="ffn", train_frames=(4, 8, 16))
+    for term in method.terms(network, clips, torch.arange(4) * 7, torch.Generator()):
+        term.loss.backward()
+        assert term.loss.item() == pytest.approx(figures[term.name], rel=1e-10)
     ours = {their.removeprefix("module."): name for name, their in theirs.items()}
     parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
     for name, figure in figures["gradients"].items():
