@@ -177,7 +177,13 @@ class RunList:
                 total += hours or 0.0
                 left = "unknown" if hours is None else f"{hours:.1f}"
                 rows.append(
-                    {"run": run, "seed": str(seed), "epoch": f"{done}/{epochs}", "GPU hours": left, "basis": basis}
+                    {
+                        "run": run,
+                        "seed": str(seed),
+                        "epoch": f"{done}/{epochs}",
+                        "GPU hours": left,
+                        "basis": basis,
+                    }
                 )
         return rows, total
 

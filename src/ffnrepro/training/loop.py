@@ -268,9 +268,7 @@ def _check_step(
         )
 
 
-def _count_step(
-    sums: defaultdict[str, float], result: StepResult, labels: Tensor, *, frames: int
-) -> None:
+def _count_step(sums: defaultdict[str, float], result: StepResult, labels: Tensor, *, frames: int) -> None:
     """Add a step to the sums of its epoch; losses and hits are sums over samples."""
     sums["steps"] += 1
     sums["samples"] += len(labels)
@@ -284,7 +282,9 @@ def _count_step(
         sums[f"train_top{k}"] += 100 * correct_within(classes, labels, k)
 
 
-def _history_row(totals: Mapping[str, float], scores: Mapping[str, float], processes: int) -> dict[str, float]:
+def _history_row(
+    totals: Mapping[str, float], scores: Mapping[str, float], processes: int
+) -> dict[str, float]:
     """Columns of the history, from the sums of an epoch over all processes."""
     return {
         **{key: total / totals["samples"] for key, total in totals.items() if key.startswith("train_")},
