@@ -245,4 +245,4 @@ def test_settings_of_a_file_are_read_with_its_name() -> None:
         method: Ffn
 
     with pytest.raises(UserError, match=r"^settings\.json: method\.train_frames is \[4\]; ffn trains at two"):
-        read_settings(RunLike, {"method": {"train_frames": [4]}}, source="settings.json")
+        read_settings(RunLike, {"method": {"method": "ffn", "train_frames": [4]}}, source="settings.json")
