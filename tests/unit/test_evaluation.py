@@ -81,9 +81,9 @@ def test_predictions_come_back_from_their_file(predictions: pd.DataFrame, tmp_pa
     pd.testing.assert_frame_equal(
         read.drop(columns="log_probabilities"), predictions.drop(columns="log_probabilities")
     )
-    stored = np.stack(read["log_probabilities"])
+    stored = np.stack(read["log_probabilities"].tolist())
     assert stored.dtype == np.float16
-    np.testing.assert_array_equal(stored, np.stack(predictions["log_probabilities"]))
+    np.testing.assert_array_equal(stored, np.stack(predictions["log_probabilities"].tolist()))
 
 
 def test_a_split_without_classes_is_refused(tmp_path: Path) -> None:

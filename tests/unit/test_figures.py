@@ -16,7 +16,7 @@ PUBLISHED = read_published(Path(__file__).parents[2] / "resources/published.csv"
 def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[list[float], str]]:
     """Label -> heights and colour, of the lines with a label."""
     handles, labels = figure.axes[panel].get_legend_handles_labels()
-    drawn = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
+    drawn: list[Any] = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
     return {
         label: (list(line.get_ydata()), line.get_color()) for label, line in zip(labels, drawn, strict=True)
     }
@@ -86,6 +86,8 @@ def test_few_classes_are_bars_with_names_beside_them(classes: int, name: str) ->
     assert [text.get_text().split()[0] for text in axes.get_yticklabels()] == [
         str(i) for i in reversed(range(classes))
     ]
+    # The largest class is at the top.
+    assert axes.yaxis_inverted()
     assert not legend_covers_a_panel(figure)
     assert axes.get_position().width > 0.5
     assert axes.get_position().height > 0.5
@@ -103,5 +105,6 @@ def test_lengths_are_counted_in_bins_of_whole_frames() -> None:
     lengths = {"train": {"1": 3, "2": 4, "90": 5}, "validation": {"3": 6}, "test": {}}
     figure = clip_length_figure({"frames": lengths})
     # Bins of two frames, up to the longest: 1 and 2 share the first, 3 is in the second, 90 in the last.
-    assert sorted(max(patch.get_xy()[:, 1]) for patch in figure.axes[0].patches) == [6, 7]
+    outlines: list[Any] = list(figure.axes[0].patches)
+    assert sorted(max(outline.get_xy()[:, 1]) for outline in outlines) == [6, 7]
     assert not legend_covers_a_panel(figure)

@@ -109,7 +109,7 @@ def test_a_label_changes_nothing_else_and_a_setting_is_compared_with_its_own_fig
     assert ablation.loc[0, "published"] == "TSM-FFN, without weight alteration"
     assert ablation.loc[0, "difference_16f"] == round(50.0 - 49.84, 2)
     # The paper has no figure of this ablation at 6 frames.
-    assert pd.isna(ablation.loc[0, "difference_6f"])
+    assert ablation["difference_6f"].isna().all()
     assert "| 40.00 |" in " ".join(table_markdown(ablation, published=published, dataset=V1).split())
 
 
@@ -220,3 +220,11 @@ def test_another_network_than_that_of_the_run_is_refused(rows: list[TableRow]) -
         f"{RUN}/run.json: model is abababab and should be efefefef; make all 2 stale files again: "
         f"snakemake --cores 1 --force {RUN}/run.json {NAME}"
     )
+
+
+def test_a_network_that_was_trained_on_other_data_is_refused(rows: list[TableRow]) -> None:
+    (RUN / "run.json").write_text(json.dumps({"model": "ab" * 32, "data": "cd" * 32}))
+    with pytest.raises(
+        UserError, match=f"^{RUN}/run.json: data is cdcdcdcd and should be dadadada; make it again"
+    ):
+        read_records(rows, INPUTS)

@@ -1,5 +1,7 @@
 # Records of the evaluations -> a table of the configuration, and its picture.
 
+from ffnrepro.tables import check_published, read_published, read_rows
+
 
 localrules:
     assemble_table,
@@ -33,8 +35,13 @@ def table_rows(wildcards):
 
 
 def table_evaluations(wildcards):
-    cells = [cell for row in rows_of_table(wildcards.table) for cell in row["evaluations"].values()]
-    return sorted({record for cell in cells for record in cell})
+    """The records behind a table; a row that is compared with unknown figures is refused before anything runs."""
+    rows = read_rows(table_rows(wildcards))
+    try:
+        check_published(rows, read_published(Path(PUBLISHED)))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    return sorted({str(path) for row in rows for paths in row.evaluations.values() for path in paths})
 
 
 rule assemble_table:
