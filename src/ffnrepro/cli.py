@@ -14,15 +14,9 @@ from tabulate import tabulate
 from ffnrepro.config import read_config, read_files
 from ffnrepro.data.decode import is_folder
 from ffnrepro.data.demo import make_demo_data
+from ffnrepro.data.isolation import examine_in_child
 from ffnrepro.data.unpack import SOMETHING_SOMETHING_V2, unpack
-from ffnrepro.data.video_index import (
-    NAME_NOT_UTF8,
-    Layout,
-    examine_in_child,
-    holds_frames,
-    list_videos,
-    printable,
-)
+from ffnrepro.data.video_index import NAME_NOT_UTF8, Layout, holds_frames, list_videos, printable
 from ffnrepro.errors import UserError
 from ffnrepro.logs import logger, run
 

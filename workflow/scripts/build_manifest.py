@@ -19,7 +19,10 @@ def main() -> int:
     parser.add_argument("--index", required=True, type=Path, nargs="+", help="shards of the index")
     parser.add_argument("--output", required=True, type=Path, help="folder of the manifest")
     parser.add_argument(
-        "--max-excluded", required=True, type=float, help="fraction of the labelled videos that may be unusable"
+        "--max-excluded",
+        required=True,
+        type=float,
+        help="fraction of the labelled videos that may be unusable",
     )
     parser.add_argument("--log", required=True, type=Path)
     arguments = parser.parse_args()

@@ -17,7 +17,9 @@ def main() -> int:
     parser.add_argument("--shards", required=True, type=int, help="number of shards")
     parser.add_argument("--layout", required=True, choices=["videos", "frames"])
     parser.add_argument("--verify", required=True, choices=["decode", "packets"])
-    parser.add_argument("--entries", required=True, type=Path, help="folder that keeps results for the next call")
+    parser.add_argument(
+        "--entries", required=True, type=Path, help="folder that keeps results for the next call"
+    )
     parser.add_argument("--output", required=True, type=Path, help="output: one row for each video")
     parser.add_argument("--log", type=Path)
     arguments = parser.parse_args()

@@ -15,8 +15,12 @@ def main() -> int:
     """Parse the arguments, read the label files, write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--labels", required=True, type=Path, help="folder of the label files")
-    parser.add_argument("--dataset", required=True, help="name of the data set, whose official numbers are checked")
-    parser.add_argument("--partial", action="store_true", help="the labels are a part of the data set on purpose")
+    parser.add_argument(
+        "--dataset", required=True, help="name of the data set, whose official numbers are checked"
+    )
+    parser.add_argument(
+        "--partial", action="store_true", help="the labels are a part of the data set on purpose"
+    )
     parser.add_argument("--classes", required=True, type=Path, help="output: index,class")
     parser.add_argument("--table", required=True, type=Path, help="output: id, split, class")
     parser.add_argument("--log", type=Path)

@@ -266,11 +266,7 @@ def _read_numbered_classes(file: Path, lines: list[Line]) -> ClassList | None:
     matches = [_NUMBERED_CLASS.fullmatch(line) for _, line in lines[1 if header else 0 :]]
     pairs = [(_unquoted(match[2]), match[1]) for match in matches if match]
     # Ids of videos are numbers in front of something, too, but they leave out most numbers.
-    if (
-        not pairs
-        or len(pairs) < len(matches)
-        or max(int(number) for _, number in pairs) >= 2 * len(pairs)
-    ):
+    if not pairs or len(pairs) < len(matches) or max(int(number) for _, number in pairs) >= 2 * len(pairs):
         return None
     # train_labels.csv may hold rows of videos. Then names repeat, or are numbers.
     names = {name for name, _ in pairs if re.search(r"[^\W\d]", name)}

@@ -181,9 +181,7 @@ def _chosen_list(lists: list[ClassList]) -> ClassList | None:
     return chosen[0] if chosen else None
 
 
-def _one_file_per_split(
-    folder: Path, parts: list[LabelRows], lists: Sequence[ClassList]
-) -> list[LabelRows]:
+def _one_file_per_split(folder: Path, parts: list[LabelRows], lists: Sequence[ClassList]) -> list[LabelRows]:
     """Order the files by split and add the answers to test; files whose rows tell the split may be several."""
     mixed = [part for part in parts if part.split_in_rows]
     ordered = list(mixed)
@@ -257,9 +255,7 @@ def _without_placeholders(part: LabelRows, classes: ClassList) -> LabelRows:
     if len(classes.names) < 2 or not test or any(row.label != 0 for row in test):
         return part
     log.warning("%s: every test row has class 0: they are taken as rows without a class", part.file)
-    return replace(
-        part, rows=[row._replace(label=None) if row.split == "test" else row for row in part.rows]
-    )
+    return replace(part, rows=[row._replace(label=None) if row.split == "test" else row for row in part.rows])
 
 
 def _two_classes(file: Path, row: LabelRow, first: LabelRow) -> UserError:
@@ -273,9 +269,7 @@ def _checked_table(classes: ClassList, parts: list[LabelRows]) -> pd.DataFrame:
     """Join the files and check them: known classes, one class and one split for each id."""
     index_of: dict[str | int | None, int] = {name: index for index, name in enumerate(classes.names)}
     index_of |= {index: index for index in range(len(classes.names))}
-    labelled = [
-        (part, row) for split in SPLITS for part in parts for row in part.rows if row.split == split
-    ]
+    labelled = [(part, row) for split in SPLITS for part in parts for row in part.rows if row.split == split]
     unknown = [
         (part.file, row) for part, row in labelled if row.label is not None and row.label not in index_of
     ]

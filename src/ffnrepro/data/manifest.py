@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 
 from ffnrepro.data.decode import NO_PERMISSION, TEXT, WEB_PAGE
+from ffnrepro.data.isolation import CRASHED, NOT_FINISHED
 from ffnrepro.data.label_formats import SPLITS
-from ffnrepro.data.video_index import CRASHED, NOT_FINISHED
 from ffnrepro.errors import UserError
 from ffnrepro.files import replacing, write_json, write_text
 

@@ -8,28 +8,17 @@ The name of a file alone decides its shard, so a new file changes one shard only
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import stat
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import wait
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from ffnrepro.data.decode import (
-    NO_PERMISSION,
-    NO_SUCH_FILE,
-    DecodeError,
-    Verify,
-    VideoHeader,
-    examine,
-    is_folder,
-)
+from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify, is_folder
+from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, examine_in_child
 from ffnrepro.data.label_formats import VIDEO_ENDINGS
 from ffnrepro.errors import UserError
 
@@ -38,11 +27,7 @@ REVISION = 1
 
 Layout = Literal["videos", "frames"]
 Watch = Literal["names", "stat", "none"]
-Outcome = tuple[VideoHeader, int] | str
-"""What `examine` returns, or the reason why a video cannot be used."""
 
-CRASHED = "decoder crashed"
-NOT_FINISHED = "decoder did not finish"
 NAME_NOT_UTF8 = "its name is not UTF-8"
 
 _COLUMNS = {
@@ -223,74 +208,6 @@ def index_videos(
     return pd.DataFrame([rows[name] for name in names], columns=list(_COLUMNS)).astype(_COLUMNS)
 
 
-def examine_in_child(
-    paths: Iterable[Path],
-    *,
-    verify: Verify = "decode",
-    seconds: float = 30,
-    examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]] = examine,
-) -> Iterator[tuple[Path, Outcome]]:
-    """Examine files in a child process, in their order, so that a file that hangs or crashes the decoder costs only itself.
-
-    A decoder is native code, which cannot be stopped from within its own process. The child lives on from file to file;
-    after a crash or a time limit a new one is started.
-
-    Args:
-        paths: Video files, or folders of frames.
-        verify: As in `ffnrepro.data.decode.examine`.
-        seconds: Time limit for each file.
-        examine_one: Examines one file in the child; a test passes a function that hangs.
-
-    Yields:
-        Each path with its outcome.
-
-    Raises:
-        UserError: The child does not start.
-    """
-    work = partial(_outcome_of, verify=verify, examine_one=examine_one)
-    # Spawned, because a forked child of a process with threads, such as the pool's, may inherit a lock that is never
-    # released.
-    with ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            for path in paths:
-                # One file at a time: a round trip takes 0.2 ms. `ProcessPool.map` would read all paths first, and its
-                # iterator counts the time limit from when it is asked for a result, not from when a file is begun.
-                yield path, _result(pool, pool.schedule(work, [path], timeout=seconds), seconds)
-        except (RuntimeError, BrokenPipeError) as error:
-            # The pool raises nothing more specific.
-            raise UserError(
-                f"the process that examines videos ends before it begins ({error}): check whether memory, or the number "
-                "of processes, is limited here"
-            ) from error
-        finally:
-            # The caller may stop early: a file that is being examined is not waited for.
-            pool.stop()  # type: ignore[no-untyped-call]
-
-
-def _result(pool: ProcessPool, future: "ProcessFuture[Outcome]", seconds: float) -> Outcome:
-    while not wait([future], timeout=1).done:
-        # A pool whose child does not start may leave a future unfinished for ever.
-        if not pool.active:
-            raise RuntimeError("no answer")
-    try:
-        return future.result()
-    except TimeoutError:
-        return f"{NOT_FINISHED} in {seconds:g} s"
-    except ProcessExpired:
-        return CRASHED
-
-
-def _outcome_of(
-    path: Path, *, verify: Verify, examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]]
-) -> Outcome:
-    try:
-        return examine_one(path, verify)
-    except DecodeError as error:
-        return error.reason
-    except Exception as error:  # noqa: BLE001 - whatever a file makes a library raise, it never ends the index
-        return f"{CRASHED} ({type(error).__name__})"
-
-
 def printable(name: str) -> str:
     """Return a file name as valid text: bytes that are not UTF-8 become replacement characters."""
     return os.fsencode(name).decode("utf-8", errors="replace")
@@ -320,7 +237,9 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     except OSError:
         # The examination of the file gives the reason.
         return 0, 0
-    return sum(file.st_size for file in files), max([status.st_mtime_ns, *(file.st_mtime_ns for file in files)])
+    return sum(file.st_size for file in files), max(
+        [status.st_mtime_ns, *(file.st_mtime_ns for file in files)]
+    )
 
 
 _Key = tuple[str, int, int, str, int]

@@ -1,0 +1,87 @@
+"""Untrusted files are examined in a child process: a file that hangs or crashes the decoder costs only itself.
+
+A decoder is native code, which cannot be stopped from within its own process. The child lives on from file to file; after
+a crash or a time limit a new one is started. This module does not import pandas, so that a child starts quickly.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import wait
+from functools import partial
+from pathlib import Path
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from ffnrepro.data.decode import DecodeError, Verify, VideoHeader, examine
+from ffnrepro.errors import UserError
+
+Outcome = tuple[VideoHeader, int] | str
+"""What `examine` returns, or the reason why a video cannot be used."""
+
+CRASHED = "decoder crashed"
+NOT_FINISHED = "decoder did not finish"
+
+
+def examine_in_child(
+    paths: Iterable[Path],
+    *,
+    verify: Verify = "decode",
+    seconds: float = 30,
+    examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]] = examine,
+) -> Iterator[tuple[Path, Outcome]]:
+    """Examine files in a child process, one after the other, in their order.
+
+    Args:
+        paths: Video files, or folders of frames.
+        verify: As in `ffnrepro.data.decode.examine`.
+        seconds: Time limit for each file.
+        examine_one: Examines one file in the child; a test passes a function that hangs.
+
+    Yields:
+        Each path with its outcome.
+
+    Raises:
+        UserError: The child does not start.
+    """
+    work = partial(_outcome_of, verify=verify, examine_one=examine_one)
+    # Spawned, because a forked child of a process with threads, such as the pool's, may inherit a lock that is never
+    # released.
+    with ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            for path in paths:
+                # One file at a time: a round trip takes 0.2 ms. `ProcessPool.map` would read all paths first, and its
+                # iterator counts the time limit from when it is asked for a result, not from when a file is begun.
+                yield path, _result(pool, pool.schedule(work, [path], timeout=seconds), seconds)
+        except (RuntimeError, BrokenPipeError) as error:
+            # The pool raises nothing more specific.
+            raise UserError(
+                f"the process that examines videos ends before it begins ({error}): check whether memory, or the number "
+                "of processes, is limited here"
+            ) from error
+        finally:
+            # The caller may stop early: a file that is being examined is not waited for.
+            pool.stop()  # type: ignore[no-untyped-call]
+
+
+def _result(pool: ProcessPool, future: "ProcessFuture[Outcome]", seconds: float) -> Outcome:
+    while not wait([future], timeout=1).done:
+        # If the child does not start, the pool may leave a future unfinished for ever.
+        if not pool.active:
+            raise RuntimeError("no answer")
+    try:
+        return future.result()
+    except TimeoutError:
+        return f"{NOT_FINISHED} in {seconds:g} s"
+    except ProcessExpired:
+        return CRASHED
+
+
+def _outcome_of(
+    path: Path, *, verify: Verify, examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]]
+) -> Outcome:
+    try:
+        return examine_one(path, verify)
+    except DecodeError as error:
+        return error.reason
+    except Exception as error:  # noqa: BLE001 - whatever a file makes a library raise, it never ends the index
+        return f"{CRASHED} ({type(error).__name__})"
