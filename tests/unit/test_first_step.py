@@ -36,9 +36,9 @@ RECIPE = {
 
 
 def start_training(
-    data: Path, method: str, weights: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # noqa: F811
-    arguments = arguments_of(data, method, **RECIPE)
+    dataset: Path, method: str, weights: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = arguments_of(dataset, method, **RECIPE)
     where = arguments.index("--settings") + 1
     settings = json.loads(arguments[where])
     settings["network"]["dropout"] = 0.0
@@ -215,9 +215,9 @@ def test_clips_and_labels_are_those_of_the_videos(reached: tuple[str, Step], dat
     assert step.labels
 
 
-def naive_labels(data: Path) -> dict[str, int]:  # noqa: F811
+def naive_labels(dataset: Path) -> dict[str, int]:
     classes, entries = (
-        json.loads((data / f"labels/{name}.json").read_text()) for name in ("labels", "train")
+        json.loads((dataset / f"labels/{name}.json").read_text()) for name in ("labels", "train")
     )
     return {
         entry["id"]: int(classes[entry["template"].replace("[", "").replace("]", "")]) for entry in entries
