@@ -37,29 +37,29 @@ from ffnrepro.weights import save_checkpoint, start_from, tensors_digest
 
 @dataclass(frozen=True)
 class Job:
-    """What a training reads and where it writes.
+    """What a training reads and where it writes; the command line of the scripts that train.
 
     Attributes:
-        run: folder of the run, such as `results/runs/ffn-1a2b3c4d`; holds `settings.json`.
-        seed: of the training.
-        classes: `classes.csv`.
-        manifest: folder of the manifest.
-        videos: folder that the manifest's paths start from.
-        start: pretrained weights, or the `model.pt` of the run that this one starts from; None: random weights.
-        state: folder of all resumable states.
-        runtime: device, cores, workers, and when to save and stop.
-        max_bad_fraction: fraction of an epoch that may be left out as unreadable.
+        run: Folder of the run, such as `results/runs/ffn-1a2b3c4d`; holds `settings.json`.
+        seed: Of the training.
+        videos: Folder that the manifest's paths start from.
+        runtime: Device, cores, workers, and when to save and stop.
+        start: Pretrained weights, or the `model.pt` of the run that this one starts from; None: random weights.
+        classes: The file `classes.csv`.
+        manifest: Folder of the manifest.
+        state: Folder of all resumable states.
+        max_bad_fraction: Fraction of an epoch that may be left out as unreadable.
     """
 
     run: Path
     seed: int
-    classes: Path
-    manifest: Path
     videos: Path
-    start: Path | None
-    state: Path
     runtime: RuntimeSettings
-    max_bad_fraction: float
+    start: Path | None = None
+    classes: Path = Path("results/labels/classes.csv")
+    manifest: Path = Path("results/manifest")
+    state: Path = Path("state")
+    max_bad_fraction: float = 0.01
 
     @property
     def data(self) -> str:
@@ -157,6 +157,10 @@ def train_network(
     """
     recipe, name = settings.training, job.run.name
     check_splits(job.manifest, recipe.batch_size)
+    if (job.start is None) != (settings.weights is None and settings.start is None):
+        raise UserError(
+            f"{job.run}: settings.json and the option --start disagree about the weights to start from"
+        )
     torch.manual_seed(job.seed)
     model = settings.method.build(len(pd.read_csv(job.classes)), settings.network)
     if job.start is not None:
