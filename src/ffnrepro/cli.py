@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ffnrepro.config import read_config, read_files
+from ffnrepro.config import Config, read_config, read_files
 from ffnrepro.data.decode import is_folder
 from ffnrepro.data.demo import make_demo_data
 from ffnrepro.data.isolation import examine_in_child
@@ -46,34 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     inspecting.add_argument("--json", action="store_true", help="print a list of objects")
     inspecting.set_defaults(work=_inspect)
-    state = commands.add_parser("state", help="resumable trainings: show them, clear them")
-    actions = state.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="what is there, how far it came, who is at work on it, what failed")
+    runs = commands.add_parser("runs", help="trained networks and trainings under way: list, plan, clear")
+    runs.add_argument("--plan", metavar="TABLE", help="the trainings that a table needs, and their GPU hours")
+    _add_configuration(runs)
+    actions = runs.add_subparsers(dest="action")
     for action, words in (
-        ("prune", "delete states, with all that was computed"),
+        ("accept", "take a run's networks over where only code differs"),
         ("retry", "let a training that failed for good be tried again"),
+        ("prune", "delete runs: networks, evaluations and states"),
     ):
         actions.add_parser(action, help=words).add_argument(
-            "keys", nargs="+", metavar="KEY", help="as listed, or its beginning"
+            "runs", nargs="+", metavar="RUN", help="as listed, or an experiment for its selected run"
         )
-    for parser_of_action in actions.choices.values():
-        parser_of_action.add_argument("--folder", type=Path, default=Path("state"), help="(default: state)")
-    state.set_defaults(work=_state)
+    runs.set_defaults(work=_runs)
     provenance = commands.add_parser("provenance", help="the chain behind each number of the table")
     provenance.add_argument("table", type=Path, help="results/table1.csv")
     provenance.set_defaults(work=_provenance)
     doctor = commands.add_parser("doctor", help="whether a training would run here, and for how long")
     doctor.add_argument("experiment", help="such as ffn")
-    doctor.add_argument(
-        "--configfile",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="what differs from config/config.yaml, as for snakemake",
-    )
-    doctor.add_argument(
-        "--directory", type=Path, default=Path(), help="where the workflow runs (default: here)"
-    )
+    _add_configuration(doctor)
     doctor.add_argument(
         "--steps",
         type=int,
@@ -83,6 +74,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor.set_defaults(work=_doctor)
     arguments = parser.parse_args(argv)
     return run(lambda: arguments.work(arguments))
+
+
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--configfile",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="what differs from config/config.yaml, as for snakemake",
+    )
+    parser.add_argument(
+        "--directory", type=Path, default=Path(), help="where the workflow runs (default: here)"
+    )
+
+
+def _configuration(arguments: argparse.Namespace) -> Config:
+    """As the Snakefile reads it: files that are given stand above the project's own."""
+    if not arguments.directory.is_dir():
+        raise UserError(
+            f"--directory {arguments.directory}: no such folder; give the one that snakemake gets"
+        )
+    own = Path("config/config.yaml")
+    given = arguments.configfile
+    return read_config(read_files([own, *given] if own.exists() or not given else given))
 
 
 def _make_demo_data(arguments: argparse.Namespace) -> None:
@@ -166,38 +181,36 @@ def _provenance(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from ffnrepro.doctor import examine, training_arguments  # noqa: PLC0415
+    from ffnrepro.doctor import configured_job, examine  # noqa: PLC0415
+    from ffnrepro.runs import run_settings  # noqa: PLC0415
 
     if arguments.steps < 0:
         raise UserError(f"--steps {arguments.steps}: give a number of steps, or 0")
-    if not arguments.directory.is_dir():
-        raise UserError(
-            f"--directory {arguments.directory}: no such folder; give the one that snakemake gets"
-        )
-    # As the Snakefile does: what is given stands above the project's own.
-    own = Path("config/config.yaml")
-    config = read_config(
-        read_files([own, *arguments.configfile] if own.exists() else arguments.configfile or [own])
-    )
-    if arguments.experiment not in config.experiments:
-        raise UserError(f"no experiment {arguments.experiment}; there are {', '.join(config.experiments)}")
-    training = training_arguments(config, arguments.experiment, arguments.directory)
-    found = examine(training, steps=arguments.steps)
-    for finding in found:
-        print("ok     " if finding.good else "PROBLEM", finding.text)
-    if not all(finding.good for finding in found):
+    config, experiment = _configuration(arguments), arguments.experiment
+    if experiment not in config.experiments:
+        raise UserError(f"no experiment {experiment}; there are {', '.join(config.experiments)}")
+    job = configured_job(config, experiment, arguments.directory)
+    checks = examine(job, run_settings(config, experiment), steps=arguments.steps)
+    for check in checks:
+        print("ok     " if check.good else "PROBLEM", check.text)
+    if not all(check.good for check in checks):
         raise UserError("this training would not run here as it is")
 
 
-def _state(arguments: argparse.Namespace) -> None:
-    from ffnrepro.training.checkpoints import list_states, prune, retry  # noqa: PLC0415
+def _runs(arguments: argparse.Namespace) -> None:
+    from ffnrepro.run_list import RunList  # noqa: PLC0415
 
-    if arguments.action == "list":
-        rows = list_states(arguments.folder)
-        print(tabulate(rows, headers="keys") if rows else f"{arguments.folder}: no states")
-        return
-    for key in arguments.keys:
-        print((prune if arguments.action == "prune" else retry)(arguments.folder, key))
+    runs = RunList(_configuration(arguments), arguments.directory)
+    if arguments.action is not None:
+        for name in arguments.runs:
+            print(getattr(runs, arguments.action)(name))
+    elif arguments.plan is not None:
+        rows, hours = runs.plan(arguments.plan)
+        print(tabulate(rows, headers="keys"))
+        print(f"About {hours:.1f} GPU hours are left of {arguments.plan}, where they are known.")
+    else:
+        rows = runs.rows()
+        print(tabulate(rows, headers="keys") if rows else "no runs yet")
 
 
 if __name__ == "__main__":

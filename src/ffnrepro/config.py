@@ -1,157 +1,357 @@
-"""The configuration: frozen dataclasses, and the one function that reads the mapping.
+"""The configuration: one model for each section, and the functions that read and check it.
 
-`read_config` refuses unknown, missing, mistyped and inconsistent keys with one line that names the key and the
-legal values, before any job starts. Nothing else in the package reads the mapping, and no class of the library
-takes a `Config`: each is given plain keyword arguments.
+Each key stands here (or in `recipe/network.py` and `recipe/methods/`) once, with its type, bounds, default and
+description; `python -m ffnrepro.config` prints the table of keys of config/README.md. The declared defaults are the
+paper's recipe and never change: a run's key is made of the settings that differ from them.
+
+Each key is checked whenever a configuration is read. `check_experiments` makes the checks across keys, for the
+experiments of the requested tables alone, so that another table's mistake stops nothing.
 """
 
-import dataclasses
-import difflib
+import json
+import logging
 import math
 import re
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ffnrepro.errors import UserError
+from ffnrepro.methods import CLASSES, AnyMethod
+from ffnrepro.recipe.methods.ffn import Ffn
+from ffnrepro.recipe.methods.method import Method
+from ffnrepro.recipe.network import Depth, NetworkSettings
+from ffnrepro.settings import FrameCounts, Settings, check_rising, read_settings, refuse_unknown_keys
 
-MAX_FRAMES = 256
-"""No clip of the data sets is longer than this at the rates that are used; more is a slip of the keyboard."""
+logger = logging.getLogger(__name__)
 
-DEPTHS = (10, 18, 50, 101)
+IMAGENET = {18: "f37072fd", 50: "0676ba61", 101: "63fe2227"}
+"""First digits of the SHA-256 of torchvision's ImageNet-1k V1 weights, by depth."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the labels and videos are, and the size of the pictures."""
+def _check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError("give different whole numbers of 0 or more, such as [0, 1, 2]")
+    return seeds
+
+
+ExperimentName = Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")]
+TableName = Annotated[str, Field(pattern="^[a-z0-9_]+$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
+
+
+class DataSettings(Settings):
+    """Where the labels and videos are, and the size of the frames."""
 
     labels: str
+    """Folder of the label files, as released."""
     videos: str
-    partial: bool
-    layout: Literal["videos", "frames"]
-    verify: Literal["decode", "packets"]
-    watch: Literal["names", "stat", "none"]
-    index_shards: int
-    max_excluded: float
-    max_bad_fraction: float
-    short_side: int
-    crop_size: int
+    """Folder of the videos."""
+    partial: bool = False
+    """`true`: the labels are a part of the data set on purpose; `false`: something-something-v1 and -v2 must
+    have the official numbers of classes and of training, validation and test videos."""
+    layout: Literal["videos", "frames"] = "videos"
+    """`videos`: one file for each video; `frames`: one folder of JPEG frames for each, as Something-Something
+    V1 comes."""
+    verify: Literal["decode", "packets"] = "decode"
+    """`decode`: decode every frame of each video; `packets`: decode the first frame, and only read the rest."""
+    watch: Literal["names", "stat", "none"] = "names"
+    """What makes the index read a video again: `names`: a file was added, removed or renamed; `stat`: its
+    size or time changed, too (slow on a network file system); `none`: nothing."""
+    index_shards: PositiveInt = 64
+    """Jobs that the index of the videos is split into; a new video repeats one of them. 64 suits
+    Something-Something; 1 or 2 suit a few hundred videos."""
+    max_excluded: Fraction = 0.005
+    """Fraction of the labelled videos that may be unusable; if there are more, the run stops with the reasons
+    counted and the likeliest fix."""
+    max_bad_fraction: Fraction = 0.01
+    """Fraction of an epoch's samples that training may leave out because their files went bad after the
+    index; any value above 0 allows at least one sample."""
+    short_side: PositiveInt = 256
+    """Pixels of the shorter side that frames are resized to, in evaluation and for `training.crop: random`
+    (section 4.1)."""
+    crop_size: PositiveInt = 224
+    """Height and width of the clips in pixels (section 4.1); at most `data.short_side`, from which the crop
+    is cut."""
+
+    @field_validator("crop_size")
+    @classmethod
+    def _check_crop_size(cls, crop_size: int, info: ValidationInfo) -> int:
+        short_side = info.data.get("short_side", crop_size)
+        if crop_size > short_side:
+            raise ValueError(f"it must be at most data.short_side {short_side}, from which the crop is cut")
+        return crop_size
 
 
-@dataclass(frozen=True)
-class NetworkConfig:
-    """The ResNet that all experiments share."""
+class NetworkConfig(NetworkSettings):
+    """The ResNet of all experiments, and the pretrained weights that it starts from."""
 
-    depth: int
-    width: int
-    stem: int
-    dropout: float
-    weights: str | None
-    weights_sha256: str | None
-
-
-@dataclass(frozen=True)
-class ExperimentConfig:
-    """One network that is trained: its method and its training frame counts."""
-
-    method: Literal["tsm", "ffn"]
-    train_frames: tuple[int, ...]
-    depth: int | None = None
-    distillation_weight: float = 1.0
-    training_shift: Literal["per_clip", "authors"] = "per_clip"
-    adapter_init: Literal["near_zero", "authors"] = "near_zero"
+    weights: str | None = "imagenet"
+    """`imagenet`: torchvision's ImageNet-1k V1 weights, downloaded and checked by hash; or the path of a file
+    with the same keys; or `null`: none."""
+    weights_sha256: Sha256 | None = None
+    """SHA-256 that a weights file of your own must have, or at least its first 8 hexadecimal digits; `null`:
+    that of torchvision's file."""
 
 
-FFN_SWITCHES = ("distillation_weight", "training_shift", "adapter_init")
-"""Keys of an experiment that are for the method ffn alone."""
+class TrainingSettings(Settings):
+    """The training recipe (section 4.1 and the authors' scripts)."""
+
+    epochs: PositiveInt = 50
+    """Passes over the training videos; the last, incomplete batch of each is dropped."""
+    batch_size: PositiveInt = 32
+    """Videos of a step, over all GPUs; of each video FFN takes one clip for each frame count."""
+    gpus: PositiveInt = 1
+    """GPUs of one machine that share each batch, with one process for each. BatchNorm sees `batch_size /
+    gpus` clips, so this changes the result."""
+    learning_rate: PositiveFloat = 0.01
+    """Learning rate of convolutions and normalisation; the classifier's weight has 5 times as much, its bias
+    10 times, biases of convolutions twice."""
+    schedule: Literal["step", "cosine"] = "step"
+    """`step`: the learning rate is multiplied by 0.1 at each of `training.milestones`; `cosine`: it falls to
+    zero at the end."""
+    milestones: Annotated[tuple[NonNegativeInt, ...], AfterValidator(check_rising)] = (20, 40)
+    """Numbers of epochs after which `schedule: step` lowers the learning rate; those at or beyond
+    `training.epochs` are dropped with a warning."""
+    warmup_epochs: NonNegativeInt = 0
+    """Epochs at the start over which the learning rate rises linearly; fewer than `training.epochs`."""
+    momentum: NonNegativeFloat = 0.9
+    """Momentum of SGD."""
+    weight_decay: NonNegativeFloat = 0.0005
+    """Weight decay of SGD; biases and normalisation have none."""
+    clip_norm: PositiveFloat | None = 20.0
+    """Upper bound of the gradient's norm, applied after unscaling; `null`: no clipping, as in the published
+    run."""
+    batchnorm_clips: PositiveInt | None = None
+    """Clips that are normalised together in a step: 16 does on one GPU what the published run did on two;
+    `null`: all."""
+    crop: Literal["multi_scale", "random"] = "multi_scale"
+    """`multi_scale`: one of 4 scales and 13 positions, as published; `random`: a plain random crop."""
+    precision: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Precision of the forward pass on CUDA: `float16` with loss scaling, as published, `bfloat16` or
+    `float32`; CPU and MPS compute in float32."""
+
+    def effective(self) -> Self:
+        """A copy without milestones that are never reached; a cosine schedule, which has none, gets the default."""
+        milestones = tuple(epoch for epoch in self.milestones if epoch < self.epochs)
+        if self.schedule == "cosine":
+            milestones = type(self).model_fields["milestones"].default
+        return self.model_copy(update={"milestones": milestones})
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """The recipe."""
+class Experiment(Settings):
+    """One network that is trained; its method's own settings stand beside these in the configuration."""
 
-    epochs: int
-    batch_size: int
-    gpus: int
-    learning_rate: float
-    schedule: Literal["step", "cosine"]
-    milestones: tuple[int, ...]
-    warmup_epochs: int
-    momentum: float
-    weight_decay: float
-    clip_norm: float | None
-    batchnorm_clips: int | None
-    crop: Literal["multi_scale", "random"]
-    precision: Literal["float16", "bfloat16", "float32"]
+    method: AnyMethod
+    depth: Depth | None = None
+    """Depth of this experiment's ResNet; `null`: `network.depth`."""
+    start: str | None = None
+    """Name of the experiment whose network, of the same seed and depth, the training starts from; `null`:
+    `network.weights`."""
+    training: dict[str, Any] = Field(default={})
+    """Keys of `training` that differ for this experiment, such as `{epochs: 30}`; any but `gpus`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_method(cls, value: Any) -> Any:
+        """Put the settings of the method, which stand flat in the configuration, together."""
+        if not isinstance(value, Mapping) or isinstance(value.get("method"), Method):
+            return value
+        own = {key: item for key, item in value.items() if key in cls.model_fields and key != "method"}
+        method = {key: item for key, item in value.items() if key not in own}
+        chosen = CLASSES.get(str(value.get("method")))
+        if chosen is not None:
+            for name, other in CLASSES.items():
+                for key in method.keys() & (other.model_fields.keys() - chosen.model_fields.keys()):
+                    raise ValueError(f"{key} is a key of the method {name}; remove it")
+            refuse_unknown_keys(value, dict.fromkeys([*chosen.model_fields, *cls.model_fields]))
+        return own | {"method": method}
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Which videos, at which frame counts."""
+class EvaluationSettings(Settings):
+    """What is evaluated."""
 
-    split: Literal["train", "validation", "test"]
-    frame_counts: tuple[int, ...]
-    batch_size: int
+    split: Literal["train", "validation", "test"] = "validation"
+    """Split whose videos the tables count; the published figures are of `validation`."""
+    batch_size: PositiveInt = 32
+    """Clips that go through the network together; changes no number beyond rounding."""
 
 
-@dataclass(frozen=True)
-class TableRowConfig:
-    """A row of the table: one experiment for all frame counts, or one for each (`TSM-ST`)."""
+class Published(Settings):
+    """The published figures that a row is compared with: rows of resources/published.csv."""
 
     method: str
+    """Method of resources/published.csv whose figures are shown beside the row."""
+    setting: str | None = None
+    """Setting of resources/published.csv, such as an ablation or a depth; `null`: the plain method."""
+
+
+class Row(Settings):
+    """A row of a table."""
+
+    label: str
+    """Name of the row in the table; each row has its own."""
     experiments: str | dict[int, str]
+    """Name of an experiment, or a name for each of the table's frame counts, such as `{4: tsm_4f, 8: tsm_8f,
+    16: tsm}`."""
+    published: Published | None = None
+
+    @field_validator("experiments", mode="before")
+    @classmethod
+    def _read_frame_counts(cls, value: Any) -> Any:
+        # On the command line (`--config`) the keys of a mapping arrive as text.
+        if isinstance(value, Mapping):
+            return {int(key) if str(key).isdecimal() else key: name for key, name in value.items()}
+        return value
 
     def experiment_at(self, frames: int) -> str:
         """Name of the experiment that is evaluated at `frames` frames."""
         return self.experiments if isinstance(self.experiments, str) else self.experiments[frames]
 
 
-@dataclass(frozen=True)
-class RuntimeConfig:
-    """How the work is run; nothing here changes a number beyond rounding, but for CUDA's `training.precision`."""
+class Table(Settings):
+    """A table of results."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: int
-    workers: int
-    cache_decoded: bool
-    save_minutes: float
-    time_budget: float | None
+    frame_counts: FrameCounts
+    """Columns: the frame counts of evaluation, a list in rising order; any frame count works (Table 7)."""
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        labels = [row.label for row in self.rows]
+        for i, row in enumerate(self.rows):
+            if labels.count(row.label) > 1:
+                raise ValueError(f"the label {row.label!r} stands twice; give each row its own")
+            if isinstance(row.experiments, dict) and sorted(row.experiments) != list(self.frame_counts):
+                raise ValueError(
+                    f"rows[{i}].experiments names the frame counts {list(row.experiments)}; it must name each of "
+                    f"frame_counts {list(self.frame_counts)} and no other"
+                )
+        return self
 
 
-@dataclass(frozen=True)
-class Config:
+class RuntimeSettings(Settings):
+    """How the work is run; nothing here changes a number beyond rounding (but only CUDA has `training.precision`)."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto`: cuda, else mps, else cpu (in a SLURM job never the CPU, which `cpu` asks for). `run.json`
+    records which it was, since the CPU and mps train in float32."""
+    threads: PositiveInt = 8
+    """CPU cores of a training or evaluation job; with several GPUs each process computes with all of them."""
+    workers: NonNegativeInt = 8
+    """Processes of a job that decode videos; with several GPUs they share them. 0 decodes in the training
+    process."""
+    cache_decoded: bool = False
+    """Keep decoded clips in memory; for data sets of a few thousand small clips."""
+    save_minutes: PositiveFloat = 10.0
+    """Minutes between two saves of a training's state; it is saved at the end of each epoch and on an early
+    stop, too."""
+    time_budget: PositiveFloat | None = None
+    """Minutes after which a training saves, stops and says "unfinished, run again" (exit code 75); `null`:
+    shortly before its SLURM job ends, if it runs in one."""
+
+
+class Config(Settings):
     """The whole configuration."""
 
     dataset: str
-    seeds: tuple[int, ...]
-    data: DataConfig
-    network: NetworkConfig
-    experiments: dict[str, ExperimentConfig]
-    training: TrainingConfig
-    evaluation: EvaluationConfig
-    table: tuple[TableRowConfig, ...]
-    runtime: RuntimeConfig
+    """Name of the data set in resources/published.csv, whose published figures the tables show; any other
+    name: none."""
+    seeds: Annotated[tuple[int, ...], AfterValidator(_check_seeds)] = (0,)
+    """Seeds of initialisation, order, frames, crops and dropout. Each network is trained once for each seed;
+    with several, the tables have the mean and the sample standard deviation (n - 1)."""
+    data: DataSettings
+    network: NetworkConfig = NetworkConfig()
+    experiments: Annotated[dict[ExperimentName, Experiment], Field(min_length=1)]
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    tables: Annotated[dict[TableName, Table], Field(min_length=1)]
+    runtime: RuntimeSettings = RuntimeSettings()
 
     @property
     def own_weights(self) -> str | None:
         """Path of the user's own pretrained weights."""
         return None if self.network.weights == "imagenet" else self.network.weights
 
-    def depth_of(self, experiment: str) -> int:
-        """Depth of an experiment's ResNet: its own, or the one of `network`."""
-        return self.experiments[experiment].depth or self.network.depth
+    def network_of(self, experiment: str) -> NetworkSettings:
+        """Settings of an experiment's network."""
+        settings = self.network.model_dump(include=set(NetworkSettings.model_fields))
+        return NetworkSettings.model_validate(
+            settings | {"depth": self.experiments[experiment].depth or self.network.depth}
+        )
+
+    def training_of(self, experiment: str) -> TrainingSettings:
+        """Settings of an experiment's training that have an effect."""
+        return self._all_training_of(experiment).effective()
+
+    def _all_training_of(self, experiment: str) -> TrainingSettings:
+        changes = self.experiments[experiment].training
+        return TrainingSettings.model_validate(self.training.model_dump() | changes)
+
+    def experiments_of(self, table: str) -> tuple[str, ...]:
+        """Names of the experiments of a table, each once.
+
+        Raises:
+            UserError: a row names an experiment that does not exist.
+        """
+        names: dict[str, None] = {}
+        for i, row in enumerate(self.tables[table].rows):
+            for name in (row.experiment_at(frames) for frames in self.tables[table].frame_counts):
+                self._check_name(name, f"tables.{table}.rows[{i}].experiments")
+                names[name] = None
+        return tuple(names)
+
+    def _check_name(self, name: str, key: str) -> None:
+        if name not in self.experiments:
+            raise UserError(
+                f"config: {key} names {name!r}, which is not in experiments ({', '.join(self.experiments)})"
+            )
+
+    def chain_of(self, experiment: str) -> tuple[str, ...]:
+        """Names of an experiment, of the one that it starts from, and so on.
+
+        Raises:
+            UserError: a `start` does not exist, has another depth or leads back to where it began.
+        """
+        chain = [experiment]
+        while (start := self.experiments[chain[-1]].start) is not None:
+            key = f"experiments.{chain[-1]}.start"
+            self._check_name(start, key)
+            if start in chain:
+                raise UserError(
+                    f"config: {key} is {start!r}, which goes in a circle: {' -> '.join([*chain, start])}"
+                )
+            depth, own = (self.network_of(name).depth for name in (start, chain[-1]))
+            if depth != own:
+                raise UserError(
+                    f"config: {key} is {start!r}, which has depth {depth} while {chain[-1]} has {own}; "
+                    "give both the same depth"
+                )
+            chain.append(start)
+        return tuple(chain)
 
 
 def read_files(paths: Sequence[Path]) -> dict[str, Any]:
-    """The mapping of configuration files; a later one changes the keys that it names, as Snakemake has it.
+    """The mapping of configuration files; a later one changes the keys that it names, as in Snakemake.
 
     Raises:
-        UserError: a file is not there or is no YAML mapping.
+        UserError: a file does not exist or is no YAML mapping.
     """
     merged: dict[str, Any] = {}
     for path in paths:
@@ -174,318 +374,156 @@ def _merge(into: dict[str, Any], mapping: Mapping[str, Any]) -> None:
 
 
 def read_config(mapping: Mapping[str, Any]) -> Config:
-    """Check a configuration mapping and return it typed.
+    """Read a configuration and check each key.
 
     Raises:
-        UserError: an unknown, missing, mistyped or inconsistent key; one line with the key and the mend.
+        UserError: an unknown, missing, mistyped or impossible value, in one line with its key and how to fix it.
     """
-    config: Config = _read(Config, mapping, "")
-    _check(config)
+    evaluation = mapping.get("evaluation")
+    for key, section in (("table", mapping), ("evaluation.frame_counts", evaluation)):
+        if isinstance(section, Mapping) and key.split(".")[-1] in section:
+            raise UserError(
+                f"config: {key} was a key of version 1; write tables: {{table1: {{frame_counts: [4, 8, 16], "
+                "rows: [{label: TSM, experiments: tsm, published: {method: TSM}}]}}"
+            )
+    config = read_settings(Config, mapping)
+    for name, experiment in config.experiments.items():
+        key = f"experiments.{name}.training"
+        read_settings(TrainingSettings, experiment.training, key=key)
+        if "gpus" in experiment.training:
+            raise UserError(f"config: {key}.gpus is not a key; all experiments share training.gpus")
     return config
 
 
-def _read(kind: Any, value: Any, key: str) -> Any:
-    """Convert `value`, found at the dotted `key`, to the annotated type `kind`."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _read_dataclass(kind, value, key)
-    if origin is Literal:
-        if value not in arguments:
-            raise UserError(f"config: {key} is {value!r}; it must be one of {', '.join(map(str, arguments))}")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        return _read_union(arguments, value, key)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"config: {key} is {value!r}; it must be a list, such as [{value}]")
-        return tuple(_read(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, Mapping) or not value:
-            raise UserError(f"config: {key} is {value!r}; it must be a mapping with at least one entry")
-        # On the command line (`--config`) the keys of a mapping arrive as text.
-        keys = {k: int(k) if arguments[0] is int and str(k).isdecimal() else k for k in value}
-        return {
-            _read(arguments[0], keys[k], f"{key}: the entry {k!r}"): _read(arguments[1], v, f"{key}.{k}")
-            for k, v in value.items()
-        }
-    value = _plain(kind, value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"config: {key} is {value!r}; it must be {_TYPE_NAMES[kind]}")
-    return value
+def check_experiments(config: Config, names: Iterable[str]) -> None:
+    """Make the checks across keys for some experiments and those that they start from.
 
-
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-
-
-def _plain(kind: Any, value: Any) -> Any:
-    """A number or a truth that came as text: YAML 1.1 reads 5e-4 as text, and `--config a='{b: 1}'` reads all so."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-    except (KeyError, ValueError):
-        return value
-
-
-def _read_union(kinds: tuple[Any, ...], value: Any, key: str) -> Any:
-    if value is None or value == "null":
-        if type(None) in kinds:
-            return None
-        raise UserError(f"config: {key} is empty; give it a value")
-    kinds = tuple(kind for kind in kinds if kind is not type(None))
-    for kind in kinds:  # a mapping goes to the mapping's type, everything else to the plain one
-        if (typing.get_origin(kind) is dict) == isinstance(value, Mapping):
-            return _read(kind, value, key)
-    return _read(kinds[0], value, key)
-
-
-def _read_dataclass(kind: Any, value: Any, key: str) -> Any:
-    where = key or "the configuration"
-    if not isinstance(value, Mapping):
-        raise UserError(f"config: {where} is {value!r}; it must be a mapping")
-    types_of = typing.get_type_hints(kind)
-    prefix = f"{key}." if key else ""
-    for name in value:
-        if name not in types_of:
-            near = difflib.get_close_matches(str(name), types_of, n=1)
-            mend = f"did you mean {prefix}{near[0]}?" if near else f"legal: {', '.join(types_of)}"
-            raise UserError(f"config: {prefix}{name} is not a key; {mend}")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name, field in fields.items():
-        if name not in value and field.default is dataclasses.MISSING:
-            raise UserError(f"config: {prefix}{name} is missing; config/README.md describes it")
-    return kind(**{name: _read(types_of[name], item, f"{prefix}{name}") for name, item in value.items()})
-
-
-def _check(config: Config) -> None:
-    """Refuse values that have the right type and make no sense, alone or together."""
-    for section in ("data", "network", "training", "evaluation", "runtime"):
-        for name, value in vars(getattr(config, section)).items():
-            if name != "frame_counts":  # they have a check and words of their own
-                _check_sign(f"{section}.{name}", name, value)
-    seeds = list(config.seeds)
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(
-            f"config: seeds is {seeds}; give different whole numbers of 0 or more, such as [0, 1, 2]"
-        )
-    _check_depth("network.depth", config.network.depth)
-    if not config.network.dropout < 1:
-        raise UserError(f"config: network.dropout is {config.network.dropout}; it must be below 1")
-    if config.network.stem % 2 == 0:
-        raise UserError(f"config: network.stem is {config.network.stem}; a kernel size is odd, such as 7")
-    if config.network.width % 8:
-        raise UserError(
-            f"config: network.width is {config.network.width}; it must be a multiple of 8 (the shift takes eighths)"
-        )
-    for name in ("max_excluded", "max_bad_fraction"):
-        if getattr(config.data, name) > 1:
-            raise UserError(
-                f"config: data.{name} is {getattr(config.data, name)}; it is a fraction, from 0 to 1, such as 0.01"
-            )
-    if config.data.crop_size > config.data.short_side:
-        raise UserError(
-            f"config: data.crop_size {config.data.crop_size} exceeds data.short_side {config.data.short_side}; "
-            "the crop is cut out of a picture whose shorter side is data.short_side"
-        )
-    late = [epoch for epoch in config.training.milestones if epoch >= config.training.epochs]
-    if config.training.schedule == "step" and late:
-        raise UserError(
-            f"config: training.milestones holds {late[0]}, which training.epochs {config.training.epochs} never reaches; "
-            "lower the milestones with the epochs"
-        )
-    if config.training.warmup_epochs >= config.training.epochs:
-        raise UserError(
-            f"config: training.warmup_epochs {config.training.warmup_epochs} must be below training.epochs "
-            f"{config.training.epochs}"
-        )
-    if config.training.batch_size % config.training.gpus:
-        raise UserError(
-            f"config: training.batch_size is {config.training.batch_size}; it must be a multiple of training.gpus "
-            f"{config.training.gpus}, which share each batch"
-        )
-    clips = config.training.batchnorm_clips
-    if clips is not None and config.training.gpus > 1:
-        raise UserError(
-            "config: training.batchnorm_clips is for one GPU; with several each normalises its own part of a batch"
-        )
-    if clips is not None and config.training.batch_size % clips:
-        raise UserError(
-            f"config: training.batchnorm_clips is {clips}; training.batch_size {config.training.batch_size} must be a "
-            "multiple of it"
-        )
-    for name, experiment in config.experiments.items():
-        _check_experiment(name, experiment)
-        _check_weights(name, config)
-        _check_authors_shift(name, experiment, config.training)
-    check_frames("evaluation.frame_counts", config.evaluation.frame_counts)
-    _check_table(config)
-
-
-_MAY_BE_ZERO = {
-    "dropout",
-    "milestones",
-    "warmup_epochs",
-    "momentum",
-    "weight_decay",
-    "workers",
-    "max_excluded",
-    "max_bad_fraction",
-}
-
-
-def _check_sign(key: str, name: str, value: Any) -> None:
-    values = value if isinstance(value, tuple) else (value,)
-    for item in values:
-        if isinstance(item, bool) or not isinstance(item, int | float):
-            continue
-        if item < 0 or (item == 0 and name not in _MAY_BE_ZERO):
-            least = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
-            raise UserError(f"config: {key} is {item:g}; it must be {least}")
-
-
-def _check_depth(key: str, depth: int) -> None:
-    if depth not in DEPTHS:
-        raise UserError(f"config: {key} is {depth}; it must be one of {', '.join(map(str, DEPTHS))}")
-
-
-def check_frames(key: str, frame_counts: tuple[int, ...]) -> None:
-    """Refuse frame counts that make no sense, that stand twice or are out of order.
+    Logs a warning about milestones that are never reached.
 
     Raises:
-        UserError: names `key` and the mend.
+        UserError: settings that do not fit together, or two experiments that are the same.
     """
-    if not frame_counts:
-        raise UserError(f"config: {key} is empty; give at least one frame count, such as [16]")
-    for frames in frame_counts:
-        if not 1 <= frames <= MAX_FRAMES:
-            raise UserError(f"config: {key} holds {frames}; a frame count lies between 1 and {MAX_FRAMES}")
-    if list(frame_counts) != sorted(set(frame_counts)):
-        raise UserError(
-            f"config: {key} is {list(frame_counts)}; write each frame count once, in rising order: "
-            f"{sorted(set(frame_counts))}"
-        )
+    found: dict[Any, str] = {}
+    warnings = set()
+    for name in dict.fromkeys(link for first in names for link in config.chain_of(first)):
+        experiment, training = config.experiments[name], config.training_of(name)
+        _check_training(name, config)
+        _check_weights(name, config)
+        late = set(config._all_training_of(name).milestones) - set(training.milestones)
+        if late and training.schedule == "step":
+            key = _training_key(name, "milestones", experiment)
+            warnings.add(f"config: {key}: {sorted(late)} has no effect in {training.epochs} epochs")
+        settings = (experiment.method.effective(), config.network_of(name), training, experiment.start)
+        if settings in found:
+            raise UserError(
+                f"config: experiments.{name} is the same as {found[settings]}; remove one of them"
+            )
+        found[settings] = name
+    for warning in sorted(warnings):
+        logger.warning(warning)
 
 
-def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
-    key = f"experiments.{name}"
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise UserError(f"config: {key}: use letters, digits, _ and - only: the name becomes a folder")
-    if experiment.depth is not None:
-        _check_depth(f"{key}.depth", experiment.depth)
-    check_frames(f"{key}.train_frames", experiment.train_frames)
-    if experiment.distillation_weight < 0:
-        raise UserError(
-            f"config: {key}.distillation_weight is {experiment.distillation_weight}; it must be 0 or more"
-        )
-    count = len(experiment.train_frames)
-    if experiment.method == "tsm" and count != 1:
-        raise UserError(
-            f"config: {key}.train_frames is {list(experiment.train_frames)}; tsm trains at one frame count, "
-            "ffn at several"
-        )
-    if experiment.method == "tsm":
-        for switch in FFN_SWITCHES:
-            if getattr(experiment, switch) != getattr(ExperimentConfig, switch):
-                raise UserError(f"config: {key}.{switch} is for the method ffn; take it out")
-    if experiment.method == "ffn" and count < 2:
-        raise UserError(
-            f"config: {key}.train_frames is {list(experiment.train_frames)}; ffn trains at two frame counts or "
-            "more, such as [4, 8, 16]"
-        )
+def _training_key(name: str, key: str, experiment: Experiment) -> str:
+    """Dotted key of a setting of an experiment's training, where it is set."""
+    return f"experiments.{name}.training.{key}" if key in experiment.training else f"training.{key}"
 
 
-def _check_authors_shift(name: str, experiment: ExperimentConfig, training: TrainingConfig) -> None:
-    if experiment.training_shift != "authors":
-        return
-    longest = experiment.train_frames[-1]
-    # The batch sizes at which batch_size * frames is a multiple of the longest clip, for each frame count.
-    multiple = math.lcm(*(longest // math.gcd(longest, frames) for frames in experiment.train_frames))
-    together = training.batchnorm_clips or training.batch_size // training.gpus
-    key = "batch_size" if training.batchnorm_clips is None else "batchnorm_clips"
-    per_gpu = " a GPU" if training.gpus > 1 else ""
-    if together % multiple:
-        raise UserError(
-            f"config: training.{key} is {together}{per_gpu}; experiments.{name}.training_shift: authors shifts pieces of "
-            f"{longest} frames, which clips of {list(experiment.train_frames)} frames fill only where that is a multiple "
-            f"of {multiple}"
-        )
+def _check_training(name: str, config: Config) -> None:
+    experiment, training = config.experiments[name], config.training_of(name)
+    clips, method = training.batchnorm_clips, experiment.method
+
+    def fail(key: str, problem: str) -> None:
+        where, value = _training_key(name, key, experiment), getattr(training, key)
+        raise UserError(f"config: {where} is {value}; {problem}")
+
+    if training.warmup_epochs >= training.epochs:
+        fail("warmup_epochs", f"it must be below training.epochs {training.epochs}")
+    if training.batch_size % training.gpus:
+        fail("batch_size", f"it must be a multiple of training.gpus {training.gpus}, which share each batch")
+    if clips is not None and training.gpus > 1:
+        fail("batchnorm_clips", "it is for one GPU; with several, each normalises its own part of a batch")
+    if clips is not None and training.batch_size % clips:
+        fail("batchnorm_clips", f"training.batch_size {training.batch_size} must be a multiple of it")
+    if isinstance(method, Ffn) and method.training_shift == "authors":
+        longest = method.train_frames[-1]
+        # The clips that go through together must fill whole pieces of the longest clip, at each frame count.
+        multiple = math.lcm(*(longest // math.gcd(longest, frames) for frames in method.train_frames))
+        if (clips or training.batch_size // training.gpus) % multiple:
+            fail(
+                "batchnorm_clips" if clips else "batch_size",
+                f"experiments.{name}.training_shift: authors shifts pieces of {longest} frames, so the clips that a "
+                f"GPU takes together must be a multiple of {multiple}",
+            )
 
 
 def _check_weights(name: str, config: Config) -> None:
-    """Refuse ImageNet weights for a network that they do not fit."""
-    depth, network = config.depth_of(name), config.network
-    if network.weights == "imagenet" and (depth == 10 or network.width != 64 or network.stem != 7):
+    """Refuse pretrained weights that do not fit an experiment's network."""
+    network, weights = config.network_of(name), config.network.weights
+    if weights == "imagenet" and (network.depth == 10 or network.width != 64 or network.stem != 7):
         raise UserError(
-            f"config: network.weights is imagenet, which does not fit experiments.{name} (depth {depth}, width "
+            f"config: network.weights is imagenet, which does not fit experiments.{name} (depth {network.depth}, width "
             f"{network.width}, stem {network.stem}); set network.weights: null, or depth 18, 50 or 101, width 64, stem 7"
         )
-    if config.own_weights and network.weights_sha256 is None and depth == 10:
+    if config.own_weights and config.network.weights_sha256 is None and network.depth == 10:
         raise UserError("config: network.weights_sha256 is null; give the sha256 of network.weights")
 
 
-def _check_table(config: Config) -> None:
-    if not config.table:
-        raise UserError("config: table is empty; give at least one row")
-    methods = [row.method for row in config.table]
-    for i, row in enumerate(config.table):
-        key = f"table[{i}]"
-        if methods.count(row.method) > 1:
-            raise UserError(f"config: {key}.method {row.method!r} stands twice; give each row its own name")
-        if isinstance(row.experiments, dict):
-            missing = [n for n in config.evaluation.frame_counts if n not in row.experiments]
-            extra = [n for n in row.experiments if n not in config.evaluation.frame_counts]
-            if missing or extra:
-                raise UserError(
-                    f"config: {key}.experiments names {list(row.experiments)}; it must name each of "
-                    f"evaluation.frame_counts {list(config.evaluation.frame_counts)} and no other"
-                )
-        for frames in config.evaluation.frame_counts:
-            name = row.experiment_at(frames)
-            if name not in config.experiments:
-                raise UserError(
-                    f"config: {key}.experiments names {name!r}, which is not in experiments "
-                    f"({', '.join(config.experiments)})"
-                )
+def keys_markdown() -> str:
+    """The table of keys of config/README.md."""
+    schema = Config.model_json_schema()
+    lines = ["| key | values | default | what it is |", "|---|---|---|---|"]
+    for key, field in dict(_list_keys(schema, schema["$defs"], "")).items():
+        default = f"`{json.dumps(field['default'])}`".replace('"', "") if "default" in field else "required"
+        description = " ".join(field["description"].split())
+        lines.append(f"| `{key}` | {_legal_values(field)} | {default} | {description} |")
+    return "\n".join(lines) + "\n"
 
 
-def evaluation_settings(config: Config, experiment: str, frames: int) -> dict[str, Any]:
-    """What decides an evaluation beside the network and the data, as plain values."""
-    return {
-        "method": config.experiments[experiment].method,
-        "frames": frames,
-        "split": config.evaluation.split,
-        "short_side": config.data.short_side,
-        "crop_size": config.data.crop_size,
-    }
+def _list_keys(model: Any, models: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Dotted key and JSON schema of each setting of a model and of the models in it."""
+    for name, field in model["properties"].items():
+        inner = [models[ref] for ref in re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(field))]
+        step = {"array": f"{name}[].", "object": f"{name}.NAME."}.get(field.get("type"), f"{name}.")
+        if "discriminator" in field:
+            # The settings of all methods stand flat in an experiment.
+            step = ""
+        for schema in inner:
+            yield from _list_keys(schema, models, f"{prefix}{step}")
+        if "discriminator" in field:
+            yield f"{prefix}{name}", {"enum": list(CLASSES), "description": "Method of the experiment."}
+        elif not inner:
+            yield f"{prefix}{name}", field
 
 
-def training_settings(config: Config, experiment: str, seed: int) -> dict[str, Any]:
-    """What decides an experiment's result beside its data and pretrained weights, as plain values.
+def _legal_values(schema: Any) -> str:
+    """Type and bounds of a JSON schema in words."""
+    if "anyOf" in schema:
+        return " or ".join(map(_legal_values, schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    kind = schema.get("type")
+    if kind == "array":
+        return f"list of {_legal_values(schema['items'])}".replace("number", "numbers")
+    words = [_TYPES[kind], *(text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema)]
+    return ", ".join(words)
 
-    Nothing else of the configuration reaches a training rule, so nothing else can rerun it.
-    """
-    own = config.experiments[experiment]
-    settings: dict[str, Any] = {
-        "method": own.method,
-        "train_frames": list(own.train_frames),
-        "seed": seed,
-        "short_side": config.data.short_side,
-        "crop_size": config.data.crop_size,
-        "network": {
-            "depth": own.depth or config.network.depth,
-            "width": config.network.width,
-            "stem": config.network.stem,
-            "dropout": config.network.dropout,
-        },
-        "training": {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(config.training).items()
-        },
-    }
-    if config.training.schedule == "cosine":
-        settings["training"]["milestones"] = []  # not used: they shall neither retrain nor be recorded
-    if own.method == "ffn":
-        settings |= {switch: getattr(own, switch) for switch in FFN_SWITCHES}
-    return settings
+
+_TYPES = {
+    "boolean": "`true` or `false`",
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "null": "`null`",
+    "object": "mapping",
+}
+_BOUNDS = {
+    "exclusiveMinimum": "above {}",
+    "minimum": "{} or more",
+    "exclusiveMaximum": "below {}",
+    "maximum": "at most {}",
+    "multipleOf": "multiple of {}",
+}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(keys_markdown())

@@ -12,22 +12,31 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights
 
+from ffnrepro.config import IMAGENET
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest, replacing
-from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
-from ffnrepro.recipe.models.tsm import BLOCKS, TSM, Bottleneck, ShiftedResNet
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork, SeparateNetworks
+from ffnrepro.recipe.models.pretrained import load_pretrained, pretrained_targets
+from ffnrepro.recipe.models.tsm import BLOCKS, TSM, Bottleneck
 
 FORMAT = "ffnrepro checkpoint 1"
 """Marks our own files; the number changes when an older file can no longer be read."""
 
-_METHODS: dict[str, type[TSM | FrameFlexibleNetwork]] = {"tsm": TSM, "ffn": FrameFlexibleNetwork}
+Network = TSM | FrameFlexibleNetwork | SeparateNetworks
+
+_KINDS: dict[str, type[Network]] = {
+    "tsm": TSM,
+    "ffn": FrameFlexibleNetwork,
+    "ffn_separate": SeparateNetworks,
+}
+"""Names of the networks in our own files, as `method` of their architecture."""
+
 _DROPOUT = 0.5  # of every published network; their files do not say
 _PLAIN = (type(None), bool, int, float, str)
 _scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
@@ -41,22 +50,19 @@ _NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 class Pretrained(NamedTuple):
-    """A file of ImageNet weights: its name, the beginning of its SHA-256, and where it is fetched."""
+    """A file of ImageNet weights: the beginning of its SHA-256, and where it is fetched."""
 
-    file: str
     sha256_prefix: str
     url: str
 
 
-def _pretrained(url: str) -> Pretrained:
-    file = urlsplit(url).path.rsplit("/", 1)[-1]
-    return Pretrained(file, file.removesuffix(".pth").rsplit("-", 1)[-1], url)
-
-
 PRETRAINED: dict[int, Pretrained] = {
-    18: _pretrained(ResNet18_Weights.IMAGENET1K_V1.url),
-    50: _pretrained(ResNet50_Weights.IMAGENET1K_V1.url),
-    101: _pretrained(ResNet101_Weights.IMAGENET1K_V1.url),
+    depth: Pretrained(IMAGENET[depth], weights.url)
+    for depth, weights in (
+        (18, ResNet18_Weights.IMAGENET1K_V1),
+        (50, ResNet50_Weights.IMAGENET1K_V1),
+        (101, ResNet101_Weights.IMAGENET1K_V1),
+    )
 }
 """torchvision's ImageNet-1k V1 weights, from which the published networks start, by depth."""
 
@@ -77,7 +83,7 @@ def tensors_digest(state_dict: Mapping[str, Tensor]) -> str:
 # --- Our own files ---------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: Path | str, model: TSM | FrameFlexibleNetwork, **extra: Any) -> None:
+def save_checkpoint(path: Path | str, model: nn.Module, **extra: Any) -> None:
     """Write a network, as `load_checkpoint` reads it: tensors and plain values, in one step.
 
     Args:
@@ -89,7 +95,7 @@ def save_checkpoint(path: Path | str, model: TSM | FrameFlexibleNetwork, **extra
         TypeError: the network has no method, or an extra value is not plain.
     """
     path = Path(path)
-    method = next((name for name, kind in _METHODS.items() if type(model) is kind), None)
+    method = next((name for name, kind in _KINDS.items() if type(model) is kind), None)
     if method is None:
         raise TypeError(f"cannot save a {type(model).__name__}: give the TSM or FrameFlexibleNetwork itself")
     content = {
@@ -116,7 +122,7 @@ def _is_plain(value: Any) -> bool:
     return type(value) in (*_PLAIN, Tensor)
 
 
-def load_checkpoint(path: Path | str) -> TSM | FrameFlexibleNetwork:
+def load_checkpoint(path: Path | str) -> Network:
     """Read a network from a checkpoint of ours, of FFN's authors, of mit-han-lab's TSM or of mmaction2's TSM.
 
     Args:
@@ -138,7 +144,7 @@ def load_checkpoint(path: Path | str) -> TSM | FrameFlexibleNetwork:
             )
         try:
             architecture = dict(content["architecture"])
-            make, state = _METHODS[architecture.pop("method")], _tensors(path, content["state_dict"])
+            make, state = _KINDS[architecture.pop("method")], _tensors(path, content["state_dict"])
             with torch.device("meta"):
                 model = make(**architecture)
         except (KeyError, TypeError, ValueError) as error:
@@ -275,12 +281,12 @@ def _network_of(path: Path, state: Mapping[str, Tensor]) -> TSM | FrameFlexibleN
         raise UserError(f"{path}: its weights make no network ({error}); fetch it again") from error
 
 
-def _require_match(path: Path | str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    missing = [name for name in wanted if name not in found]
-    left_over = [name for name in found if name not in wanted]
+def _require_match(path: Path | str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    missing = [name for name in expected if name not in found]
+    left_over = [name for name in found if name not in expected]
     shapes = [
         f"{name} {tuple(found[name].shape)} in place of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
+        for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
     kinds = (("missing", missing), ("left over", left_over), ("of another shape", shapes))
@@ -299,41 +305,32 @@ def _some(names: list[str], limit: int = 5) -> str:
 # --- Pretrained on ImageNet ------------------------------------------------------------------------------------
 
 
-def load_pretrained(model: ShiftedResNet, source: Path | str | Mapping[str, Tensor]) -> None:
-    """Start a network from torchvision's ImageNet weights, cloned into every private BatchNorm.
-
-    Classifier and weight alteration stay as they were initialised.
+def start_from(model: nn.Module, path: Path | str, *, digest: str | None = None) -> None:
+    """Start a network from ImageNet weights, or from a trained network of the same architecture.
 
     Args:
         model: the network, changed in place.
-        source: torchvision's state dict of the same depth, or the path of its file.
+        path: torchvision's file of the same depth; or a checkpoint, where `digest` is None.
+        digest: the beginning of the SHA-256 that the ImageNet weights must have.
 
     Raises:
-        UserError: the file is missing or no checkpoint, or its weights do not fit the network.
+        UserError: the file is missing, is another one, or its weights do not fit the network.
     """
-    if isinstance(source, Mapping):
-        label, content = "the pretrained weights", source
-    else:
-        label, content = str(source), _read(Path(source))
-    weights = _tensors(Path(label), content)
-    targets: dict[str, list[Tensor]] = {}
-    for name, tensor in model.state_dict().items():
-        if not (name.startswith("fc.") or ".alteration." in name):
-            targets.setdefault(re.sub(r"(bn\d|downsample\.1)\.\d+\.", r"\1.", name), []).append(tensor)
+    path = Path(path)
+    if digest is None:
+        state = load_checkpoint(path).state_dict()
+        _require_match(path, model.state_dict(), state)
+        model.load_state_dict(state)
+        return
+    check_pretrained(path, digest)
     # Their files are older than the count of batches, which starts at zero.
-    wanted = {
-        name: copies[0] for name, copies in targets.items() if not name.endswith(".num_batches_tracked")
-    }
     found = {
         name: tensor
-        for name, tensor in weights.items()
+        for name, tensor in _tensors(path, _read(path)).items()
         if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
     }
-    _require_match(label, wanted, found)
-    with torch.no_grad():
-        for name in wanted:
-            for copy in targets[name]:
-                copy.copy_(found[name])
+    _require_match(path, {name: copies[0] for name, copies in pretrained_targets(model).items()}, found)
+    load_pretrained(model, found)
 
 
 def check_pretrained(path: Path | str, sha256_prefix: str) -> None:

@@ -1,11 +1,8 @@
 import hashlib
-import json
-import math
 import pickle
 import re
 import struct
 import urllib.error
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +24,8 @@ from ffnrepro.weights import (
     save_checkpoint,
     tensors_digest,
 )
+
+from ..golden import formula_clips, formula_weights, golden_figures
 
 SMALL = {"classes": 5, "depth": 10, "width": 8, "stem": 3}
 
@@ -77,58 +76,24 @@ def equal_states(first, second):
 
 # --- The original networks' logits -----------------------------------------------------------------------------
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"  # its README says how weights and clips are made
-
-
-def golden_figures(name: str) -> dict[str, dict]:
-    return json.loads((GOLDEN / f"{name}_figures.json").read_text())
-
-
-def golden_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    return {key: _golden_weight(key, shape) for key, shape in shapes.items()}
-
-
-def _golden_weight(key: str, shape: list[int]) -> torch.Tensor:
-    if key.endswith("num_batches_tracked"):
-        return torch.tensor(0)
-    x = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-    if key.endswith("running_var"):
-        x = 1 + 0.1 * np.abs(x)
-    elif key.endswith("running_mean"):
-        x = 0.1 * x
-    elif "adaconv" in key:
-        x = 0.2 * x
-    elif "new_fc" in key:
-        x = 0.05 * x
-    elif key.endswith("weight"):
-        x = x * math.sqrt(1 / math.prod(shape[1:])) if len(shape) == 4 else 1 + 0.1 * x
-    else:
-        x = 0.1 * x
-    return torch.from_numpy(x)
-
-
-def golden_clips(frames: int) -> torch.Tensor:
-    x = np.random.RandomState(1000 + frames).standard_normal((2, frames, 3, 64, 64)).astype(np.float32)
-    return torch.from_numpy(x).transpose(1, 2)
-
 
 @pytest.fixture(scope="module")
 def golden_networks(tmp_path_factory):
     """Networks loaded from files that the originals' code would have written, by the name of their figures."""
     folder = tmp_path_factory.mktemp("golden")
-    authors, mit = golden_figures("authors"), golden_figures("tsm")
-    mit_weights = golden_weights(mit["keys"])
+    authors, mit = golden_figures("authors_figures"), golden_figures("tsm_figures")
+    mit_weights = formula_weights(mit["keys"])
     files = {
         "authors/tsm": {
             "epoch": 50,
             "arch": "resnet50",
-            "state_dict": golden_weights(authors["keys"]["tsm"]),
+            "state_dict": formula_weights(authors["keys"]["tsm"]),
             "best_prec1": torch.tensor(61.0),
             "optimizer": {"state": {}, "param_groups": [{"lr": 0.01, "params": [0, 1]}]},
         },
         "authors/tsm_ffn": {
             "epoch": 50,
-            "state_dict": golden_weights(authors["keys"]["tsm_ffn"]),
+            "state_dict": formula_weights(authors["keys"]["tsm_ffn"]),
             "best_prec1": np.float64(63.6),
         },
         "mit/tsm": {"epoch": 50, "state_dict": mit_weights, "best_prec1": np.float32(61.0)},
@@ -162,9 +127,9 @@ FIGURES = [
 
 @pytest.mark.parametrize(("source", "file", "network", "frames"), FIGURES)
 def test_logits_are_the_original_networks(golden_networks, source, file, network, frames):
-    expected = torch.tensor(golden_figures(file)["logits"][f"{network}@{frames}"])
+    expected = torch.tensor(golden_figures(f"{file}_figures")["logits"][f"{network}@{frames}"])
     with torch.no_grad():
-        logits = golden_networks[source](golden_clips(frames))
+        logits = golden_networks[source](formula_clips(frames).float())
     assert (logits - expected).abs().max() < 1e-3
 
 

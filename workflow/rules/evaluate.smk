@@ -1,33 +1,38 @@
-# Trained networks -> a row a video, and a summary, for each experiment and frame count.
+# Trained network -> predictions of each video of a split at one frame count, and a record beside them.
 
 
 rule evaluate:
     input:
-        digest=evaluated_model,
-        model=ancient(f"{EXPERIMENT}/model.pt"),
+        settings=ancient("results/runs/{run}/settings.json"),
+        digest="results/runs/{run}/seed{seed}/model.sha256",
+        model=ancient("results/runs/{run}/seed{seed}/model.pt"),
         data="results/manifest/manifest.sha256",
-        split=ancient(f"results/manifest/{CONFIG.evaluation.split}.parquet"),
+        split=ancient("results/manifest/{split}.parquet"),
     output:
-        predictions=f"{EVALUATION}.parquet",
-        summary=f"{EVALUATION}.json",
+        predictions="results/runs/{run}/seed{seed}/{split}_{frames}f.parquet",
+        record="results/runs/{run}/seed{seed}/{split}_{frames}f.json",
     log:
-        "logs/evaluate/{experiment}/seed{seed}/{frames}f.log",
+        "logs/evaluate/{run}/seed{seed}/{split}_{frames}f.log",
     benchmark:
-        "logs/benchmarks/evaluate/{experiment}/seed{seed}/{frames}f.tsv"
+        "logs/benchmarks/evaluate/{run}/seed{seed}/{split}_{frames}f.tsv"
+    wildcard_constraints:
+        run="[A-Za-z0-9_-]+-[0-9a-f]{8}",
+        split="train|validation|test",
+        frames="[1-9][0-9]{0,2}",
     conda:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
-        gpu=GPUS,
+        # On one machine an evaluation takes all GPUs: two at a time would both use the first one.
+        gpu=GPUS * (CONFIG.training.gpus if workflow.resource_settings.nodes is None else 1),
         runtime=60,
         mem_mb=16000,
     params:
-        settings=evaluated_settings,
-        code=code_of("evaluate"),
+        script=script("evaluate"),
+        code=scoring_code(),
     message:
-        "Evaluating {wildcards.experiment}, seed {wildcards.seed}, at {wildcards.frames} frames"
+        "Evaluating {wildcards.run}, seed {wildcards.seed}, at {wildcards.frames} frames"
     shell:
-        "script evaluate --name {wildcards.experiment} --seed {wildcards.seed} --model {input.model} "
-        '--settings {params.settings:q} --manifest results/manifest --videos "$VIDEOS" --state state/evaluation '
-        "--batch-size $BATCH_SIZE --threads {threads} $RUNTIME "
-        "--predictions {output.predictions} --summary {output.summary} --log {log}"
+        "python {params.script} --run results/runs/{wildcards.run} --seed {wildcards.seed} "
+        "--split {wildcards.split} --frames {wildcards.frames} --manifest results/manifest --videos {VIDEOS:q} "
+        "--batch-size {BATCH_SIZE} --threads {threads} {RUNTIME} --log {log}"

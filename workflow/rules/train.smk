@@ -1,20 +1,17 @@
-# Manifest -> trained networks. The manifest and the weights travel as their digests: a file of the same content
-# that is written again retrains nothing. The large files beside them are `ancient`; a job of which all files are
-# `ancient` would hide a changed param of the job behind it, so each has its digest beside it.
+# Manifest -> trained networks. The data counts by the digest of the manifest: a file of the same content that is written
+# again trains nothing. The large files beside small digest files are `ancient`, and so are files of which the run's name
+# holds all that matters.
 
 
 localrules:
     fetch_weights,
+    write_settings,
     check_training,
 
 
 rule fetch_weights:
-    input:
-        ancient(weights_source),  # the digest that it must have says which one it is
     output:
-        weights="results/weights/resnet{depth}.pth",
-        digest="results/weights/resnet{depth}.sha256",
-        made="results/weights/resnet{depth}.json",
+        "results/weights/resnet{depth}.pth",
     log:
         "logs/fetch_weights/{depth}.log",
     conda:
@@ -23,91 +20,103 @@ rule fetch_weights:
         runtime=15,
         mem_mb=1000,
     params:
-        source=WEIGHTS_OPTIONS,
-        code=code_of("fetch_weights"),
+        script=script("fetch_weights"),
     message:
         "Fetching the ImageNet weights of ResNet-{wildcards.depth}"
     shell:
-        "script fetch_weights --depth {wildcards.depth} {params.source} "
-        "--output {output.weights} --digest {output.digest} --made {output.made} --log {log}"
+        "python {params.script} --depth {wildcards.depth} --output {output} --log {log}"
+
+
+rule write_settings:
+    output:
+        "results/runs/{run}/settings.json",
+    log:
+        "logs/write_settings/{run}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        runtime=5,
+        mem_mb=1000,
+    params:
+        script=script("write_settings"),
+        settings=settings_of,
+    message:
+        "Writing the settings of {wildcards.run}"
+    shell:
+        "python {params.script} --settings {params.settings:q} --output {output} --log {log}"
 
 
 rule check_training:
     input:
+        settings=ancient("results/runs/{run}/settings.json"),
         classes="results/labels/classes.csv",
         data="results/manifest/manifest.sha256",
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
-        weights_digest=weights_digest,
-        weights=ancient(weights_file),
+        start=ancient(start_file),
     output:
-        "results/checks/{experiment}.txt",
+        "results/runs/{run}/checked.txt",
     log:
-        "logs/check_training/{experiment}.log",
+        "logs/check_training/{run}.log",
     conda:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
-        gpu=GPUS * CONFIG.training.gpus,  # as the training: nothing else is to be on the GPU that is looked at
-        steps=tried_steps,  # as a param it would run the rule again on another machine
+        # As a training: nothing else is to be on the GPU that is checked.
+        gpu_jobs=GPUS,
+        steps=tried_steps,
+        options=shlex.join(TRAINING_OPTIONS),
         runtime=30,
         mem_mb=16000,
     params:
-        settings=settings_of_any_seed,
-        weights=weights_argument,
+        script=script("check_training"),
+        start=start_argument,
     message:
-        "Looking at what training needs: {wildcards.experiment}"
+        "Checking what a training needs: {wildcards.run}"
     shell:
-        "script check_training --name {wildcards.experiment} --settings {params.settings:q} --classes {input.classes} "
-        '--manifest results/manifest --videos "$VIDEOS" {params.weights} --state state/train --output {output} '
-        "--threads {threads} --steps {resources.steps} $RUNTIME $TRAINING --log {log}"
+        "python {params.script} --run results/runs/{wildcards.run} --output {output} {params.start} "
+        "--steps {resources.steps} --threads {threads} {resources.options} --log {log}"
 
 
 rule train_tsm:
     input:
-        checked="results/checks/{experiment}.txt",
-        classes="results/labels/classes.csv",
+        settings=ancient("results/runs/{run}/settings.json"),
+        checked=ancient("results/runs/{run}/checked.txt"),
+        classes=ancient("results/labels/classes.csv"),
         data="results/manifest/manifest.sha256",
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
-        weights_digest=weights_digest,
-        weights=ancient(weights_file),
+        start=ancient(start_file),
+        start_digest=start_digest,
     output:
-        model=f"{EXPERIMENT}/model.pt",
-        digest=f"{EXPERIMENT}/model.sha256",
-        history=f"{EXPERIMENT}/history.parquet",
-        run=f"{EXPERIMENT}/run.json",
+        model=f"{TRAINING}/model.pt",
+        digest=f"{TRAINING}/model.sha256",
+        history=f"{TRAINING}/history.parquet",
+        run=f"{TRAINING}/run.json",
     log:
-        "logs/train/{experiment}/seed{seed}.log",
+        "logs/train/{run}/seed{seed}.log",
     benchmark:
-        "logs/benchmarks/train/{experiment}/seed{seed}.tsv"
+        "logs/benchmarks/train/{run}/seed{seed}.tsv"
     wildcard_constraints:
-        experiment=experiments_of("tsm"),
+        run=runs_of("tsm"),
     conda:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
         gpu=GPUS * CONFIG.training.gpus,
+        gpu_jobs=GPUS,
+        note=training_note,
+        options=shlex.join(TRAINING_OPTIONS),
         runtime=2880,
         mem_mb=32000,
     params:
-        method="tsm",
-        settings=experiment_settings,
-        code=code_of("train_tsm"),
-        weights=weights_argument,
+        script=script("train"),
+        start=start_argument,
     message:
-        "Training TSM: {wildcards.experiment}, seed {wildcards.seed}"
+        "Training {wildcards.run}, seed {wildcards.seed}: {resources.note}"
     shell:
-        'LAUNCH="$LAUNCHER" script train_{params.method} --name {wildcards.experiment} --settings {params.settings:q} '
-        '--classes {input.classes} --manifest results/manifest --videos "$VIDEOS" {params.weights} --state state/train '
-        "--output $(dirname {output.model}) --threads {threads} $RUNTIME $TRAINING --log {log}"
+        "python {params.script} --run results/runs/{wildcards.run} --seed {wildcards.seed} {params.start} "
+        "--threads {threads} {resources.options} --log {log}"
 
 
 use rule train_tsm as train_ffn with:
     wildcard_constraints:
-        experiment=experiments_of("ffn"),
-    params:
-        method="ffn",
-        settings=experiment_settings,
-        code=code_of("train_ffn"),
-        weights=weights_argument,
-    message:
-        "Training FFN: {wildcards.experiment}, seed {wildcards.seed}"
+        run=runs_of("ffn"),

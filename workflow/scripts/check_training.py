@@ -1,25 +1,27 @@
-"""Look at what a training needs, and try some steps of it, before it is queued for a day."""
+"""Check what a training needs, and try some steps of it, before it waits in a queue for a day."""
 
 import sys
+from pathlib import Path
 
-from ffnrepro.doctor import examine, tell
+from ffnrepro.doctor import examine, report
 from ffnrepro.files import write_text
 from ffnrepro.logs import logger, run
-from ffnrepro.training.job import training_parser
+from ffnrepro.runs import read_run
+from ffnrepro.training.arguments import job_of, training_parser
 
 
 def main() -> int:
-    """Parse the arguments, look, and write what was found where the training would run."""
-    parser = training_parser(__doc__ or "")
-    parser.add_argument(
-        "--steps", required=True, type=int, help="that are tried; 0: the training runs on another machine"
-    )
+    """Parse the arguments, check, and write the findings."""
+    parser = training_parser(__doc__)
+    parser.add_argument("--steps", required=True, type=int, help="that are tried; 0: another machine trains")
+    parser.add_argument("--output", required=True, type=Path, help="written: the findings")
     arguments = parser.parse_args()
 
     def work() -> None:
-        report = tell(examine(arguments, steps=arguments.steps))
-        logger.info("%s: a training would run:\n%s", arguments.name, report)
-        write_text(arguments.output, report + "\n")
+        settings, _ = read_run(arguments.run)
+        findings = report(examine(job_of(arguments, seed=0), settings, steps=arguments.steps))
+        logger.info("%s: a training would run:\n%s", arguments.run.name, findings)
+        write_text(arguments.output, findings + "\n")
 
     return run(work, arguments.log)
 

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ffnrepro.figures import plot_class_counts, plot_clip_lengths
+from ffnrepro.figures import class_count_figure, clip_length_figure, save_figure
 from ffnrepro.logs import run
 
 
@@ -20,8 +20,8 @@ def main() -> int:
 
     def work() -> None:
         summary = json.loads(arguments.summary.read_text(encoding="utf-8"))
-        plot_class_counts(summary, arguments.classes)
-        plot_clip_lengths(summary, arguments.lengths)
+        save_figure(class_count_figure(summary), arguments.classes)
+        save_figure(clip_length_figure(summary), arguments.lengths)
 
     return run(work, arguments.log)
 

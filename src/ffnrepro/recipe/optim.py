@@ -1,4 +1,4 @@
-"""Parameter groups and learning-rate schedule of the published recipe (section 4.1; the authors' scripts).
+"""Optimiser, parameter groups and learning rate of the published recipe (section 4.1; the authors' scripts).
 
 The groups are part of the recipe: an independent reproduction with one learning rate for all fell short of the paper.
 """
@@ -7,9 +7,32 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
+_MULTIPLIERS = {
+    "conv_weight": (1, 1),
+    "conv_bias": (2, 0),
+    "normalisation": (1, 0),
+    "classifier_weight": (5, 1),
+    "classifier_bias": (10, 0),
+}
+"""Factors on learning rate and weight decay, by group."""
+
+
+def make_optimizer(
+    model: nn.Module, *, learning_rate: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with the published parameter groups.
+
+    Args:
+        model: the network.
+        learning_rate: of a group with the factor 1.
+        momentum: of SGD.
+        weight_decay: of a group that has it.
+    """
+    groups = parameter_groups(model, learning_rate=learning_rate, weight_decay=weight_decay)
+    return torch.optim.SGD(groups, momentum=momentum)
 
 
 def parameter_groups(model: nn.Module, *, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -23,9 +46,11 @@ def parameter_groups(model: nn.Module, *, learning_rate: float, weight_decay: fl
     | classifier_weight | weight of the linear layer | x5 | yes |
     | classifier_bias | bias of the linear layer | x10 | no |
 
+    A layer of another kind names the group of its parameters in an attribute `parameter_group`.
+
     Args:
-        model: TSM or FrameFlexibleNetwork.
-        learning_rate: of a group with multiplier 1; stands in each group's `base_lr` times its multiplier.
+        model: the network.
+        learning_rate: of a group with the factor 1; stands in each group's `base_lr` times its factor.
         weight_decay: of a group that has it.
 
     Returns:
@@ -37,39 +62,28 @@ def parameter_groups(model: nn.Module, *, learning_rate: float, weight_decay: fl
     members: dict[str, list[Tensor]] = {name: [] for name in _MULTIPLIERS}
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, nn.Conv2d):
-            members["conv_weight"].append(module.weight)
-            if isinstance(module, AlteredConv2d):
-                members["conv_weight"] += module.alteration.values()
-            if module.bias is not None:
-                members["conv_bias"].append(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d):
             members["normalisation"] += own.values()
-        elif isinstance(module, nn.Linear):
-            members["classifier_weight"].append(module.weight)
-            members["classifier_bias"].append(module.bias)
-        elif own and not isinstance(module, nn.ParameterDict):
-            raise TypeError(f"the recipe has no parameter group for {type(module).__name__}")
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            kind = "conv" if isinstance(module, nn.Conv2d) else "classifier"
+            for name, parameter in own.items():
+                members[f"{kind}_{name}"].append(parameter)
+        elif own:
+            group = getattr(module, "parameter_group", None)
+            if group not in members:
+                raise TypeError(f"the recipe has no parameter group for {type(module).__name__}")
+            members[group] += own.values()
     return [
         {
             "name": name,
             "params": members[name],
-            "lr": learning_rate * lr_multiplier,
-            "base_lr": learning_rate * lr_multiplier,
-            "weight_decay": weight_decay * decay_multiplier,
+            "lr": learning_rate * lr_factor,
+            "base_lr": learning_rate * lr_factor,
+            "weight_decay": weight_decay * decay_factor,
         }
-        for name, (lr_multiplier, decay_multiplier) in _MULTIPLIERS.items()
+        for name, (lr_factor, decay_factor) in _MULTIPLIERS.items()
         if members[name]
     ]
-
-
-_MULTIPLIERS = {
-    "conv_weight": (1, 1),
-    "conv_bias": (2, 0),
-    "normalisation": (1, 0),
-    "classifier_weight": (5, 1),
-    "classifier_bias": (10, 0),
-}
 
 
 def learning_rate_factor(
@@ -94,3 +108,9 @@ def learning_rate_factor(
     if schedule == "step":
         return float(0.1 ** sum(progress >= milestone for milestone in milestones))
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup_epochs) / (epochs - warmup_epochs)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to its `base_lr` times the factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor

@@ -1,20 +1,37 @@
-"""Top-1 and top-5 accuracy."""
+"""Logits of clips in evaluation, and top-1 and top-5 accuracy."""
+
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ffnrepro.recipe.transforms import normalise
 
 
-def top_k(scores: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
-    """The k best classes of each row and their probabilities, best first.
+@torch.inference_mode()
+def clip_logits(network: nn.Module, clips: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Logits (N, classes) of clips at each frame count, in evaluation mode.
 
     Args:
-        scores: (N, classes) logits.
-        k: at most; fewer where there are fewer classes.
+        network: TSM or FFN; it is put into evaluation mode.
+        clips: uint8 (N, 3, T, S, S) by frame count T, on the network's device.
+    """
+    network.eval()
+    dtype = next(network.parameters()).dtype
+    return {frames: network(normalise(clip, dtype)) for frames, clip in clips.items()}
+
+
+def best_classes(logits: Tensor, k: int = 5) -> Tensor:
+    """The k classes with the largest logits, best first; fewer where there are fewer classes.
+
+    Args:
+        logits: (N, classes).
+        k: how many.
 
     Returns:
-        (N, k) probabilities of the softmax over all classes, and (N, k) class indices.
+        Class indices (N, k).
     """
-    return torch.softmax(scores.float(), dim=1).topk(min(k, scores.shape[1]), dim=1)
+    return logits.topk(min(k, logits.shape[1]), dim=1).indices
 
 
 def correct_within(classes: Tensor, labels: Tensor, k: int) -> int:

@@ -8,13 +8,18 @@ frame count is given to the nearest sub-network (inference at any frame, Table 7
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ffnrepro.recipe.models.specialized_norm import SpecializedBatchNorm2d
-from ffnrepro.recipe.models.tsm import ShiftedResNet
+from ffnrepro.recipe.models.tsm import PlainBatchNorm2d, PlainConv2d, ShiftedResNet
 from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
+
+
+def nearest(frame_counts: Sequence[int], frames: int) -> int:
+    """The trained frame count that is nearest to `frames`; of two as near, the larger."""
+    return min(frame_counts, key=lambda count: (abs(count - frames), -count))
 
 
 class FrameFlexibleNetwork(ShiftedResNet):
@@ -27,12 +32,14 @@ class FrameFlexibleNetwork(ShiftedResNet):
         width: channels of the first convolution; the stages have 1, 2, 4 and 8 times as many.
         stem: kernel size of the first convolution.
         dropout: probability with which a feature is dropped before the classifier.
-        training_shift: `per_clip`, or as in the authors' code, `authors`: in training the shift takes every so many
-            rows as the highest frame count has for one clip, so that frames leak between neighbouring clips of a
-            batch. Batches have to fill whole such pieces at each frame count; one that does not, since a video could not
-            be read, is shifted per clip. Evaluation is always per clip.
-        adapter_init: `near_zero`, standard deviation 0.001, as the paper says; or as in the authors' code,
-            `authors`: sqrt(2 / C), since their Kaiming loop overwrites the former.
+        specialized_normalization: whether each frame count has a private BatchNorm.
+        weight_alteration: whether each frame count has a private weight alteration.
+        training_shift: `per_clip`; or `authors`, as in the authors' code: in training the shift takes as many rows
+            for one clip as the highest frame count has, so that frames leak between neighbouring clips of a batch.
+            A batch that does not fill whole such pieces, because a video could not be read, is shifted per clip.
+            Evaluation is always per clip.
+        adapter_init: `near_zero`, standard deviation 0.001, as the paper says; or `authors`, sqrt(2 / C), since
+            the Kaiming initialisation of the authors' code overwrites the former.
 
     Raises:
         ValueError: an argument makes no network.
@@ -47,22 +54,31 @@ class FrameFlexibleNetwork(ShiftedResNet):
         width: int = 64,
         stem: int = 7,
         dropout: float = 0.5,
+        specialized_normalization: bool = True,
+        weight_alteration: bool = True,
         training_shift: Literal["per_clip", "authors"] = "per_clip",
         adapter_init: Literal["near_zero", "authors"] = "near_zero",
     ) -> None:
         if not frame_counts or min(frame_counts) < 1 or len(set(frame_counts)) < len(frame_counts):
             raise ValueError(f"frame_counts must be different positive numbers, not {list(frame_counts)}")
+        private = {"frame_counts": frame_counts}
         super().__init__(
             classes=classes,
             depth=depth,
             width=width,
             stem=stem,
             dropout=dropout,
-            norm=partial(SpecializedBatchNorm2d, frame_counts=frame_counts),
-            altered=frame_counts,
+            norm=partial(SpecializedBatchNorm2d, **private)
+            if specialized_normalization
+            else PlainBatchNorm2d,
+            entry=partial(AlteredConv2d, **private) if weight_alteration else PlainConv2d,
         )
         self.frame_counts = tuple(frame_counts)
         self.training_shift = training_shift
+        self._switches = {
+            "specialized_normalization": specialized_normalization,
+            "weight_alteration": weight_alteration,
+        }
         if adapter_init == "authors":
             for module in self.modules():
                 if isinstance(module, AlteredConv2d):
@@ -72,37 +88,53 @@ class FrameFlexibleNetwork(ShiftedResNet):
     @property
     def architecture(self) -> dict[str, Any]:
         """The arguments that make this network again, as plain values."""
-        return {**super().architecture, "frame_counts": list(self.frame_counts)}
+        return {**super().architecture, "frame_counts": list(self.frame_counts), **self._switches}
 
-    def nearest(self, frames: int) -> int:
-        """The trained frame count that is nearest to `frames`; of two as near, the larger."""
-        return min(self.frame_counts, key=lambda count: (abs(count - frames), -count))
-
-    @overload
-    def forward(self, clips: Tensor) -> Tensor: ...
-
-    @overload
-    def forward(self, clips: Sequence[Tensor]) -> list[Tensor]: ...
-
-    def forward(self, clips: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Logits of clips of one frame count, or of several in one call.
-
-        In training all frame counts of a sample go through one call: what wraps the network for several
-        devices counts a step's gradients by its forward calls.
-
-        Args:
-            clips: normalised clips `(N, 3, T, H, W)`, or one such tensor for each frame count.
-
-        Returns:
-            Logits `(N, classes)`, or a list of them in the order of the clips.
+    def forward(self, clip: Tensor) -> Tensor:
+        """Logits `(N, classes)` of normalised clips `(N, 3, T, H, W)`, at any T, by the nearest sub-network.
 
         Raises:
-            ValueError: clips have another shape, or are not of a floating-point type.
+            ValueError: the clips have another shape, or are not of a floating-point type.
         """
-        if isinstance(clips, Tensor):
-            # The sub-network is the nearest; the shift goes over the frames that there are.
-            frames = clips.shape[2] if clips.dim() == 5 else 0
-            longest = max(self.frame_counts)
-            leaks = self.training and self.training_shift == "authors" and len(clips) * frames % longest == 0
-            return self.score(clips, self.nearest(frames), shift_length=longest if leaks else None)
-        return [self(clip) for clip in clips]
+        # The shift goes over the frames that there are, whichever sub-network takes them.
+        frames = clip.shape[2] if clip.dim() == 5 else 0
+        longest = max(self.frame_counts)
+        leaks = self.training and self.training_shift == "authors" and len(clip) * frames % longest == 0
+        return self.score(clip, nearest(self.frame_counts, frames), shift_length=longest if leaks else None)
+
+
+class SeparateNetworks(nn.Module):
+    """FFN without weight sharing: a network for each frame count, trained together (Table 4).
+
+    Args:
+        classes: number of classes.
+        frame_counts: the frame counts that are trained.
+        **settings: of each network, as of `FrameFlexibleNetwork`.
+    """
+
+    def __init__(self, *, classes: int, frame_counts: Sequence[int] = (4, 8, 16), **settings: Any) -> None:
+        super().__init__()
+        self.frame_counts = tuple(frame_counts)
+        self.subnetworks = nn.ModuleDict(
+            {
+                str(frames): FrameFlexibleNetwork(classes=classes, frame_counts=(frames,), **settings)
+                for frames in frame_counts
+            }
+        )
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The arguments that make these networks again, as plain values."""
+        first = self.subnetworks[str(self.frame_counts[0])]
+        assert isinstance(first, FrameFlexibleNetwork)
+        return {**first.architecture, "frame_counts": list(self.frame_counts)}
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Logits `(N, classes)` of normalised clips `(N, 3, T, H, W)`, by the network of the nearest frame count.
+
+        Raises:
+            ValueError: the clips have another shape, or are not of a floating-point type.
+        """
+        frames = clip.shape[2] if clip.dim() == 5 else 0
+        logits: Tensor = self.subnetworks[str(nearest(self.frame_counts, frames))](clip)
+        return logits

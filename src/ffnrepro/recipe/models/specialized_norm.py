@@ -9,14 +9,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
-    """One BatchNorm for every sub-network: the baseline, called as `SpecializedBatchNorm2d` is."""
-
-    def forward(self, x: Tensor, subnetwork: int = 0) -> Tensor:  # noqa: ARG002
-        """Normalise features `(N*T, C, H, W)`, whatever the sub-network."""
-        return super().forward(x)
-
-
 class SpecializedBatchNorm2d(nn.ModuleDict):
     """A private BatchNorm for each frame count; its weights are named `4.weight`, `8.weight`, ...
 

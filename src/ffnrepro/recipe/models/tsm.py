@@ -5,18 +5,40 @@ residual branch is shifted in time ("blockres"), and the scores of the frames ar
 as torchvision names them. Shapes: `N` clips of `T` frames, folded to `N*T` rows in the convolutional part.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ffnrepro.recipe.models.specialized_norm import SharedBatchNorm2d
 from ffnrepro.recipe.models.temporal_shift import SHIFT_FRACTION, temporal_shift
-from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
 
 Norm = Callable[[int], nn.Module]
-"""Makes the normalisation of so many channels; it is called with the features and the sub-network."""
+"""Makes the normalisation of so many channels. It is called with the features and the sub-network."""
+
+Entry = Callable[[int, int, int, int], nn.Module]
+"""Makes the first convolution of a residual branch from input channels, output channels, kernel size and stride.
+It is called with the shifted features and the sub-network."""
+
+
+class PlainBatchNorm2d(nn.BatchNorm2d):
+    """One BatchNorm for every sub-network."""
+
+    def forward(self, x: Tensor, subnetwork: int = 0) -> Tensor:  # noqa: ARG002
+        """Normalise features `(N*T, C, H, W)`, whatever the sub-network."""
+        return super().forward(x)
+
+
+class PlainConv2d(nn.Conv2d):
+    """One convolution without bias for every sub-network, padded to keep the size at stride 1."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
+        padding = kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
+
+    def forward(self, x: Tensor, subnetwork: int = 0) -> Tensor:  # noqa: ARG002
+        """Convolve features `(N*T, C, H, W)`, whatever the sub-network."""
+        return super().forward(x)
 
 
 class BasicBlock(nn.Module):
@@ -27,16 +49,14 @@ class BasicBlock(nn.Module):
         channels: channels of the output.
         stride: spatial stride of the first convolution and of the shortcut.
         norm: makes a normalisation.
-        altered: the frame counts with a weight alteration.
+        entry: makes the first convolution of the residual branch.
     """
 
     expansion = 1
 
-    def __init__(
-        self, in_channels: int, channels: int, *, stride: int, norm: Norm, altered: Sequence[int]
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, *, stride: int, norm: Norm, entry: Entry) -> None:
         super().__init__()
-        self.conv1 = AlteredConv2d(in_channels, channels, 3, stride=stride, frame_counts=altered)
+        self.conv1 = entry(in_channels, channels, 3, stride)
         self.bn1 = norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = norm(channels)
@@ -61,17 +81,15 @@ class Bottleneck(nn.Module):
         channels: channels of the 3x3 convolution; the output has four times as many.
         stride: spatial stride of the 3x3 convolution and of the shortcut.
         norm: makes a normalisation.
-        altered: the frame counts with a weight alteration.
+        entry: makes the first convolution of the residual branch.
     """
 
     expansion = 4
 
-    def __init__(
-        self, in_channels: int, channels: int, *, stride: int, norm: Norm, altered: Sequence[int]
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, *, stride: int, norm: Norm, entry: Entry) -> None:
         super().__init__()
         out_channels = self.expansion * channels
-        self.conv1 = AlteredConv2d(in_channels, channels, 1, frame_counts=altered)
+        self.conv1 = entry(in_channels, channels, 1, 1)
         self.bn1 = norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn2 = norm(channels)
@@ -124,7 +142,7 @@ class ShiftedResNet(nn.Module):
         stem: kernel size of the first convolution.
         dropout: probability with which a feature is dropped before the classifier.
         norm: makes a normalisation.
-        altered: the frame counts with a weight alteration.
+        entry: makes the first convolution of the residual branch.
 
     Raises:
         ValueError: an argument makes no network.
@@ -139,7 +157,7 @@ class ShiftedResNet(nn.Module):
         stem: int,
         dropout: float,
         norm: Norm,
-        altered: Sequence[int] = (),
+        entry: Entry,
     ) -> None:
         super().__init__()
         if depth not in BLOCKS:
@@ -161,7 +179,7 @@ class ShiftedResNet(nn.Module):
             stages.append(nn.ModuleList())
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                stages[-1].append(block(in_channels, channels, stride=stride, norm=norm, altered=altered))
+                stages[-1].append(block(in_channels, channels, stride=stride, norm=norm, entry=entry))
                 in_channels = block.expansion * channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.dropout = nn.Dropout(dropout)
@@ -228,7 +246,13 @@ class TSM(ShiftedResNet):
         self, *, classes: int, depth: int = 50, width: int = 64, stem: int = 7, dropout: float = 0.5
     ) -> None:
         super().__init__(
-            classes=classes, depth=depth, width=width, stem=stem, dropout=dropout, norm=SharedBatchNorm2d
+            classes=classes,
+            depth=depth,
+            width=width,
+            stem=stem,
+            dropout=dropout,
+            norm=PlainBatchNorm2d,
+            entry=PlainConv2d,
         )
 
     def forward(self, clip: Tensor) -> Tensor:

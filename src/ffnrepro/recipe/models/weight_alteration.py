@@ -1,7 +1,7 @@
 """Weight Alteration: a depthwise 1x1 convolution for each frame count (paper, "Multi-Frequency Adaptation").
 
 At the entry of a residual branch the paper adds to the shifted features their depthwise convolution,
-`y = s + a * s` with one weight `a` a channel, and the block's first convolution follows. Both are linear, so
+`y = s + a * s` with one weight `a` for each channel, and the block's first convolution follows. Both are linear, so
 `conv(s + a * s, W) = conv(s, W * (1 + a))`: the alteration is folded into the weights of the convolution,
 which gives the same values and gradients without another pass over the features.
 """
@@ -12,11 +12,17 @@ import torch
 from torch import Tensor, nn
 
 
+class Alterations(nn.ParameterDict):
+    """The weights of the alteration: one tensor `(in_channels,)` for each frame count."""
+
+    parameter_group = "conv_weight"
+
+
 class AlteredConv2d(nn.Conv2d):
     """A shared convolution without bias, whose input channels each frame count weighs in its own way.
 
     The weights `alteration.4`, `alteration.8`, ... of shape `(in_channels,)` start near zero, where the
-    convolution is that of the backbone. Without frame counts it is an ordinary convolution.
+    convolution is that of the backbone.
 
     Args:
         in_channels: channels of the input.
@@ -31,23 +37,20 @@ class AlteredConv2d(nn.Conv2d):
         in_channels: int,
         out_channels: int,
         kernel_size: int,
-        *,
         stride: int = 1,
-        frame_counts: Sequence[int] = (),
+        *,
+        frame_counts: Sequence[int],
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False
-        )
-        self.alteration = nn.ParameterDict(
+        padding = kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
+        self.alteration = Alterations(
             (str(frames), nn.Parameter(torch.empty(in_channels))) for frames in frame_counts
         )
         for alteration in self.alteration.values():
             nn.init.normal_(alteration, 0.0, 1e-3)
 
-    def forward(self, x: Tensor, subnetwork: int = 0) -> Tensor:
+    def forward(self, x: Tensor, subnetwork: int) -> Tensor:
         """Convolve features `(N*T, C, H, W)` with the weights of the frame count `subnetwork`."""
-        weight: Tensor = self.weight
-        if self.alteration:
-            weight = weight * (1 + self.alteration[str(subnetwork)].view(1, -1, 1, 1))
+        weight = self.weight * (1 + self.alteration[str(subnetwork)].view(1, -1, 1, 1))
         out: Tensor = self._conv_forward(x, weight, None)
         return out

@@ -1,0 +1,19 @@
+"""The methods that an experiment may name. It stands outside `recipe/`: a new method changes no run's key."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from ffnrepro.recipe.methods.method import Method
+
+NAMES = ("tsm", "ffn")
+
+CLASSES: dict[str, type[Method]] = {
+    name: import_module(f"ffnrepro.recipe.methods.{name}").METHOD for name in NAMES
+}
+
+if TYPE_CHECKING:
+    AnyMethod = Method
+else:
+    AnyMethod = Annotated[tuple(CLASSES.values()), Field(discriminator="method")]

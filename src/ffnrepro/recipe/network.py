@@ -1,0 +1,29 @@
+"""Settings of the ResNet that the networks are built on (section 4.1)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from ffnrepro.settings import Settings
+
+Depth = Literal[10, 18, 50, 101]
+
+
+class NetworkSettings(Settings):
+    """The ResNet."""
+
+    depth: Depth = 50
+    """ResNet-18, -50 or -101 (Table 5), or 10 (one block a stage, for the demo)."""
+    width: Annotated[int, Field(gt=0, multiple_of=8)] = 64
+    """Channels of the first stage; a multiple of 8, because the shift moves eighths of them."""
+    stem: Annotated[int, Field(gt=0)] = 7
+    """Kernel size of the first convolution; odd."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Dropout before the classifier."""
+
+    @field_validator("stem")
+    @classmethod
+    def _check_stem(cls, stem: int) -> int:
+        if stem % 2 == 0:
+            raise ValueError("a kernel size is odd, such as 7")
+        return stem

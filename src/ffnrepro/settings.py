@@ -1,0 +1,193 @@
+"""The base class of all settings, and the one function that reads settings from a mapping.
+
+A model of settings states each key once: its type, bounds, default and, as the docstring of the attribute, what it
+means. A validator of a model raises `ValueError` with the words that follow "config: KEY is VALUE; ".
+"""
+
+import difflib
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from ffnrepro.errors import UserError
+
+MAX_FRAMES = 256
+"""No clip of the data sets is longer at the frame rates in use, so a higher frame count is a typing error."""
+
+
+class Settings(BaseModel):
+    """Settings that do not change once they are read.
+
+    True is no number and 1 is no truth value. Text is read as YAML where a field takes no text: YAML 1.1 takes 5e-4
+    for text, and Snakemake hands over the values inside `--config training='{epochs: 30}'` as text.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_mapping(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        refuse_unknown_keys(value, cls.model_fields)
+        return {name: _read_text(item, cls.model_fields[name].annotation) for name, item in value.items()}
+
+
+def refuse_unknown_keys(mapping: Mapping[Any, Any], legal: Iterable[str]) -> None:
+    """Refuse the first key that is not legal; for validators.
+
+    Raises:
+        PydanticCustomError: `read_settings` makes a line of it.
+    """
+    legal = list(legal)
+    for name in mapping:
+        if name not in legal:
+            near = difflib.get_close_matches(str(name), legal, n=1)
+            raise PydanticCustomError(
+                "unknown_key", "unknown key", {"name": str(name), "near": near, "legal": legal}
+            )
+
+
+def _read_text(value: Any, annotation: Any) -> Any:
+    """Read text as YAML where `annotation` takes no text, and lists as tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_read_text(item, annotation) for item in value)
+    takes_text = _takes_text(annotation)
+    optional = type(None) in typing.get_args(annotation)
+    if not isinstance(value, str) or (takes_text and not (optional and value == "null")):
+        return value
+    try:
+        read = yaml.safe_load(value)
+        return float(read) if isinstance(read, str) else tuple(read) if isinstance(read, list) else read
+    except (yaml.YAMLError, ValueError):
+        return value
+
+
+def _takes_text(annotation: Any) -> bool:
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return any(isinstance(value, str) for value in arguments)
+    return annotation is str or any(_takes_text(argument) for argument in arguments)
+
+
+def check_rising(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Refuse whole numbers that are repeated or out of order.
+
+    Raises:
+        ValueError: gives the right order.
+    """
+    if list(values) != sorted(set(values)):
+        raise ValueError(f"write each number once, in rising order: {sorted(set(values))}")
+    return values
+
+
+def check_frame_counts(frame_counts: tuple[int, ...]) -> tuple[int, ...]:
+    """Refuse frame counts that are missing, out of bounds, repeated or out of order.
+
+    Raises:
+        ValueError: says how to fix them.
+    """
+    if not frame_counts:
+        raise ValueError("give at least one frame count, such as [16]")
+    for frames in frame_counts:
+        if not 1 <= frames <= MAX_FRAMES:
+            raise ValueError(f"a frame count lies between 1 and {MAX_FRAMES}, and {frames} does not")
+    return check_rising(frame_counts)
+
+
+FrameCounts = Annotated[tuple[int, ...], AfterValidator(check_frame_counts)]
+"""Frame counts from 1 to `MAX_FRAMES`, each once, in rising order."""
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+def read_settings(model: type[Model], mapping: Any, *, source: str = "config", key: str = "") -> Model:
+    """Read and check settings.
+
+    Args:
+        model: class of the settings.
+        mapping: as YAML or JSON gives it.
+        source: where the mapping is from, such as a file's path; each message begins with it.
+        key: dotted key of the mapping in its source; empty for the whole of it.
+
+    Raises:
+        UserError: an unknown, missing, mistyped or impossible value, in one line with its key and the legal values.
+    """
+    try:
+        return model.model_validate(mapping)
+    except ValidationError as error:
+        # Of a value that may be of two types, the deepest error is that of the type which fits best.
+        deepest = max(error.errors(include_url=False), key=lambda details: len(details["loc"]))
+        raise UserError(f"{source}: {_describe(deepest, mapping, key)}") from None
+
+
+_LEGAL = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text (put a number in quotes)",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "tuple_type": "a list, such as [{value}]",
+    "too_short": "a list or mapping with at least {min_length} entry",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "literal_error": "{expected}",
+    "union_tag_invalid": "one of {expected_tags}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "{le:g} or less",
+    "multiple_of": "a multiple of {multiple_of}",
+}
+"""Legal values by pydantic's type of error."""
+
+
+def _describe(error: ErrorDetails, mapping: Any, key: str) -> str:
+    """One line for an error of pydantic, without the source."""
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    key = _dotted(error, mapping, key)
+    if kind == "unknown_key":
+        prefix = f"{key}." if key else ""
+        hint = f"legal: {', '.join(context['legal'])}"
+        if context["near"]:
+            hint = f"did you mean {prefix}{context['near'][0]}?"
+        return f"{prefix}{context['name']} is not a key; {hint}"
+    if kind in ("missing", "union_tag_not_found"):
+        return f"{key} is missing; config/README.md describes it"
+    key = key or "the whole"
+    if kind == "value_error" and isinstance(value, Mapping | Settings):
+        return f"{key}: {context['error']}"
+    value = context.get("tag", value)
+    shown = list(value) if isinstance(value, tuple) else value
+    if kind == "value_error":
+        return f"{key} is {shown!r}; {context['error']}"
+    legal = _LEGAL[kind].format(value=value, **context) if kind in _LEGAL else error["msg"]
+    return f"{key} is {shown!r}; it must be {legal}"
+
+
+def _dotted(error: ErrorDetails, mapping: Any, key: str) -> str:
+    """The dotted key of an error, without the parts of pydantic's location that name a type."""
+    location: Sequence[int | str] = error["loc"]
+    found, here = key, mapping
+    for i, part in enumerate(location):
+        last = i == len(location) - 1
+        if isinstance(here, list | tuple) and isinstance(part, int):
+            found += f"[{part}]"
+            here = here[part]
+        elif isinstance(here, Mapping) and part in here:
+            # The settings of a method stand flat in an experiment, while the location is (method, its name, key).
+            if last or here[part] != location[i + 1]:
+                found += f".{part}"
+                here = here[part]
+        elif last and error["type"] in ("missing", "union_tag_not_found"):
+            found += f".{part}"
+    return found.removeprefix(".")
