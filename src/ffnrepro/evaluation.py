@@ -1,74 +1,21 @@
 """Predictions of a network, one row per video, and their top-1 and top-5 accuracy."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from ffnrepro.errors import Unfinished, UserError
+from ffnrepro.errors import UserError
 from ffnrepro.files import replacing
-from ffnrepro.recipe.scoring import correct_within, top_k
-from ffnrepro.recipe.transforms import normalise
+from ffnrepro.recipe.clips import Batch
+from ffnrepro.recipe.scoring import best_classes, clip_logits, correct_within
 from ffnrepro.training.devices import move
 
-Batch = tuple[Mapping[int, Tensor], Tensor]
-"""Frame count T -> clips, uint8 `(N, 3, T, S, S)`; and labels `(N,)`."""
 
-
-@torch.inference_mode()
-def score(
-    network: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    frame_counts: Sequence[int],
-    device: torch.device,
-    stop_reason: Callable[[], str | None] = lambda: None,
-    total: Callable[[Mapping[str, float]], dict[str, float]] = dict,
-    name: str = "validation",
-) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent at each frame count: `top1_16f`, `top5_16f`.
-
-    Args:
-        network: on the device; it is put into evaluation mode.
-        batches: clips of each frame count, and labels.
-        frame_counts: that are scored.
-        device: that computes.
-        stop_reason: called before each step: the reason to stop now, or None.
-        total: sums over the processes that share the videos.
-        name: for the progress bar and the log.
-
-    Raises:
-        Unfinished: one of the processes has a reason to stop.
-    """
-    network.eval()
-    hits = {f"top{k}_{frames}f": 0.0 for k in (1, 5) for frames in frame_counts}
-    videos = 0
-    reason = None
-    for clips, labels in tqdm(batches, desc=name, leave=False, disable=None, unit="step"):
-        if (reason := stop_reason()) is not None:
-            break
-        for frames in frame_counts:
-            best = top_k(_logits(network, clips[frames], device))[1]
-            for k in (1, 5):
-                hits[f"top{k}_{frames}f"] += correct_within(best, labels, k)
-        videos += len(labels)
-    # A process that stops also sums: the others may have another number of steps, and wait here for its sums.
-    sums = total({**hits, "videos": videos, "stops": reason is not None})
-    if sums["stops"]:
-        raise Unfinished(f"{name}: {reason or 'another process stops'}; all earlier work is saved")
-    return {name: 100 * sums[name] / sums["videos"] for name in hits}
-
-
-def _logits(network: nn.Module, clips: Tensor, device: torch.device) -> Tensor:
-    logits: Tensor = network(normalise(move(clips, device)))
-    return logits.float().cpu()
-
-
-@torch.inference_mode()
 def predict(
     network: nn.Module, batches: Iterable[Batch], *, ids: Sequence[str], frames: int, device: torch.device
 ) -> pd.DataFrame:
@@ -88,13 +35,12 @@ def predict(
     Raises:
         ValueError: the batches hold more or fewer videos than `ids`.
     """
-    network.eval()
     logits, labels = [], []
     for clips, targets in tqdm(batches, desc=f"{frames} frames", leave=False, disable=None, unit="step"):
-        logits.append(_logits(network, clips[frames], device))
+        logits.append(clip_logits(network, {frames: move(clips[frames], device)})[frames].cpu())
         labels.append(targets)
     scores = torch.cat(logits)
-    classes = top_k(scores)[1].numpy()
+    classes = best_classes(scores).numpy()
     predictions = pd.DataFrame({"id": ids, "label": torch.cat(labels).numpy()})
     for column in range(classes.shape[1]):
         predictions[f"class_{column + 1}"] = classes[:, column]

@@ -128,6 +128,11 @@ def scoring_code() -> str:
     return _digest(code_digests(["ffnrepro.recipe.scoring", "ffnrepro.recipe.clips"]))
 
 
+def module_code(module: str) -> str:
+    """Digest of the code of a module and of all that it imports from this package."""
+    return _digest(code_digests([module], within="ffnrepro"))
+
+
 def code_digests(modules: Iterable[str], *, within: str = "ffnrepro.recipe") -> dict[str, str]:
     """A digest for each module and for all that it imports from the package `within`, directly or indirectly.
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from ffnrepro.recipe import clips as module
 from ffnrepro.data.decode import DecodeError
+from ffnrepro.recipe import clips as module
 from ffnrepro.recipe.clips import ClipDataset, EpochSampler, FrameCountsDataset, collate_clips
 from ffnrepro.recipe.sampling import segment_indices
 from ffnrepro.recipe.transforms import evaluation_crop

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from ffnrepro.recipe.losses import classification_loss, frame_flexible_loss
 
 LOW = [[0.2, -0.4, 1.0], [0.5, 0.1, -0.7]]

@@ -204,11 +204,13 @@ def jobs(output: str) -> dict[str, int]:
 
 def test_the_default_configuration_plans_the_real_run(tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "snakemake", "--dry-run", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path),
-        "--configfile", str(ROOT / "config/config.yaml"),
+        sys.executable, "-m", "snakemake", "--dry-run", "--printshellcmds", "--snakefile", str(ROOT / "Snakefile"),
+        "--directory", str(tmp_path), "--configfile", str(ROOT / "config/config.yaml"),
     ]  # fmt: skip
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
+    for script in ("train_tsm", "train_ffn"):
+        assert re.search(rf"{script} .*--weights results/weights/resnet50\.pth", result.stdout), script
     assert jobs(result.stdout) == {
         "fetch_weights": 1,
         "parse_labels": 1,

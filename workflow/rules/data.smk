@@ -43,7 +43,11 @@ onstart:
             check_evaluable(labels, CONFIG.evaluation.split)
         if "index_videos" in planned:
             list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
-        if "fetch_weights" in planned and CONFIG.own_weights and not os.path.exists(CONFIG.own_weights):
+        if (
+            {"train_tsm", "train_ffn"} & planned
+            and CONFIG.own_weights
+            and not os.path.exists(CONFIG.own_weights)
+        ):
             raise UserError(
                 f"{CONFIG.own_weights}: no such file; set network.weights to a file, imagenet or null"
             )
@@ -149,7 +153,7 @@ rule plot_manifest:
         runtime=5,
         mem_mb=1000,
     params:
-        code=code_of("plot_manifest"),
+        code=module_code("ffnrepro.figures"),
     message:
         "Drawing class counts and clip lengths"
     shell:

@@ -4,35 +4,31 @@
 rule evaluate:
     input:
         settings=ancient("results/runs/{run}/settings.json"),
-        digest="results/runs/{run}/seed{seed}/model.sha256",
-        model=ancient("results/runs/{run}/seed{seed}/model.pt"),
+        digest=f"{TRAINING}/model.sha256",
+        model=ancient(f"{TRAINING}/model.pt"),
         data="results/manifest/manifest.sha256",
         split=ancient("results/manifest/{split}.parquet"),
     output:
-        predictions="results/runs/{run}/seed{seed}/{split}_{frames}f.parquet",
-        record="results/runs/{run}/seed{seed}/{split}_{frames}f.json",
+        predictions=f"{EVALUATION}.parquet",
+        record=f"{EVALUATION}.json",
     log:
         "logs/evaluate/{run}/seed{seed}/{split}_{frames}f.log",
     benchmark:
         "logs/benchmarks/evaluate/{run}/seed{seed}/{split}_{frames}f.tsv"
-    wildcard_constraints:
-        run="[A-Za-z0-9_-]+-[0-9a-f]{8}",
-        split="train|validation|test",
-        frames="[1-9][0-9]{0,2}",
     conda:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
-        # On one machine an evaluation takes all GPUs: two at a time would both use the first one.
-        gpu=GPUS * (CONFIG.training.gpus if workflow.resource_settings.nodes is None else 1),
+        script=script("evaluate"),
+        gpu=GPUS,
+        gpu_jobs=GPUS,
+        options=f"{DEVICE_OPTIONS} --batch-size {CONFIG.evaluation.batch_size}",
         runtime=60,
         mem_mb=16000,
     params:
-        script=script("evaluate"),
         code=scoring_code(),
     message:
         "Evaluating {wildcards.run}, seed {wildcards.seed}, at {wildcards.frames} frames"
     shell:
-        "python {params.script} --run results/runs/{wildcards.run} --seed {wildcards.seed} "
-        "--split {wildcards.split} --frames {wildcards.frames} --manifest results/manifest --videos {VIDEOS:q} "
-        "--batch-size {BATCH_SIZE} --threads {threads} {RUNTIME} --log {log}"
+        "python {resources.script:q} --run results/runs/{wildcards.run} --seed {wildcards.seed} "
+        "--split {wildcards.split} --frames {wildcards.frames} --threads {threads} {resources.options} --log {log}"

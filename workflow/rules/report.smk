@@ -8,36 +8,25 @@ localrules:
     plot_accuracy,
 
 
-def rows_of_table(name):
-    """Rows of a table as plain values (`ffnrepro.tables.TableRow`)."""
-    table = CONFIG.tables[name]
-    return [
+def table_rows(wildcards):
+    """Rows of a table as JSON (`ffnrepro.tables.TableRow`)."""
+    table = CONFIG.tables[wildcards.table]
+    rows = [
         {
             "label": row.label,
             "published": row.published and [row.published.method, row.published.setting],
-            "evaluations": {
-                frames: expand(
-                    "results/runs/{run}/seed{seed}/{split}_{frames}f.json",
-                    run=run_of(row.experiment_at(frames)),
-                    seed=CONFIG.seeds,
-                    split=CONFIG.evaluation.split,
-                    frames=frames,
-                )
-                for frames in table.frame_counts
-            },
+            "evaluations": {n: evaluations_of(row.experiment_at(n), [n]) for n in table.frame_counts},
         }
         for row in table.rows
     ]
-
-
-def table_rows(wildcards):
-    return json.dumps(rows_of_table(wildcards.table))
+    return json.dumps(rows)
 
 
 def table_evaluations(wildcards):
-    """The records behind a table; a row that is compared with unknown figures is refused before anything runs."""
-    rows = read_rows(table_rows(wildcards))
+    """The records behind a table; what does not fit together is refused before anything runs."""
     try:
+        check(CONFIG.experiments_of(wildcards.table))
+        rows = read_rows(table_rows(wildcards))
         check_published(rows, read_published(Path(PUBLISHED)))
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -48,32 +37,31 @@ rule assemble_table:
     input:
         evaluations=table_evaluations,
         data="results/manifest/manifest.sha256",
-        published=ancient(PUBLISHED),  # by its digest below: a clone gives it a new time
+        # By its digest below: a clone gives it a new time.
+        published=ancient(PUBLISHED),
     output:
         csv="results/{table}.csv",
         markdown="results/{table}.md",
         record="results/{table}.json",
     log:
         "logs/assemble_table/{table}.log",
-    wildcard_constraints:
-        table="|".join(CONFIG.tables),
     conda:
         "../../environment.yml"
     resources:
+        script=script("assemble_table"),
         runtime=5,
         mem_mb=1000,
     params:
-        script=script("assemble_table"),
         rows=table_rows,
         dataset=CONFIG.dataset,
         split=CONFIG.evaluation.split,
         sizes=f"--short-side {CONFIG.data.short_side} --crop-size {CONFIG.data.crop_size}",
         published=file_digest(Path(PUBLISHED)),
-        code=closure_digests(["ffnrepro.tables"]),
+        code=module_code("ffnrepro.tables"),
     message:
         "Assembling {wildcards.table}"
     shell:
-        "python {params.script} --table {wildcards.table} --rows {params.rows:q} --dataset {params.dataset:q} "
+        "python {resources.script:q} --table {wildcards.table} --rows {params.rows:q} --dataset {params.dataset:q} "
         "--split {params.split} {params.sizes} --data {input.data} --published {input.published:q} "
         "--output results --log {log}"
 
@@ -86,20 +74,18 @@ rule plot_accuracy:
         "results/figures/{table}.png",
     log:
         "logs/plot_accuracy/{table}.log",
-    wildcard_constraints:
-        table="|".join(CONFIG.tables),
     conda:
         "../../environment.yml"
     resources:
+        script=script("plot_accuracy"),
         runtime=5,
         mem_mb=1000,
     params:
-        script=script("plot_accuracy"),
         dataset=CONFIG.dataset,
         published=file_digest(Path(PUBLISHED)),
-        code=closure_digests(["ffnrepro.figures"]),
+        code=module_code("ffnrepro.figures"),
     message:
         "Drawing the accuracy of {wildcards.table} against the frame count"
     shell:
-        "python {params.script} --table {input.table} --published {input.published:q} "
+        "python {resources.script:q} --table {input.table} --published {input.published:q} "
         "--dataset {params.dataset:q} --output {output} --log {log}"

@@ -15,7 +15,7 @@ from ffnrepro.files import write_json
 from ffnrepro.logs import logger, run
 from ffnrepro.provenance import provenance
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
-from ffnrepro.runs import read_settings_file, scoring_code
+from ffnrepro.runs import read_run, scoring_code
 from ffnrepro.tables import EvaluationInputs
 from ffnrepro.training.devices import choose_device, place
 from ffnrepro.training.loader import VideoBatches
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--seed", required=True, type=int, help="of the training")
     parser.add_argument("--split", required=True, help="that is evaluated")
     parser.add_argument("--frames", required=True, type=int, help="frame count of the clips")
-    parser.add_argument("--manifest", required=True, type=Path, help="folder of the manifest")
+    parser.add_argument("--manifest", type=Path, default=Path("results/manifest"), help="its folder")
     parser.add_argument(
         "--videos", required=True, type=Path, help="folder that the manifest's paths start from"
     )
@@ -61,7 +61,7 @@ def evaluate(
     """Evaluate, and write `{split}_{frames}f.parquet` and `.json` into the folder of the seed."""
     torch.set_num_threads(threads)
     started = time.perf_counter()
-    settings = read_settings_file(run_folder / "settings.json")
+    settings, _ = read_run(run_folder)
     inputs = EvaluationInputs(
         split=split,
         short_side=settings.short_side,

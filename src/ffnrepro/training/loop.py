@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,6 +101,13 @@ def train(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
+    factor_at = partial(
+        learning_rate_factor,
+        epochs=settings.epochs,
+        schedule=settings.schedule,
+        milestones=settings.milestones,
+        warmup_epochs=settings.warmup_epochs,
+    )
     scaler = make_scaler(device, precision)
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
     progress = _restore(checkpoints, state, processes, name, settings.epochs)
@@ -137,8 +145,7 @@ def train(
         asked = time.perf_counter()
         for step, (clips, labels) in enumerate(bar, start=first_step):
             received = time.perf_counter()
-            factor = learning_rate_factor(epoch + step / len(batches), **settings.schedule_arguments())
-            set_learning_rate(optimizer, factor)
+            set_learning_rate(optimizer, factor_at(epoch + step / len(batches)))
             targets = move(labels, device)
             result = train_step(
                 model,
@@ -224,9 +231,8 @@ def _restore(
         if saved["scaler"] and state["scaler"].is_enabled():
             state["scaler"].load_state_dict(saved["scaler"])
         progress = _Progress(saved["history"], saved["best"], saved["step"], defaultdict(float))
-        # The saved sums are those of all processes.
-        if processes.first:
-            progress.sums.update(saved["sums"])
+        # The saved sums are those of all processes, and each needs the same names.
+        progress.sums.update(saved["sums"] if processes.first else dict.fromkeys(saved["sums"], 0.0))
         if len(progress.history) < epochs:
             place = f"epoch {len(progress.history) + 1}, after {progress.step} steps"
             logger.info("%s: continues at %s", name, place)
