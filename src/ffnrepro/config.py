@@ -72,8 +72,9 @@ class DataSettings(Settings):
     verify: Literal["decode", "packets"] = "decode"
     """`decode`: decode every frame of each video; `packets`: decode the first frame, and only read the rest."""
     watch: Literal["names", "stat", "none"] = "names"
-    """What makes the index read a video again: `names`: a file was added, removed or renamed; `stat`: its
-    size or time changed, too (slow on a network file system); `none`: nothing."""
+    """What makes the index examine videos again: `names`: a file was added, removed or renamed (or the first file of
+    a shard has another size); `stat`: the size or time of a file changed, too (slow on a network file system); `none`:
+    only another value of `data.videos`."""
     index_shards: PositiveInt = 64
     """Jobs that the index of the videos is split into; a new video repeats one of them. 64 suits
     Something-Something; 1 or 2 suit a few hundred videos."""

@@ -1,4 +1,4 @@
-"""The built-in data set, judged by what its files hold once they are decoded."""
+"""The demo data, judged by their decoded files."""
 
 import json
 import subprocess
@@ -53,7 +53,7 @@ def test_another_seed_gives_other_clips(small, tmp_path):
     assert not videos & others
 
 
-def test_label_files_are_something_somethings(small):
+def test_label_files_are_those_of_something_something(small):
     classes = json.loads((small / "labels/labels.json").read_text())
     assert list(classes.values()) == [str(index) for index in range(12)]
     ids = []
@@ -72,7 +72,7 @@ def test_label_files_are_something_somethings(small):
     )
 
 
-def test_the_reader_of_labels_takes_them(small):
+def test_read_labels_reads_them(small):
     classes, table = read_labels(small / "labels")
     assert classes == [template.replace("[", "").replace("]", "") for template in CLASSES]
     assert table["split"].value_counts().to_dict() == {"train": 24, "validation": 12}
@@ -98,14 +98,14 @@ def test_videos_are_vp9(tmp_path):
 
 
 def foreground(frames):
-    """What is not of a frame's commonest colour: nothing that is known of the drawing goes in."""
+    """Return the pixels that differ from the most frequent colour of their frame, without any knowledge of the drawing."""
     frames = frames.astype(float) / 255
     common = np.median(frames.reshape(len(frames), -1, 3), axis=1)[:, None, None]
     return abs(frames - common).max(axis=-1) > 0.22
 
 
 def measured(clip, tmp_path):
-    """Centroid (x, y), spread and area, in the picture's units, at the start and at the end of a decoded clip."""
+    """Measure centroid (x, y), spread and area, in picture widths, at the start and at the end of a decoded clip."""
     path = tmp_path / "clip.webm"
     path.write_bytes(encode(draw(clip)))
     masks = foreground(decoded(str(path)))
@@ -151,7 +151,7 @@ def test_the_object_stays_inside_the_picture():
                 assert max((x + radius).max(), (y + radius).max()) < 1 + 1e-5
 
 
-def test_slight_motion_at_4_frames_steps_as_far_as_far_motion_at_16():
+def test_slight_motion_at_4_frames_steps_like_far_motion_at_16():
     def step(label, frames):
         steps = []
         for number in range(40):
@@ -232,7 +232,7 @@ def test_another_recipe_is_refused(small, other):
         make_demo_data(small, **{**SMALL, **other})
 
 
-def test_a_folder_of_other_things_is_refused(tmp_path):
+def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "holiday.webm").touch()
     with pytest.raises(UserError, match="holds other files"):
         make_demo_data(tmp_path, **SMALL)
@@ -245,7 +245,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
         make_demo_data(tmp_path / "recipe.json", **SMALL)
 
 
-def test_the_text_says_what_it_is_no_evidence_of(small):
+def test_the_texts_say_that_scores_are_no_evidence(small):
     for text in ((small / "README.txt").read_text(), demo.__doc__):
         words = " ".join(text.split())
         assert "built to show" in words

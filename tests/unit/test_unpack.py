@@ -64,7 +64,7 @@ def test_parts_give_the_files(tmp_path, zipped):
     (tmp_path / "downloads" / f"{STEM}-labels.zip").write_bytes(b"another download")
     said = unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
     assert unpacked(tmp_path / "into") == FILES
-    assert said == f"40 files in {tmp_path / 'into' / STEM} (40 written, 0 were there)"
+    assert said == f"40 files in {tmp_path / 'into' / STEM} (40 written, 0 already there)"
 
 
 def test_a_zip_without_the_ending_is_a_zip(tmp_path):
@@ -81,7 +81,7 @@ def test_a_part_with_the_ending_of_a_zip_is_a_part(tmp_path):
     assert unpacked(tmp_path / "into") == FILES
 
 
-def test_what_only_looks_like_a_part_is_passed_over(tmp_path):
+def test_files_that_only_look_like_parts_are_skipped(tmp_path):
     paths = write_parts(tmp_path / "downloads")
     for name in ("scan-2024-11", "notes-10.zip", "report-2024.pdf", f"{STEM}-02 (1)", f"{STEM}-06.part"):
         (tmp_path / "downloads" / name).write_bytes(b"something else")
@@ -115,7 +115,7 @@ def test_no_joined_copy_is_written(tmp_path):
     assert set(unpacked(tmp_path)) == set(FILES) | {path.name for path in paths}
 
 
-def test_an_interrupted_call_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_call_can_be_repeated(tmp_path, monkeypatch):
     write_parts(tmp_path / "downloads")
     copy, copied = shutil.copyfileobj, []
 
@@ -137,10 +137,10 @@ def test_an_interrupted_call_goes_on_where_it_was(tmp_path, monkeypatch):
     (tmp_path / "into" / STEM / "2.webm").write_bytes(b"cut off")
     (tmp_path / "into" / STEM / ".16.webm.unfinished").write_bytes(b"what kill -9 leaves")
     said = unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
-    assert "(26 written, 14 were there)" in said
+    assert "(26 written, 14 already there)" in said
     assert unpacked(tmp_path / "into") == FILES
     assert first.stat().st_mtime_ns == before
-    assert "(0 written, 40 were there)" in unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
+    assert "(0 written, 40 already there)" in unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
 
 
 def truncate(path, size):
@@ -206,7 +206,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_downloads_are_one_line_with_the_mend(tmp_path, case):
+def test_broken_downloads_are_one_line_with_the_fix(tmp_path, case):
     harm, words = BROKEN[case]
     paths = write_parts(tmp_path / "downloads")
     assert len(paths) == 6
@@ -242,12 +242,10 @@ def test_a_zip_with_damaged_bytes_is_named(tmp_path, monkeypatch):
     assert unpacked(tmp_path / "into") == large
 
 
-@pytest.mark.parametrize(("expect", "mend"), [(41, "all parts are there.*-05"), (39, "of this data set")])
-def test_another_number_of_files_is_said_with_both(tmp_path, expect, mend):
+@pytest.mark.parametrize(("expect", "fix"), [(41, "all parts are there.*-05"), (39, "of this data set")])
+def test_another_number_of_files_is_an_error(tmp_path, expect, fix):
     write_parts(tmp_path / "downloads")
-    with pytest.raises(
-        UserError, match=rf"40 files came out where {expect} are expected: .*{mend}.*--expect 40"
-    ):
+    with pytest.raises(UserError, match=rf"40 files were unpacked instead of {expect}: .*{fix}.*--expect 40"):
         unpack(tmp_path / "downloads", tmp_path / "into", expect=expect)
 
 
@@ -269,7 +267,7 @@ def link(name, target, kind):
         (f"{STEM}/pipe.webm", link(f"{STEM}/pipe.webm", "", tarfile.FIFOTYPE)),
     ],
 )
-def test_what_leads_out_of_the_folder_is_refused(tmp_path, name, content):
+def test_members_outside_the_folder_and_links_are_refused(tmp_path, name, content):
     write_parts(tmp_path / "downloads", FILES | {name: content})
     with pytest.raises(UserError) as caught:
         unpack(tmp_path / "downloads", tmp_path / "into", expect=41)
@@ -289,14 +287,14 @@ def test_a_link_that_leads_out_is_not_followed(tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_with_the_fix(tmp_path, monkeypatch):
     write_parts(tmp_path / "downloads")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.shutil, "copyfileobj", full)
-    with pytest.raises(UserError, match=r"into: No space left on device.*again"):
+    with pytest.raises(UserError, match=r"into: No space left on device.*repeat"):
         unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
 
 
@@ -311,6 +309,6 @@ def test_the_command(tmp_path, capsys):
     write_parts(tmp_path)
     assert main(["unpack", str(tmp_path)]) == 1
     assert "error: " in (said := capsys.readouterr().err)
-    assert "40 files came out where 220,847 are expected" in said
+    assert "40 files were unpacked instead of 220,847" in said
     assert main(["unpack", str(tmp_path), "--into", str(tmp_path / "into"), "--expect", "40"]) == 0
     assert unpacked(tmp_path / "into") == FILES

@@ -1,13 +1,13 @@
-"""A small built-in data set on which the effect of the paper shows within minutes on two CPU cores.
+"""The demo data: a small synthetic data set that shows the effect of the paper within minutes on two CPU cores.
 
-The paper says ("Temporal Frequency Deviation") that a network trained at 16 frames fails at 4, where
-everything moves four times as far from frame to frame. Here that is so by construction: eight of the twelve classes
-move one object in a direction either FAR or SLIGHTLY, and a slight motion seen at 4 frames steps as far as a far
-motion seen at 16. The clips are drawn, and the set is built to show the effect: what a network scores on it is no
-evidence about Something-Something, nor about any other footage.
+According to the paper ("Temporal Frequency Deviation"), a network trained at 16 frames fails at 4, because everything
+moves four times as far from one frame to the next. Here this holds by construction: in eight of the twelve classes one
+object moves in a direction either FAR or SLIGHTLY, and a slight motion sampled at 4 frames moves as far between frames as
+a far motion sampled at 16. The clips are drawn and built to show the effect: a score on them is no evidence about
+Something-Something or any other videos.
 
-The folder looks as Something-Something V2 does once it is unpacked: label files of the same names and fields, and one
-VP9 ``.webm`` a video. Lengths are in units of the picture's width, x to the right and y downwards.
+The folder has the layout of Something-Something V2: label files of the same names and fields, and one VP9 ``.webm`` for
+each video. Lengths are in units of the width of the picture; x points to the right, y downwards.
 """
 
 import hashlib
@@ -34,30 +34,30 @@ Span = tuple[float, float]
 
 
 class Motion(NamedTuple):
-    """What happens in the clips of a class: ``direction`` is (x, y), ``distance`` the shortest and the longest way."""
+    """What happens in the clips of a class: ``direction`` is (x, y), ``distance`` the shortest and the longest one."""
 
     kind: Literal["move", "grow", "shrink", "approach", "part"]
     direction: tuple[int, int] = (0, 0)
     distance: Span = (0.0, 0.0)
 
 
-#: Raised by hand whenever the code below draws something else for the same seed.
+#: Raised by hand when the code below draws other clips for the same seed.
 RECIPE_VERSION: Final = 1
 FRAMES_PER_SECOND: Final = 12
 FAR: Final[Span] = (0.43, 0.61)
 SLIGHTLY: Final[Span] = (0.13, 0.20)
 RADIUS: Final[Span] = (0.13, 0.18)
 ZOOM: Final[Span] = (1.8, 2.8)
-#: The part of the clip that the motion fills; the object rests before and after it.
+#: The fraction of the clip during which the object moves; it rests before and after.
 DURATION: Final[Span] = (0.7, 1.0)
-#: Standard deviations: of a pixel, of a frame's brightness (as a factor), of a frame's position, of the background.
+#: Standard deviations of a pixel, of the brightness of a frame (a factor), of the position of a frame, of the background.
 SENSOR_NOISE: Final = 6 / 255
 FLICKER: Final = 0.02
 JITTER: Final = 0.8 / 48
 BACKGROUND_CONTRAST: Final = 0.04
 ENCODER: Final = {"crf": "32", "deadline": "realtime", "cpu-used": "8", "threads": "1"}
 
-#: Templates as the label files of Something-Something V2 write them.
+#: Templates, in the form of the label files of Something-Something V2.
 CLASSES: Final[dict[str, Motion]] = {
     "Moving [something] and [something] away from each other": Motion("part"),
     "Moving [something] and [something] closer to each other": Motion("approach"),
@@ -79,19 +79,19 @@ TEXTURES: Final = ("striped", "checked", "banded")
 README: Final = """\
 Clips drawn by ffnrepro (ffnrepro.data.demo), in the layout of Something-Something V2.
 
-This data set is built to show one effect: a network trained at 16 frames fails at 4. A slight motion seen at 4 frames
-steps as far as a far motion seen at 16, so the two are confused by construction. What a network scores here is no
-evidence about Something-Something, nor about any other footage.
+This data set is built to show one effect: a network trained at 16 frames fails at 4. A slight motion sampled at
+4 frames moves as far between frames as a far motion sampled at 16, so the two are confused by construction. A score on
+these clips is no evidence about Something-Something or any other videos.
 
 labels/   labels.json, train.json, validation.json
 videos/   one VP9 clip for each id
-recipe.json   what the clips were made from; the same recipe gives the same files on the same machine
+recipe.json   the settings that the clips were drawn with; the same settings give the same files on the same machine
 """
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a clip. ``path`` is (frames, 3): x and y of the centre, and the radius, in picture widths."""
+    """An object of a clip. ``path`` has shape (frames, 3): x and y of the centre, and the radius, in picture widths."""
 
     shape: str
     texture: str
@@ -102,13 +102,13 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """What a caption calls it."""
+        """Its name in captions."""
         return f"{self.texture} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Names one clip of the data set; everything about it is a function of these fields, and of them alone."""
+    """A clip of the data set. Everything about it is a function of these fields only."""
 
     seed: int
     split: int
@@ -118,7 +118,7 @@ class Clip:
     size: int
 
     def generator(self) -> np.random.Generator:
-        """A generator of the clip's own."""
+        """Return the random generator of this clip."""
         return np.random.default_rng([self.seed, self.split, self.label, self.number])
 
 
@@ -135,25 +135,25 @@ def make_demo_data(
 ) -> str:
     """Write the data set into ``folder``: ``labels/*.json``, ``videos/{id}.webm``, ``recipe.json``, ``README.txt``.
 
-    The same arguments give the same files, byte for byte, on the same machine. A complete folder is left as it is, an
-    interrupted one is continued, and a file that was removed is made again.
+    The same arguments give the same files, byte for byte, on the same machine. A complete folder is left unchanged, an
+    interrupted one is continued, and a file that was removed is written again.
 
     Args:
-        folder: Where to write; it may exist if it is empty or was made by the same recipe.
-        seed: Not negative.
+        folder: The folder to write to; it may exist if it is empty or was made with the same arguments.
+        seed: A number from 0.
         train_per_class: Training clips of each of the twelve classes.
         validation_per_class: Validation clips of each class.
         frames: Frames of a clip, at 12 a second.
         size: Width and height in pixels; decord reads no clip of 48.
-        workers: Processes that draw and encode; as many as there are CPUs by default. They are spawned, so a script
-            that calls this guards its entry with ``if __name__ == "__main__"``.
-        progress: Show a progress bar.
+        workers: Processes that draw and encode; by default one for each CPU. They are spawned, so a script that calls
+            this function must guard its entry with ``if __name__ == "__main__"``.
+        progress: Whether to show a progress bar.
 
     Returns:
-        One line that says what was done: how many clips were made, or that the folder was already complete.
+        One line: how many clips were made, or that the folder was already complete.
 
     Raises:
-        UserError: The folder holds something else, or clips of another recipe.
+        UserError: The folder holds something else, or clips made with other arguments.
     """
     folder = Path(folder)
     counts = dict(zip(SPLITS, (train_per_class, validation_per_class), strict=True))
@@ -165,7 +165,7 @@ def make_demo_data(
         for label in range(len(CLASSES))
         for number in range(counts[name])
     ]
-    # Ids in a random order: neither a listing nor a part of one is sorted by class.
+    # Ids are in a random order, so that no listing is sorted by class.
     ids = [str(i + 1) for i in np.random.default_rng([seed, len(SPLITS)]).permutation(len(clips))]
     named = dict(sorted(zip(ids, clips, strict=True), key=lambda item: int(item[0])))
 
@@ -184,7 +184,7 @@ def make_demo_data(
         _write_all(missing, workers), total=len(missing), desc="clips", unit="clip", disable=not progress
     ):
         pass
-    # The texts come last, README.txt at the very end: while it is absent, the folder is still being made.
+    # Texts are written after the clips, and README.txt last: a folder without it is incomplete.
     _write(texts[0], _as_json({_class_name(template): str(index) for index, template in enumerate(CLASSES)}))
     for split, path in enumerate(texts[1:-1]):
         _write(path, _as_json([_row(name, clip) for name, clip in named.items() if clip.split == split]))
@@ -193,7 +193,11 @@ def make_demo_data(
 
 
 def plan(clip: Clip) -> tuple[list[Thing], np.random.Generator]:
-    """The objects of a clip and their paths, and the clip's generator as it stands after drawing them."""
+    """Draw the objects of a clip and their paths.
+
+    Returns:
+        The objects, and the generator of the clip, from which the rest of the clip is drawn.
+    """
     generator = clip.generator()
     motion = list(CLASSES.values())[clip.label]
     progress = _progress(clip.frames, generator)
@@ -219,7 +223,7 @@ def plan(clip: Clip) -> tuple[list[Thing], np.random.Generator]:
 
 
 def draw(clip: Clip) -> NDArray[np.uint8]:
-    """The frames of a clip, (frames, size, size, 3)."""
+    """Draw the frames of a clip: (frames, size, size, 3)."""
     things, generator = plan(clip)
     frames, size = clip.frames, clip.size
     camera = (
@@ -236,11 +240,11 @@ def draw(clip: Clip) -> NDArray[np.uint8]:
 
 
 def encode(pictures: NDArray[np.uint8]) -> bytes:
-    """A VP9 ``.webm`` of RGB frames (frames, H, W, 3): the same bytes for the same frames on the same machine."""
-    import av  # noqa: PLC0415 - a complete folder is recognised without loading the encoder
+    """Encode RGB frames (frames, H, W, 3) to VP9 ``.webm``: the same bytes for the same frames on the same machine."""
+    import av  # noqa: PLC0415 - not needed to recognise a complete folder
 
     buffer = io.BytesIO()
-    # bitexact: else the muxer writes a random segment id.
+    # Without "bitexact" the muxer writes a random segment id.
     with av.open(buffer, "w", format="webm", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libvpx-vp9", rate=FRAMES_PER_SECOND, options=dict(ENCODER))
         stream.height, stream.width = pictures.shape[1:3]
@@ -267,8 +271,8 @@ def _progress(frames: int, generator: np.random.Generator) -> NDArray[np.float64
 def _move(
     motion: Motion, progress: NDArray[np.float64], generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    # The whole way lies inside the picture and is uniform there, for far and slight alike: one frame says no more
-    # about the class than it must.
+    # The whole path lies inside the picture and is uniform there, for far and slight motion alike, so that one frame
+    # tells as little as possible about the class.
     radius = generator.uniform(*RADIUS)
     way = generator.uniform(*motion.distance) * np.array(motion.direction)
     middle = generator.uniform(radius + abs(way) / 2, 1 - radius - abs(way) / 2)
@@ -279,7 +283,7 @@ def _move(
 def _zoom(
     motion: Motion, progress: NDArray[np.float64], generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    # Around the same radius as elsewhere, half of the factor before and half after it.
+    # The object has the usual radius in the middle of the motion.
     radius = generator.uniform(*RADIUS)
     zoom = generator.uniform(*ZOOM)
     largest = radius * zoom**0.5
@@ -291,7 +295,7 @@ def _zoom(
 def _pair(
     motion: Motion, progress: NDArray[np.float64], generator: np.random.Generator
 ) -> list[NDArray[np.float64]]:
-    # Each of the two moves slightly, along a line of any direction, and they touch at the nearest.
+    # Each object moves slightly, along a line of any direction; at the smallest distance they touch.
     radii = generator.uniform(*RADIUS, 2)
     nearest = radii.sum()
     angle = generator.uniform(0, 2 * np.pi)
@@ -299,7 +303,7 @@ def _pair(
     farthest = (1 - nearest) / abs(along).max()
     change = min(2 * generator.uniform(*SLIGHTLY), farthest - nearest)
     near = generator.uniform(nearest, max(nearest, farthest - change))
-    # The two ends of the line where the objects are farthest apart, both inside the picture.
+    # Where the objects are farthest apart, both are inside the picture.
     half = (near + change) / 2 * along
     low = np.maximum(radii[0] + half, radii[1] - half)
     high = np.minimum(1 - radii[0] + half, 1 - radii[1] - half)
@@ -315,7 +319,7 @@ def _pair(
 
 
 def _colours(grey: float, generator: np.random.Generator) -> Array:
-    """(3, 3): the background's colour and the two of the texture, both well apart from it."""
+    """Draw three colours, (3, 3): of the background, and two of the texture that differ clearly from it."""
     background = grey + generator.uniform(-0.05, 0.05, 3)
     candidates = generator.random((2, 6, 3))
     distance = abs((candidates - background) @ np.array([0.3, 0.6, 0.1]))
@@ -324,7 +328,7 @@ def _colours(grey: float, generator: np.random.Generator) -> Array:
 
 
 def _background(colour: Array, camera: Array, size: int, generator: np.random.Generator) -> Array:
-    """(frames, size, size, 3): smooth noise around a colour, seen by a camera that shakes by ``camera``."""
+    """Draw smooth noise around a colour, (frames, size, size, 3), seen by a camera that shakes by ``camera``."""
     margin = int(np.ceil(3 * JITTER * size)) + 1
     full = size + 2 * margin
     noise = sum(
@@ -342,7 +346,7 @@ def _background(colour: Array, camera: Array, size: int, generator: np.random.Ge
 
 
 def _stretch(grid: Array, size: int) -> Array:
-    """A (cells, cells, 3) grid, linearly interpolated to (size, size, 3)."""
+    """Interpolate a grid (cells, cells, 3) linearly to (size, size, 3)."""
     position = np.linspace(0, len(grid) - 1, size, dtype=np.float32)
     low = np.minimum(position.astype(int), len(grid) - 2)
     part = (position - low).astype(np.float32)[:, None]
@@ -357,7 +361,7 @@ def _paint(pictures: Array, thing: Thing, camera: Array) -> None:
     radius = thing.path[:, 2]
     across = (pixels - (thing.path[:, 0] - camera[:, 0])[:, None]) / radius[:, None]
     down = (pixels - (thing.path[:, 1] - camera[:, 1])[:, None]) / radius[:, None]
-    # Only the pixels near it, in every frame the same number: the window moves with the object.
+    # Only a window around the object is painted. It moves with the object and has the same size in every frame.
     window = min(size, int(np.ceil(2 * float(radius.max()) * size)) + 2)
     left, top = (
         np.clip(((centre - shift) * size - window / 2).round().astype(int), 0, size - window)
@@ -381,7 +385,7 @@ def _paint(pictures: Array, thing: Thing, camera: Array) -> None:
 
 
 def _outside(shape: str, u: Array, v: Array) -> Array:
-    """About how far a point lies outside a shape that a circle of radius 1 encloses; negative inside."""
+    """Return about how far a point lies outside a shape within the unit circle; negative inside."""
     if shape == "square":
         return cast(Array, np.maximum(abs(u), abs(v)) - np.float32(0.5**0.5))
     if shape == "triangle":
@@ -409,7 +413,7 @@ def _polygon(corners: int, u: Array, v: Array) -> Array:
 
 
 def _texture(texture: str, u: Array, v: Array) -> Array:
-    """How much of the second colour, 0 to 1."""
+    """Return the share of the second colour, 0 to 1."""
     if texture == "striped":
         wave = np.sin(u)
     elif texture == "checked":
@@ -445,21 +449,21 @@ def _recipe(*, seed: int, counts: dict[str, int], frames: int, size: int) -> dic
 
 
 def _claim(folder: Path, recipe: dict[str, Any]) -> None:
-    """Mark a new folder with its recipe, written before all else; refuse a folder of something else."""
-    mend = "delete it or choose another folder"
+    """Write the recipe into a new folder before all else; refuse a folder that holds something else."""
+    fix = "delete it or choose another folder"
     marker = folder / "recipe.json"
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another folder for the built-in data set")
+        raise UserError(f"{folder} is a file: choose another folder for the demo data")
     if marker.is_file():
         try:
             found = json.loads(marker.read_bytes())["digest"]
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{marker} is not a recipe of the built-in data set: {mend}") from None
+            raise UserError(f"{marker} is not a recipe of demo data: {fix}") from None
         if found != recipe["digest"]:
-            raise UserError(f"{folder} holds a built-in data set of another recipe (see {marker}): {mend}")
+            raise UserError(f"{folder} holds demo data of another recipe (see {marker}): {fix}")
         return
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder} holds other files and no recipe.json of a built-in data set: {mend}")
+        raise UserError(f"{folder} holds other files and no recipe.json of demo data: {fix}")
     folder.mkdir(parents=True, exist_ok=True)
     _write(marker, _as_json(recipe))
 
@@ -471,7 +475,7 @@ def _write_all(missing: list[tuple[Path, Clip]], workers: int | None) -> Iterato
     if workers <= 1:
         yield from map(_write_clip, missing)
         return
-    # Spawned and not forked: the caller may hold threads (PyTorch's, a decoder's), which a fork would break.
+    # Spawned, because a fork breaks the threads that the caller may have (of PyTorch, of a decoder).
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
@@ -481,7 +485,7 @@ def _write_all(missing: list[tuple[Path, Clip]], workers: int | None) -> Iterato
 
 
 def _end_with_parent() -> None:
-    """In a worker: end when the parent is killed, which would else leave the worker waiting for ever."""
+    """End a worker when its parent is killed; otherwise it would wait for ever."""
 
     def wait() -> None:
         if (parent := multiprocessing.parent_process()) is not None:

@@ -108,22 +108,21 @@ def build_manifest(
         TooManyExcluded: Train or validation has no usable video, or more are unusable than ``max_excluded`` allows.
         UserError: Two usable files have the same id, or train or validation has no rows.
     """
-    index, rivals = _ids_by_number(labels, index)
-    index, spare = _one_file_per_id(labels, index)
+    index, ambiguous = _ids_by_number(labels, index)
+    index, duplicates = _one_file_per_id(labels, index)
     joined = labels.merge(index[["id", "path", "frames", "status", "reason"]], on="id", how="left")
-    without_file = joined["id"].isin(rivals).map({True: SEVERAL_FILES, False: NO_VIDEO_FILE})
-    joined["reason"] = joined["reason"].fillna(without_file)
+    is_ambiguous = joined["id"].isin(ambiguous)
+    joined["reason"] = joined["reason"].fillna(is_ambiguous.map({True: SEVERAL_FILES, False: NO_VIDEO_FILE}))
     joined["path"] = joined["path"].fillna("")
     usable = joined["status"].eq("ok").fillna(value=False)
 
     unlabelled = index.loc[~index["id"].isin(labels["id"]), ["id", "path"]]
-    several = unlabelled.index.isin(rivals.index)
+    is_ambiguous = unlabelled.index.to_series().isin(ambiguous.index)
     excluded = pd.concat(
         [
             joined.loc[~usable, ["id", "split", "path", "reason"]],
-            unlabelled[~several].assign(split="", reason=NO_LABEL),
-            unlabelled[several].assign(split="", reason=SEVERAL_FILES),
-            spare[["id", "path"]].assign(split="", reason=SEVERAL_FILES),
+            unlabelled.assign(split="", reason=is_ambiguous.map({True: SEVERAL_FILES, False: NO_LABEL})),
+            duplicates[["id", "path"]].assign(split="", reason=SEVERAL_FILES),
         ],
         ignore_index=True,
     )
@@ -133,11 +132,21 @@ def build_manifest(
         for split in SPLITS
     }
     for split in ("train", "validation"):
+        labelled = labels[labels["split"] == split]
+        if labelled.empty:
+            raise UserError(
+                f"manifest: the labels have no rows for {split}: check the files of `data.labels`"
+            )
         if splits[split].empty:
-            raise _empty_split(split, labels, index, excluded)
+            problem = f"none of the {len(labelled):,} videos of {split} can be used"
+            raise _too_many_excluded(problem, labelled, index, excluded)
     lost = int((excluded["split"] != "").sum())
     if lost > max_excluded * len(labels):
-        raise _too_many(lost, max_excluded, labels, index, excluded)
+        problem = (
+            f"{lost:,} of the {len(labels):,} labelled videos cannot be used, more than `data.max_excluded` "
+            f"{max_excluded:g} allows"
+        )
+        raise _too_many_excluded(problem, labels, index, excluded)
     _warn_about_missing_classes(classes, splits["train"])
     return Manifest(classes, splits, excluded, _summary(classes, labels, splits, excluded))
 
@@ -156,15 +165,15 @@ def _ids_by_number(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFr
     id_of = without[~without.index.duplicated(keep=False)].to_dict()
     numbers = files.str.extract(r"(?:^|[^0-9])0*([0-9]+)$")[0]
     claimed = numbers.map(by_number[has_file].to_dict() | id_of).dropna()
-    beside_others = claimed.duplicated(keep=False) | ~claimed.isin(id_of.values())
-    found = claimed[~beside_others]
+    ambiguous = claimed.duplicated(keep=False) | ~claimed.isin(id_of.values())
+    found = claimed[~ambiguous]
     if len(found):
         path = index.loc[found.index[0], "path"]
         log.info(
             "%d files belong to the id of their number, such as %s to %s", len(found), path, found.iloc[0]
         )
     index = index.assign(id=found.reindex(index.index).fillna(index["id"]))
-    return index, claimed[beside_others]
+    return index, claimed[ambiguous]
 
 
 def _one_file_per_id(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -199,32 +208,15 @@ def _sorted_by_id(table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[sorted(range(len(keys)), key=keys.__getitem__)].reset_index(drop=True)
 
 
-def _empty_split(split: str, labels: pd.DataFrame, index: pd.DataFrame, excluded: pd.DataFrame) -> UserError:
-    labelled = labels[labels["split"] == split]
-    if labelled.empty:
-        return UserError(f"manifest: the labels have no rows for {split}: check the files of `data.labels`")
-    lost = excluded[excluded["split"] == split]
-    return TooManyExcluded(
-        f"manifest: none of the {len(labelled):,} videos of {split} can be used "
-        f"({_counts_by_reason(lost)}; {len(index):,} files found): {_likely_fix(lost, labelled, excluded)}",
-        excluded,
-    )
-
-
-def _too_many(
-    count: int, allowed: float, labels: pd.DataFrame, index: pd.DataFrame, excluded: pd.DataFrame
+def _too_many_excluded(
+    problem: str, labelled: pd.DataFrame, index: pd.DataFrame, excluded: pd.DataFrame
 ) -> TooManyExcluded:
-    lost = excluded[excluded["split"] != ""]
+    lost = excluded[excluded["split"].isin(labelled["split"])]
+    counts = ", ".join(f"{reason}: {count:,}" for reason, count in lost["reason"].value_counts().items())
     return TooManyExcluded(
-        f"manifest: {count:,} of the {len(labels):,} labelled videos cannot be used, more than `data.max_excluded` "
-        f"{allowed:g} allows ({_counts_by_reason(lost)}; {len(index):,} files found): {_likely_fix(lost, labels, excluded)}; "
-        "or allow more",
+        f"manifest: {problem} ({counts}; {len(index):,} files found): {_likely_fix(lost, labelled, excluded)}",
         excluded,
     )
-
-
-def _counts_by_reason(lost: pd.DataFrame) -> str:
-    return ", ".join(f"{reason}: {count:,}" for reason, count in lost["reason"].value_counts().items())
 
 
 def _likely_fix(lost: pd.DataFrame, labelled: pd.DataFrame, excluded: pd.DataFrame) -> str:

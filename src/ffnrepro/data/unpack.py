@@ -1,8 +1,8 @@
-"""From the downloaded parts of an archive to a folder of videos, in one pass and without a joined copy.
+"""Unpack the downloaded parts of an archive into a folder of videos, in one pass and without a joined copy.
 
-The parts are the pieces of one `.tar.gz`, numbered from 00, each perhaps in a zip of its own. They are read one
-after the other as one stream. What is there already is passed over, so a call that was interrupted is called
-again; the stream has to be read from its start all the same, as gzip can be entered nowhere else.
+The parts are the pieces of one `.tar.gz`, numbered from 00, each perhaps in a zip of its own. They are read one after the
+other as one stream. Files that exist already are skipped, so an interrupted call can be repeated. The stream is still
+read from its start, because gzip cannot be entered anywhere else.
 """
 
 import gzip
@@ -35,7 +35,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class _Part:
-    """A piece of the archive; ``member`` is its name in the zip that holds it."""
+    """A part of the archive; ``member`` is its name in the zip that holds it, or None."""
 
     path: Path
     member: str | None
@@ -47,20 +47,22 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
 
     Args:
         folder: Holds the parts, ``20bn-something-something-v2-00`` and so on, or a zip of each.
-        into: Where the archive's own folder is made.
-        expect: How many files must come out.
-        progress: Whether to draw a progress bar.
+        into: Where the folder in the archive is created.
+        expect: Number of files that the archive must hold.
+        progress: Whether to show a progress bar.
 
     Returns:
-        A line that says what was done.
+        One line: how many files there are, where, and how many were written.
 
     Raises:
-        UserError: A part is missing or damaged, the archive holds what it should not, or another number of files.
+        UserError: A part is missing or damaged, the archive holds something else than plain files inside its folder or
+            another number of files, or a file cannot be written.
     """
     parts = _find_parts(folder)
     files: set[PurePosixPath] = set()
     written, current = 0, -1
-    suspects: list[Path] = []  # files of the part that is being read: damage shows at its end only
+    # Files written from the current part: damage of a part is only noticed at its end, and its files are then deleted.
+    suspects: list[Path] = []
     with (
         tqdm(
             total=sum(part.size for part in parts),
@@ -72,26 +74,28 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
         _JoinedParts(parts, bar) as joined,
     ):
         try:
-            # gzip checks the sum at the end, and that there is an end; tarfile's own "r|gz" does neither.
+            # GzipFile checks the sum at the end, and that there is an end; tarfile's own mode "r|gz" checks neither.
             with (
                 gzip.GzipFile(fileobj=io.BufferedReader(joined, _CHUNK)) as stream,
                 tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK) as archive,
             ):
                 while (member := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
+                    # Otherwise tarfile keeps all members in memory.
+                    archive.members = []  # type: ignore[attr-defined]
                     if member.isdir():
                         continue
                     name = _safe_name(member, into)
                     content = archive.extractfile(member) if name else None
                     if name is None or content is None:
                         raise UserError(
-                            f"{parts[0].path}: holds {member.name!r}, which is not a plain file inside its folder: "
-                            "refused; this is no archive of videos: download it from its publisher"
+                            f"{parts[0].path}: refused, because it holds {member.name!r}, which is not a plain file inside "
+                            "its folder: download the archive from its publisher"
                         )
                     files.add(name)
                     is_new = _write(content, into / name, member.size)
                     written += is_new
-                    if joined.current != current:  # the file may end in the new part
+                    # A file that ends in a new part counts as one of the new part.
+                    if joined.current != current:
                         current, suspects = joined.current, []
                     if is_new:
                         suspects.append(into / name)
@@ -104,15 +108,15 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
             raise _damaged(parts, joined.current, into, error) from error
         except OSError as error:
             raise UserError(
-                f"{error.filename or into}: {error.strerror or error}: mend this (disk full? quota?), then call "
-                "this again: what is unpacked stays"
+                f"{error.filename or into}: {error.strerror or error}: fix this (disk full? quota?), then repeat "
+                "the command: what is unpacked stays"
             ) from error
     if len(files) != expect:
         raise UserError(_wrong_number(folder, parts, len(files), expect))
     folders = sorted({str(into / name.parent) for name in files})
     return (
         f"{len(files):,} files in {folders[0]}{f' and {len(folders) - 1} more folders' if folders[1:] else ''} "
-        f"({written:,} written, {len(files) - written:,} were there)"
+        f"({written:,} written, {len(files) - written:,} already there)"
     )
 
 
@@ -122,13 +126,14 @@ def _find_parts(folder: Path) -> list[_Part]:
         names = sorted(path.name for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise UserError(
-            f"{folder}: no such folder ({error.strerror}): name the folder of the downloads"
+            f"{folder}: no such folder ({error.strerror}): give the folder of the downloads"
         ) from error
     found: dict[str, dict[int, Path]] = {}
-    for name in names:  # a zip sorts behind the part itself and is taken: it has a check sum
+    for name in names:
+        # The zip of a part sorts behind the part itself and replaces it, because a zip has a check sum.
         if match := _PART.fullmatch(name):
             found.setdefault(match["stem"], {})[int(match["number"])] = folder / name
-    # One file that ends in some other number than 00, such as scan-2024-11, is no archive.
+    # A single file that ends in another number than 00, such as scan-2024-11, is no part of an archive.
     found = {stem: numbered for stem, numbered in found.items() if 0 in numbered or len(numbered) > 1}
     if not found:
         raise UserError(
@@ -143,8 +148,8 @@ def _find_parts(folder: Path) -> list[_Part]:
     missing = [f"{stem}-{number:02d}" for number in range(max(numbered)) if number not in numbered]
     if missing:
         raise UserError(
-            f"{folder}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing between the "
-            f"{len(numbered)} parts{_strays(folder, stem)}: download what is missing"
+            f"{folder}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing among the "
+            f"{len(numbered)} parts{_strays(folder, stem)}: download the missing parts"
         )
     parts = [_part(path) for _, path in sorted(numbered.items())]
     with _opened(parts[0]) as first:
@@ -157,19 +162,22 @@ def _find_parts(folder: Path) -> list[_Part]:
 
 
 def _strays(folder: Path, stem: str) -> str:
-    """Name what looks like a part but for its name: a browser's second copy (`-02 (1)`), or what it has not finished."""
-    looks = re.compile(re.escape(stem) + r".*-\d{2,3}(?!\d).*", re.IGNORECASE)
-    strays = [path.name for path in sorted(folder.iterdir()) if looks.fullmatch(path.name)]
+    """Name the files that may be parts under wrong names: a second copy (`-02 (1)`), or an unfinished download."""
+    pattern = re.compile(re.escape(stem) + r".*-\d{2,3}(?!\d).*", re.IGNORECASE)
+    strays = [path.name for path in sorted(folder.iterdir()) if pattern.fullmatch(path.name)]
     strays = [name for name in strays if not _PART.fullmatch(name) or not (folder / name).is_file()]
     if not strays:
         return ""
-    return f" ({', '.join(map(repr, strays))}: not finished? If it is a whole part, give it the name of one)"
+    return f" ({', '.join(map(repr, strays))}: not finished? If it is a whole part, rename it to a part)"
 
 
 def _part(path: Path) -> _Part:
-    """Look into a zip: the part is the one file in it.
+    """Describe the part in a file, which may be a zip with the part as its only file.
 
-    The content tells it, as many a part that is no zip was saved under the name of one, and the reverse.
+    The content decides whether it is a zip, because parts are saved under the name of a zip, and zips under that of a part.
+
+    Raises:
+        UserError: The zip is damaged, holds another number of files, or cannot be read here.
     """
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
@@ -185,14 +193,15 @@ def _part(path: Path) -> _Part:
             if len(members) != 1:
                 raise UserError(
                     f"{path}: holds {len(members)} files where one part is expected: unzip it by hand into this "
-                    "folder, move it away, and call this again"
+                    "folder, move the zip away, and repeat the command"
                 )
             archive.open(members[0].filename).close()
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: is not a complete zip ({error}): download this part again") from error
-    except (NotImplementedError, RuntimeError) as error:  # a compression of others' programs; a password
+    # An unknown compression, or a password.
+    except (NotImplementedError, RuntimeError) as error:
         raise UserError(
-            f"{path}: cannot be unzipped here ({error}): unzip it by hand, move the zip away, and call this again"
+            f"{path}: cannot be unzipped here ({error}): unzip it by hand, move the zip away, and repeat the command"
         ) from error
     return _Part(path, members[0].filename, members[0].file_size)
 
@@ -239,7 +248,7 @@ class _JoinedParts(io.RawIOBase):
 
 
 def _safe_name(member: tarfile.TarInfo, into: Path) -> PurePosixPath | None:
-    """Give the place of a plain file below ``into``; None for anything else, links among it."""
+    """Return the path of a plain file below ``into``; None for anything else, such as a link."""
     name = PurePosixPath(member.name)
     inside = not name.is_absolute() and ".." not in name.parts and "\\" not in member.name
     return name if member.isreg() and inside and _stays_inside((into / name).parent, into) else None
@@ -247,18 +256,19 @@ def _safe_name(member: tarfile.TarInfo, into: Path) -> PurePosixPath | None:
 
 @cache
 def _stays_inside(folder: Path, into: Path) -> bool:
-    """Tell whether no link that stands there already leads out."""
+    """Check that a folder lies inside ``into`` even if a link already stands in its path."""
     return folder.resolve().is_relative_to(into.resolve())
 
 
 def _write(content: IO[bytes], target: Path, size: int) -> bool:
-    """Write a file unless it is there in full size; it appears whole."""
+    """Write a file, whole or not at all, unless it exists in full size; return whether it was written."""
     try:
         if target.stat().st_size == size:
             return False
     except OSError:
         target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.unfinished")  # always the same: nothing is left behind
+    # Always the same name, so that what a kill leaves behind is overwritten by the next call.
+    unfinished = target.with_name(f".{target.name}.unfinished")
     try:
         with unfinished.open("wb") as file:
             shutil.copyfileobj(content, file, _CHUNK)
@@ -269,10 +279,11 @@ def _write(content: IO[bytes], target: Path, size: int) -> bool:
 
 
 def _damaged(parts: list[_Part], current: int, into: Path, error: Exception) -> UserError:
-    """Name the part at fault: one that is shorter than others, or else the one that was being read."""
-    again = "download it again, then call this again: what is unpacked stays"
+    """Name the damaged part: one that is shorter than the others, or else the one that was being read."""
+    again = "download it again, then repeat the command: what is unpacked stays"
     full = max(part.size for part in parts)
-    short = [part for part in parts[:-1] if part.size < full]  # all but the last have one size
+    # All parts but the last have the same size.
+    short = [part for part in parts[:-1] if part.size < full]
     if short:
         return UserError(
             f"{short[0].path}: is incomplete: it has {short[0].size:,} bytes, other parts {full:,}: {again}"
@@ -287,14 +298,14 @@ def _damaged(parts: list[_Part], current: int, into: Path, error: Exception) -> 
     if isinstance(error, gzip.BadGzipFile) and "CRC" in str(error):
         return UserError(
             f"{part.path.parent}: the check sum of the whole archive is wrong: one of the {len(parts)} parts is "
-            f"damaged, and videos with it: download them again, delete what is unpacked in {into}, and repeat"
+            f"damaged, and videos with it: download them again, delete what is unpacked in {into}, and repeat the command"
         )
     return UserError(f"{part.path}: is damaged, or the part before it is incomplete ({error}): {again}")
 
 
 def _wrong_number(folder: Path, parts: list[_Part], found: int, expected: int) -> str:
     if found < expected:
-        mend = f"see that all parts are there, the last of which is {parts[-1].path.name}"
+        fix = f"check that all parts are there, the last of which is {parts[-1].path.name}"
     else:
-        mend = "see that they are of this data set"
-    return f"{folder}: {found:,} files came out where {expected:,} are expected: {mend}; for another set: --expect {found}"
+        fix = "check that the parts are those of this data set"
+    return f"{folder}: {found:,} files were unpacked instead of {expected:,}: {fix}; for another data set use --expect {found}"
