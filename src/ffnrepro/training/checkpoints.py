@@ -250,13 +250,14 @@ def read_status(folder: Path) -> StateStatus:
         with suppress(FileNotFoundError):  # a training may delete it
             if file.is_file():
                 files.append(file.stat())
-    newest = max((file.st_mtime for file in files), default=time.time())
+    now = time.time()
+    newest = max((file.st_mtime for file in files), default=now)
     return StateStatus(
         epoch=about.get("epoch"),
         epochs=about.get("epochs"),
         step=about.get("step"),
         megabytes=sum(file.st_size for file in files) / 1e6,
-        age_hours=(time.time() - newest) / 3600,
+        age_hours=(now - newest) / 3600,
         lease=lease,
         stale=lease is not None and lease.owner_is_dead(),
         failure=failure.get("message") if failure.get("version") == __version__ else None,
