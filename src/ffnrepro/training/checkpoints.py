@@ -161,12 +161,11 @@ class Checkpoints:
                 f"{self.folder}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write); "
                 "free some space and run again: it continues from the save before"
             ) from error
-        # Keep unreadable saves until two readable ones exist.
+        # Unreadable saves are kept until now, when two readable ones exist: `load` needs one, and this is another.
         readable = [old for old in generations if old not in self._unreadable]
-        if len(readable) >= GENERATIONS - 1:
-            for old in set(generations) - set(readable[: GENERATIONS - 1]):
-                with suppress(OSError):
-                    old.unlink()
+        for old in set(generations) - set(readable[: GENERATIONS - 1]):
+            with suppress(OSError):
+                old.unlink()
         self._saved_at = time.monotonic()
         self.save_seconds = max(self.save_seconds, self._saved_at - started)
 
