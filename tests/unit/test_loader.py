@@ -226,10 +226,11 @@ def test_a_batch_that_a_dying_worker_no_longer_hands_over_comes_from_the_next(
 def test_workers_that_die_without_a_file_to_blame_stop_the_run(
     tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def die(samples: Any) -> None:  # noqa: ARG001
-        os.kill(os.getpid(), signal.SIGKILL)  # as if memory had run out between two samples
+    def die_later(worker: int) -> None:  # noqa: ARG001
+        if (tmp_path / "kills 2").exists():
+            os.kill(os.getpid(), signal.SIGKILL)  # as if there were no memory for a new worker
 
-    monkeypatch.setattr(module, "collate_clips", die)
+    monkeypatch.setattr(module, "_ignore_signals", die_later)
     loader = make(Numbers(4, tmp_path, kills_once=(2,)), workers=1, max_bad_fraction=0.5)
     with pytest.raises(UserError, match=r"died three times, and no file is to blame: check the memory"):
         read(loader)
