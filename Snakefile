@@ -32,7 +32,7 @@ rule all:
 
 # The name of an experiment is a target: its networks, evaluated.
 for experiment in CONFIG.experiments:
-    if hasattr(rules, experiment):
+    if experiment in vars(rules):
         sys.exit(f"error: config: experiments.{experiment} has the name of a rule; give it another name")
 
     rule:
