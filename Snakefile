@@ -32,7 +32,7 @@ rule all:
 
 # The name of an experiment is a target: its networks, evaluated.
 for experiment in CONFIG.experiments:
-    if experiment in vars(rules):
+    if workflow.is_rule(experiment):
         sys.exit(f"error: config: experiments.{experiment} has the name of a rule; give it another name")
 
     rule:
