@@ -14,9 +14,9 @@ from tabulate import tabulate
 from ffnrepro.config import Config, read_config, read_files
 from ffnrepro.data.decode import is_folder
 from ffnrepro.data.demo import make_demo_data
-from ffnrepro.data.isolation import examine_apart
+from ffnrepro.data.isolation import examine_in_child
 from ffnrepro.data.unpack import SOMETHING_SOMETHING_V2, unpack
-from ffnrepro.data.video_index import NAME_IS_NO_TEXT, Layout, holds_frames, list_videos, printable
+from ffnrepro.data.video_index import NAME_NOT_UTF8, Layout, holds_frames, list_videos, printable
 from ffnrepro.errors import UserError
 from ffnrepro.logs import logger, run
 
@@ -131,8 +131,8 @@ def inspect_videos(paths: Sequence[Path], *, as_json: bool) -> None:
     inspected = [file for path in paths for file in _videos_of(path)]
     fields = ("frames", "width", "height", "fps", "codec", "duration")
     rows = []
-    for path, found in examine_apart(inspected):
-        outcome = found if printable(path.name) == path.name else NAME_IS_NO_TEXT
+    for path, found in examine_in_child(inspected):
+        outcome = found if printable(path.name) == path.name else NAME_NOT_UTF8
         row: dict[str, Any] = {
             "path": printable(str(path)),
             "status": "ok",

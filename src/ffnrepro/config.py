@@ -148,10 +148,7 @@ class TrainingSettings(Settings):
     `float32`; CPU and MPS compute in float32."""
 
     def effective(self) -> Self:
-        """A copy in which settings that have no effect are left out: milestones that are never reached.
-
-        Those of a cosine schedule have their default.
-        """
+        """A copy without milestones that are never reached; a cosine schedule, which has none, gets the default."""
         milestones = tuple(epoch for epoch in self.milestones if epoch < self.epochs)
         if self.schedule == "cosine":
             milestones = type(self).model_fields["milestones"].default
@@ -281,10 +278,10 @@ class Config(Settings):
     with several, the tables have the mean and the sample standard deviation (n - 1)."""
     data: DataSettings
     network: NetworkConfig = NetworkConfig()
-    experiments: dict[ExperimentName, Experiment]
+    experiments: Annotated[dict[ExperimentName, Experiment], Field(min_length=1)]
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    tables: dict[TableName, Table]
+    tables: Annotated[dict[TableName, Table], Field(min_length=1)]
     runtime: RuntimeSettings = RuntimeSettings()
 
     @property

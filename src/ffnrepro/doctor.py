@@ -75,7 +75,11 @@ def examine(job: Job, settings: RunSettings, *, steps: int) -> list[Check]:
     checks.append(_check_disk(settings, job.state))
     if job.start is not None:
         there = job.start.exists()
-        fix = "found" if there else "not there yet; snakemake --cores 1 --until fetch_weights fetches ImageNet weights"
+        fix = (
+            "found"
+            if there
+            else "not there yet; snakemake --cores 1 --until fetch_weights fetches ImageNet weights"
+        )
         checks.append(Check(there, f"weights: {job.start} {fix}"))
     table = job.manifest / "train.parquet"
     if not table.exists():
@@ -155,7 +159,9 @@ def _check_disk(settings: RunSettings, folder: Path) -> Check:
     needed = (GENERATIONS + 1) * 3 * 4 * sum(parameter.numel() for parameter in network.parameters())
     existing = _existing(folder)
     if not os.access(existing, os.W_OK | os.X_OK):
-        return Check(False, f"disk: {existing} may not be written to; change its permissions, or move the folder")
+        return Check(
+            False, f"disk: {existing} may not be written to; change its permissions, or move the folder"
+        )
     free = shutil.disk_usage(existing).free
     fix = "" if free >= needed else "; make room, or move the folder"
     return Check(free >= needed, f"disk: {_size(free)} free for {folder}, {_size(needed)} needed{fix}")

@@ -49,7 +49,9 @@ def estimate(
         return Estimate(None, "nothing like it was trained here")
     seconds = _seconds(settings, videos, cores)
     side = "decoding" if seconds > _seconds(settings, videos, cores=10**6) else "the GPU"
-    return Estimate(seconds / 3600 * settings.training.gpus, f"on an H200 with {cores} cores, limited by {side}")
+    return Estimate(
+        seconds / 3600 * settings.training.gpus, f"on an H200 with {cores} cores, limited by {side}"
+    )
 
 
 def _seconds(settings: RunSettings, videos: int, cores: int) -> float:

@@ -1,132 +1,60 @@
-"""Predictions, one row a video, and their top-1 and top-5 accuracy."""
+"""Predictions of a network, one row per video, and their top-1 and top-5 accuracy."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import torch
-from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
+from torch import nn
 from tqdm import tqdm
 
-from ffnrepro.errors import Unfinished, UserError
-from ffnrepro.recipe.clips import ClipDataset
-from ffnrepro.recipe.scoring import correct_within, top_k
-from ffnrepro.training.loader import VideoBatches
-from ffnrepro.training.loop import to_device
+from ffnrepro.errors import UserError
+from ffnrepro.files import replacing
+from ffnrepro.recipe.clips import Batch
+from ffnrepro.recipe.scoring import best_classes, clip_logits, correct_within
+from ffnrepro.training.devices import move
 
 
-@torch.inference_mode()
-def score(
-    model: nn.Module,
-    batches: VideoBatches,
-    *,
-    frame_counts: Sequence[int],
-    device: torch.device,
-    stop_reason: Callable[[], str | None] = lambda: None,
-    total: Callable[[Mapping[str, float]], dict[str, float]] = dict,
-    name: str = "validation",
-) -> dict[str, float]:
-    """Top-1 and top-5 in percent at each frame count: `top1_16f`, `top5_16f`.
-
-    Args:
-        model: one output for each frame count, or one tensor where there is one.
-        batches: clips as the model takes them, and labels.
-        frame_counts: of the clips, in their order.
-        device: where the model is.
-        stop_reason: asked before each step: why to stop now, or None.
-        total: sums over the processes that share the videos.
-        name: for progress and log.
-
-    Raises:
-        Unfinished: there is a reason, in any of the processes.
-    """
-    model.eval()
-    hits = {f"top{k}_{n}f": 0.0 for k in (1, 5) for n in frame_counts}
-    videos = 0
-    reason = None
-    for clips, labels in tqdm(batches, desc=name, leave=False, disable=None, unit="step"):
-        if (reason := stop_reason()) is not None:
-            break
-        output = model(to_device(clips, device))
-        for frames, logits in zip(
-            frame_counts, [output] if isinstance(output, Tensor) else output, strict=True
-        ):
-            best = top_k(logits)[1].cpu()
-            for k in (1, 5):
-                hits[f"top{k}_{frames}f"] += correct_within(best, labels, k)
-        videos += len(labels)
-    # A process that stops still comes here: the others, which have more steps or fewer, wait here for its sums.
-    sums = total({**hits, "videos": videos, "stops": reason is not None})
-    if sums["stops"]:
-        raise Unfinished(f"{name}: {reason or 'another process stops'}; what was done before is saved")
-    return {name: 100 * sums[name] / sums["videos"] for name in hits}
-
-
-@torch.inference_mode()
 def predict(
-    model: nn.Module,
-    manifest: pd.DataFrame,
-    *,
-    videos: Path,
-    frames: int,
-    short_side: int,
-    crop_size: int,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
+    network: nn.Module, batches: Iterable[Batch], *, ids: Sequence[str], frames: int, device: torch.device
 ) -> pd.DataFrame:
-    """Evaluate the centre crop of one clip a video; each video of the manifest exactly once, in its order.
+    """Predict the class of each video from one clip.
 
     Args:
-        model: TSM or FrameFlexibleNetwork, on the device.
-        manifest: a split's rows: `id`, `path`, `frames`, `class`.
-        videos: folder that `path` starts from.
-        frames: frame count T of the clips.
-        short_side: pixels.
-        crop_size: pixels.
-        batch_size: videos a step; changes no prediction.
-        workers: processes that decode.
-        device: where the model is.
+        network: on the device; it is put into evaluation mode.
+        batches: clips and labels, each video once, in the order of `ids`.
+        ids: of the videos.
+        frames: frame count T of the clips that are predicted from.
+        device: that computes.
 
     Returns:
-        A row a video: `id`, `label`, `class_1` ... `class_5` and `score_1` ... `score_5` (probabilities).
+        One row per video: `id`, `label`, `class_1` ... `class_5` (best first), and `log_probabilities` (float16, of
+        all classes).
 
     Raises:
-        UserError: the split has videos without a class, or one that cannot be read.
+        ValueError: the batches hold more or fewer videos than `ids`.
     """
-    if manifest["class"].isna().any():
-        raise UserError(
-            f"{int(manifest['class'].isna().sum())} of {len(manifest)} videos of the split have no class: nothing to "
-            "compare with; choose evaluation.split: validation"
-        )
-    dataset = ClipDataset(
-        manifest=manifest, videos=videos, frames=frames, size=crop_size, short_side=short_side, crop="centre"
-    )
-    model.eval()
-    scores, classes = [], []
-    with closing(
-        VideoBatches(
-            dataset,
-            sampler=SequentialSampler(dataset),
-            batch_size=batch_size,
-            workers=workers,
-            pin_memory=device.type == "cuda",
-        )
-    ) as batches:
-        for clips, _ in tqdm(batches, desc=f"{frames} frames", leave=False, disable=None, unit="step"):
-            values, indices = top_k(model(to_device(clips, device)))
-            scores.append(values.cpu())
-            classes.append(indices.cpu())
-    table = pd.DataFrame(
-        {"id": manifest["id"].to_numpy(), "label": manifest["class"].to_numpy(dtype="int64")}
-    )
-    for rank, column in enumerate(torch.cat(classes).unbind(dim=1), start=1):
-        table[f"class_{rank}"] = column.numpy()
-    for rank, column in enumerate(torch.cat(scores).unbind(dim=1), start=1):
-        table[f"score_{rank}"] = column.numpy()
-    return table
+    logits, labels = [], []
+    for clips, targets in tqdm(batches, desc=f"{frames} frames", leave=False, disable=None, unit="step"):
+        logits.append(clip_logits(network, {frames: move(clips[frames], device)})[frames].cpu())
+        labels.append(targets)
+    scores = torch.cat(logits)
+    classes = best_classes(scores).numpy()
+    predictions = pd.DataFrame({"id": ids, "label": torch.cat(labels).numpy()})
+    for column in range(classes.shape[1]):
+        predictions[f"class_{column + 1}"] = classes[:, column]
+    predictions["log_probabilities"] = list(torch.log_softmax(scores, dim=1).half().numpy())
+    return predictions
+
+
+def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
+    """Write the rows of `predict` to a parquet file, `log_probabilities` as lists of a fixed size."""
+    classes = len(predictions["log_probabilities"].iloc[0])
+    plain = pa.Schema.from_pandas(predictions.drop(columns="log_probabilities"), preserve_index=False)
+    schema = plain.append(pa.field("log_probabilities", pa.list_(pa.float16(), classes)))
+    with replacing(path) as temporary:
+        predictions.to_parquet(temporary, index=False, schema=schema)
 
 
 def accuracy(predictions: pd.DataFrame) -> dict[str, float]:
@@ -134,3 +62,18 @@ def accuracy(predictions: pd.DataFrame) -> dict[str, float]:
     best = torch.tensor(predictions.filter(regex=r"^class_\d+$").to_numpy())
     labels = torch.tensor(predictions["label"].to_numpy())
     return {f"top{k}": 100 * correct_within(best, labels, k) / len(predictions) for k in (1, 5)}
+
+
+def read_labelled_split(path: Path) -> pd.DataFrame:
+    """Read a split of the manifest of which every video has a class.
+
+    Raises:
+        UserError: some videos have none.
+    """
+    manifest = pd.read_parquet(path)
+    if lacking := int(manifest["class"].isna().sum()):
+        raise UserError(
+            f"{path}: {lacking} of {len(manifest)} videos have no class to compare predictions with; choose "
+            "evaluation.split: validation"
+        )
+    return manifest

@@ -1,6 +1,7 @@
-"""Pictures: accuracy against frame count; what the splits hold."""
+"""Pictures: accuracy against frame count, videos per class, lengths of the videos."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,95 +9,124 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ffnrepro.files import replacing
-from ffnrepro.tables import REFERENCE, frame_counts, published_accuracy
+from ffnrepro.tables import REFERENCE, Published, frame_counts, published_elsewhere
 
-_COLOURS = {"TSM": "#c44e52", "TSM-ST": "#8c8c8c", "TSM-FFN": "#4c72b0"}
+_SPLIT_COLOURS = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868"}
+_NAMED_CLASSES = 30
+"""Up to so many classes are drawn with their names."""
 
 
-def plot_accuracy(table: pd.DataFrame, *, published: pd.DataFrame, dataset: str, path: Path) -> None:
-    """Draw top-1 accuracy against frame count, a line a method; published figures dashed; with several seeds bars of the deviation.
+def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) -> Figure:
+    """Draw top-1 accuracy against frame count, a line for each row of a table, and the published figures dashed.
 
-    Where nothing is published on the data set, the published figures of Something-Something V2 stand in a panel of
-    their own, to compare the shape with.
+    With several seeds bars show the standard deviation. Where nothing is published on the data set, the published
+    figures on Something-Something V2 stand in a panel of their own, for the pattern to be compared.
 
     Args:
         table: of `assemble_table`.
         published: `resources/published.csv`.
         dataset: that was evaluated.
-        path: of the picture; its ending gives the format.
     """
     frames = frame_counts(table)
-    own = {str(row["method"]): {n: row[f"top1_{n}f"] for n in frames} for _, row in table.iterrows()}
-    same = _curves(published_accuracy(published, dataset), list(own), frames)
-    elsewhere = {} if same else _curves(published_accuracy(published, REFERENCE), list(_COLOURS), frames)
+    elsewhere = published_elsewhere(published, dataset, frames)
+    panels = 2 if elsewhere else 1
+    figure = _figure(width=1 + 4.5 * panels, height=4.2 + 0.1 * len(table))
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    colours: dict[Any, str] = {}
+    for number, row in enumerate(table.to_dict("records")):
+        colour = f"C{number}"
+        colours.setdefault(row["published"], colour)
+        axes[0].errorbar(
+            frames,
+            [row[f"top1_{n}f"] for n in frames],
+            [row[f"deviation_{n}f"] for n in frames] if "seeds" in row else None,
+            fmt="o-", capsize=3, color=colour, label=row["method"],
+        )  # fmt: skip
+        known = {n: row[f"published_{n}f"] for n in frames if not pd.isna(row[f"published_{n}f"])}
+        if known:
+            label = f"{row['method']} (published)"
+            axes[0].plot(list(known), list(known.values()), "s--", color=colour, label=label)
+    axes[0].set_title(f"{dataset} (ours)" if elsewhere else dataset)
+    axes[0].set_ylabel("top-1 accuracy (%)")
+    for number, (method, curve) in enumerate(elsewhere.items(), start=len(table)):
+        # The colour of the row that is compared with this method, if there is one.
+        colour = colours.get(method, f"C{number}")
+        label = f"{method} (published)"
+        axes[1].plot(list(curve), list(curve.values()), "s--", color=colour, label=label)
+        axes[1].set_title(f"{REFERENCE} (published)")
+    for panel in axes:
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xticks(frames, [str(n) for n in frames])
+        panel.set_xlabel("frames at inference")
+        panel.grid(alpha=0.3)
+    # Outside of the panels, where it covers no line.
+    figure.legend(loc="outside lower center", ncols=2 * panels, fontsize=8)
+    return figure
 
-    figure = Figure(figsize=(9 if elsewhere else 5.5, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2 if elsewhere else 1, sharey=True, squeeze=False)[0]
-    _draw(panels[0], f"{dataset} (ours)" if elsewhere else dataset, own, frames, "o-", "")
-    if "seeds" in table:  # bars of one sample standard deviation
-        for _, row in table.iterrows():
-            deviation = [row[f"deviation_{n}f"] for n in frames]
-            panels[0].errorbar(
-                frames, list(own[str(row["method"])].values()), deviation,
-                fmt="none", capsize=3, color=_COLOURS.get(str(row["method"]), "black"),
-            )  # fmt: skip
-    _draw(panels[0], None, same, frames, "s--", " (published)")
-    if elsewhere:
-        _draw(panels[1], f"{REFERENCE} (published)", elsewhere, frames, "s--", "")
-    panels[0].set_ylabel("top-1 accuracy (%)")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
 
+def class_count_figure(summary: Mapping[str, Any]) -> Figure:
+    """Draw the number of videos of each class, the largest class first.
 
-_SPLIT_COLOURS = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868"}
-
-
-def plot_class_counts(summary: Mapping[str, Any], path: Path) -> None:
-    """Draw the videos of each class, the largest class first, a line a split.
+    A few classes are bars with their names, many classes one line per split.
 
     Args:
         summary: of the manifest (`summary.json`).
-        path: of the picture.
     """
     classes: dict[str, dict[str, int]] = summary["classes"]
     names = sorted(classes, key=lambda name: -classes[name]["train"])
-    figure, axes = _panel(len(names) / 4 if len(names) <= 30 else 8)
-    for split, colour in _SPLIT_COLOURS.items():
-        if any(counts[split] for counts in classes.values()):
-            axes.step(
-                range(len(names)), [classes[n][split] for n in names], where="mid", color=colour, label=split
-            )
-    axes.set_ylim(bottom=0)
-    if len(names) <= 30:
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    splits = [split for split in _SPLIT_COLOURS if any(counts[split] for counts in classes.values())]
+    few = len(names) <= _NAMED_CLASSES
+    figure = _figure(width=8, height=1.2 + 0.35 * len(names) if few else 4)
+    axes = figure.subplots()
+    for number, split in enumerate(splits):
+        counts = [classes[name][split] for name in names]
+        if few:
+            _draw_bars(axes, counts, bar=number, bars=len(splits), split=split)
+        else:
+            axes.step(range(len(names)), counts, where="mid", color=_SPLIT_COLOURS[split], label=split)
+    if few:
+        shortened = [textwrap.shorten(name, 52, placeholder=" …") for name in names]
+        axes.set_yticks(range(len(names)), shortened, fontsize=8)
+        axes.margins(y=0.02)
+        axes.invert_yaxis()
+        axes.set_xlabel("videos")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="x", alpha=0.3)
     else:
-        axes.set_xlabel(
-            f"{len(names)} classes, most videos first (from {names[0]!r} to {names[-1]!r})", fontsize=7
-        )
-    axes.set_ylabel("videos")
-    axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(f"{len(names)} classes, the largest first")
+        axes.set_ylabel("videos")
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=len(splits))
+    return figure
 
 
-def plot_clip_lengths(summary: Mapping[str, Any], path: Path) -> None:
-    """Draw how many videos have how many frames, a histogram a split.
+def _draw_bars(axes: Axes, counts: Sequence[int], *, bar: int, bars: int, split: str) -> None:
+    """Draw one of several horizontal bars of each class, 0.8 of a class's height together."""
+    height = 0.8 / bars
+    centres = [number - 0.4 + (bar + 0.5) * height for number in range(len(counts))]
+    axes.barh(centres, counts, height, color=_SPLIT_COLOURS[split], label=split)
+
+
+def clip_length_figure(summary: Mapping[str, Any]) -> Figure:
+    """Draw how many videos have how many frames, a histogram for each split.
 
     Args:
         summary: of the manifest (`summary.json`).
-        path: of the picture.
     """
     lengths = {
         split: {int(n): count for n, count in rows.items()} for split, rows in summary["frames"].items()
     }
     longest = max(n for rows in lengths.values() for n in rows)
-    step = -(-longest // 60)  # whole frames: other bins would hold now more lengths, now fewer
+    # Bins of whole frames: of other bins, some would hold more lengths than others.
+    step = -(-longest // 60)
     edges = [0.5 + n for n in range(0, longest + step, step)]
-    figure, axes = _panel(6)
+    figure = _figure(width=6, height=4)
+    axes = figure.subplots()
     for split, colour in _SPLIT_COLOURS.items():
         if rows := lengths[split]:
             axes.hist(
@@ -105,47 +135,18 @@ def plot_clip_lengths(summary: Mapping[str, Any], path: Path) -> None:
             )  # fmt: skip
     axes.set_xlabel("frames of a video")
     axes.set_ylabel("videos")
-    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def _figure(*, width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture; the ending of the path gives the format."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
-
-
-def _panel(width: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(max(width, 5), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def _curves(
-    figures: Mapping[str, Mapping[int, float]], methods: list[str], frames: list[int]
-) -> dict[str, dict[int, float]]:
-    """Published figures of these methods at the table's frame counts, where there are any."""
-    curves = {
-        method: {n: curve[n] for n in frames if n in curve}
-        for method, curve in figures.items()
-        if method in methods
-    }
-    return {method: curve for method, curve in curves.items() if curve}
-
-
-def _draw(
-    axes: Axes,
-    title: str | None,
-    curves: Mapping[str, Mapping[int, float]],
-    frames: list[int],
-    style: str,
-    suffix: str,
-) -> None:
-    for method, curve in curves.items():
-        axes.plot(list(curve), list(curve.values()), style, color=_COLOURS.get(method), label=method + suffix)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(frames, [str(n) for n in frames])
-    axes.set_xlabel("frames at inference")
-    axes.grid(alpha=0.3)
-    if title is not None:
-        axes.set_title(title)
-    if curves:
-        axes.legend()

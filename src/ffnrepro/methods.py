@@ -1,7 +1,9 @@
 """The methods that an experiment may name. It stands outside `recipe/`: a new method changes no run's key."""
 
+from functools import reduce
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Union
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -16,4 +18,4 @@ CLASSES: dict[str, type[Method]] = {
 if TYPE_CHECKING:
     AnyMethod = Method
 else:
-    AnyMethod = Annotated[Union[tuple(CLASSES.values())], Field(discriminator="method")]
+    AnyMethod = Annotated[reduce(or_, CLASSES.values()), Field(discriminator="method")]

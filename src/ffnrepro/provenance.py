@@ -1,4 +1,4 @@
-"""What a number was made with: versions, revision, device; and the whole chain behind the numbers of the table."""
+"""What a number was made with: versions, revision and device; and the files behind the numbers of a table."""
 
 import json
 import os
@@ -10,12 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import pandas as pd
 import torch
+import yaml
 
-from ffnrepro.decides import key_of
 from ffnrepro.errors import UserError
-from ffnrepro.plan import flat
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -24,7 +22,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
     for name in ("ffnrepro", "torch", "torchvision", "decord", "eva-decord", "av", "numpy"):
         try:
             packages[name] = version(name)
-        except PackageNotFoundError:  # decord and eva-decord exclude each other
+        except PackageNotFoundError:
+            # decord and eva-decord exclude each other.
             continue
     return {
         "python": platform.python_version(),
@@ -38,20 +37,12 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """Revision of the checkout that the package runs from, with `+changes` where files differ from it."""
-    if not (
-        Path(__file__).parents[2] / ".git"
-    ).exists():  # installed elsewhere, maybe below another repository
+    """Revision of the checkout that the package runs from, with `+changes` if files differ from it."""
+    # Installed elsewhere, the package may lie within another repository.
+    if not (Path(__file__).parents[2] / ".git").exists():
         return None
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--dirty=+changes",
-    ]
+    folder = str(Path(__file__).parent)
+    command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--dirty=+changes"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
@@ -60,97 +51,82 @@ def _git_revision() -> str | None:
 
 
 def chain_of_table(table: Path) -> str:
-    """For each number of a table the evaluations that it is the mean of, and the networks that they are of.
+    """Describe, for each number of a table, the evaluations that it is the mean of and the networks behind them.
 
-    What was made again since the number was is named in capitals: then a line is not about this number.
+    A line in capitals warns of a file that was made again after the number.
 
     Args:
-        table: `table1.csv`; beside it lie `table1.json`, `evaluation` and `experiments`.
+        table: `results/{table}.csv`; the files behind it lie in `results/runs`.
 
     Raises:
-        UserError: one of these files is not there, or of another version.
+        UserError: one of the files cannot be read, or is of another version.
     """
     try:
-        return "\n".join(_chain(table))
+        return "\n".join(_chain(table.with_suffix(".json")))
     except (KeyError, TypeError, AttributeError) as error:
-        lack = f"{error} is not there" if isinstance(error, KeyError) else str(error)
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{table} or a file behind it is of another version ({lack}); run snakemake for it"
+            f"{table} or a file behind it is of another version ({problem}); run snakemake for it"
         ) from error
 
 
-def _chain(table: Path) -> Iterator[str]:
-    root = table.parent.parent
-    numbers = _read_table(table)
-    for method, cells in _read(table.with_suffix(".json"))["settings"]["rows"]:
-        row = numbers[method]
-        networks: dict[str, set[str]] = {}  # record of a training -> networks of it that were evaluated
-        yield method
-        for frames, paths in cells:
-            summaries = [(path, _read(root / path)) for path in paths]
-            mean = fmean(summary["top1"] for _, summary in summaries)
-            yield f"  {frames} frames: {_number(row, frames)}"
-            if abs(mean - row[f"top1_{frames}f"]) > 0.006:
-                yield f"    THE EVALUATIONS BELOW GIVE {mean:.2f}: they were made again since; run snakemake"
-            for path, summary in summaries:
-                yield f"    evaluation {path}: top-1 {summary['top1']:.4f} of {summary['videos']} videos"
-                if summary["model"] not in row["checkpoint"].split():
-                    yield "      THE NUMBER IS NOT OF THIS NETWORK: it was evaluated after the table was made; run snakemake"
-                yield from (f"      {line}" for line in _told(summary))
-                record = f"results/experiments/{summary['experiment']}/seed{summary['seed']}/run.json"
-                networks.setdefault(record, set()).add(summary["model"])
-        for path, evaluated in networks.items():
-            record = _read(root / path)
-            yield f"  network {path}: {record['model']}"
-            if evaluated != {record["model"]}:
-                yield "    THE NUMBERS ABOVE ARE NOT OF THIS NETWORK: it was trained after they were made; run snakemake"
-            yield from (f"    {line}" for line in [*_told(record), f"best epoch {record['best_epoch']}"])
+def _chain(record: Path) -> Iterator[str]:
+    root = record.parent.parent
+    for row in _read(record)["rows"]:
+        numbers = row["numbers"]
+        yield row["label"]
+        evaluated: dict[Path, set[str]] = {}
+        for frames, paths in row["evaluations"].items():
+            evaluations = {path: _read(root / path) for path in paths}
+            mean = fmean(evaluation["top1"] for evaluation in evaluations.values())
+            yield f"  {frames} frames: {_describe_number(numbers, frames)}"
+            if abs(mean - numbers[f"top1_{frames}f"]) > 0.006:
+                yield f"    THE MEAN IS NOW {mean:.2f}: an evaluation was made again after the table; run snakemake"
+            for path, evaluation in evaluations.items():
+                top1, videos, model = evaluation["top1"], evaluation["videos"], evaluation["model"]
+                yield f"    evaluation {path}: top-1 {top1:.4f} of {videos} videos"
+                if model not in numbers["checkpoint"].split():
+                    yield "      ANOTHER NETWORK WAS EVALUATED after the table was made; run snakemake"
+                yield f"      network {model}, scoring code {evaluation['code']}"
+                yield from (f"      {line}" for line in _describe_job(evaluation))
+                evaluated.setdefault(Path(path).with_name("run.json"), set()).add(model)
+        for path, models in evaluated.items():
+            run = _read(root / path)
+            yield f"  network {path}: {run['model']}"
+            if models != {run["model"]}:
+                yield "    THE NETWORK WAS TRAINED AGAIN after it was evaluated; run snakemake"
+            settings = _read(root / path.parent.parent / "settings.json")
+            yield f"    settings: {yaml.safe_dump(settings, default_flow_style=True, width=10_000).strip()}"
+            yield f"    seed {run['seed']}, best epoch {run['best_epoch']}"
+            yield from (f"    {line}" for line in _describe_job(run))
 
 
-def _number(row: dict[str, Any], frames: int) -> str:
-    """A number of the table, and what stands beside it there."""
-    words = [f"top-1 {row[f'top1_{frames}f']:.2f}"]
-    for name in ("deviation", "published", "difference"):
-        value = row.get(f"{name}_{frames}f")
-        if not pd.isna(value):
-            words.append(f"{name} {value:.2f}")
-    return ", ".join(words)
+def _describe_number(numbers: dict[str, Any], frames: str) -> str:
+    """A number of the table, and the numbers beside it there."""
+    values = {
+        "top-1": numbers[f"top1_{frames}f"],
+        **{name: numbers.get(f"{name}_{frames}f") for name in ("deviation", "published", "difference")},
+    }
+    return ", ".join(f"{name} {value:.2f}" for name, value in values.items() if value is not None)
 
 
-def _told(record: dict[str, Any]) -> list[str]:
-    """Lines of what `run.json` and the summary of an evaluation have in common."""
-    settings = ", ".join(f"{key} {value}" for key, value in flat(record["settings"]))
+def _describe_job(record: dict[str, Any]) -> list[str]:
+    """The lines that `run.json` and the record of an evaluation have in common."""
     packages = ", ".join(f"{name} {number}" for name, number in record["packages"].items())
     job = f", SLURM job {record['slurm_job']}" if record["slurm_job"] else ""
-    lines = [
-        f"config: {settings}",
-        f"code {key_of(record['code'])}, git revision {record['git_revision'] or 'unknown'}",
+    return [
         f"data {record['data']}",
+        f"git revision {record['git_revision'] or 'unknown'}",
+        f"versions: Python {record['python']}, {packages}",
+        f"device {record['device']} on {record['host']} ({record['platform']}){job}, {record['wall_seconds']:.0f} s",
     ]
-    lines.append(
-        f"network {record['model']}"
-        if "videos" in record
-        else f"pretrained weights {record['weights'] or 'none'}"
-    )
-    lines.append(f"seed {record['seed'] if 'seed' in record else record['settings']['seed']}")
-    lines.append(f"versions: Python {record['python']}, {packages}")
-    lines.append(
-        f"device {record['device']} on {record['host']} ({record['platform']}){job}, {record['wall_seconds']:.0f} s"
-    )
-    return lines
 
 
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run snakemake for it") from error
-
-
-def _read_table(path: Path) -> Any:
-    try:
-        return pd.read_csv(path, index_col="method").to_dict("index")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of table1.csv") from error
-    except (KeyError, ValueError) as error:  # no such column, no table, or no text
-        raise UserError(f"{path}: is no table of results; give the path of table1.csv") from error
+        raise UserError(
+            f"{path}: cannot be read ({error}); give the path of a table, such as results/table1.csv, and run "
+            "snakemake for it"
+        ) from error

@@ -177,7 +177,13 @@ class RunList:
                 total += hours or 0.0
                 left = "unknown" if hours is None else f"{hours:.1f}"
                 rows.append(
-                    {"run": run, "seed": str(seed), "epoch": f"{done}/{epochs}", "GPU hours": left, "basis": basis}
+                    {
+                        "run": run,
+                        "seed": str(seed),
+                        "epoch": f"{done}/{epochs}",
+                        "GPU hours": left,
+                        "basis": basis,
+                    }
                 )
         return rows, total
 
@@ -257,11 +263,11 @@ class RunList:
         return f"{', '.join(map(str, folders))}: deleted ({size:.0f} MB)"
 
     def _refuse_leases(self, run: str) -> None:
-        from ffnrepro.training.lease import has_died, look  # noqa: PLC0415
+        from ffnrepro.training.lease import read_lease  # noqa: PLC0415
 
         for path in (self.folder / STATE / run).glob("*/lease.json"):
-            lease = look(path)
-            if lease is not None and not has_died(lease):
+            lease = read_lease(path)
+            if lease is not None and not lease.owner_is_dead():
                 raise UserError(f"{run}: {lease.name} is at work on it, as far as is known; end it first")
 
 

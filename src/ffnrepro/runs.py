@@ -8,7 +8,6 @@ part of the key: `manifest.sha256` is an ordinary input of training.
 import ast
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,7 +24,16 @@ RUNS = Path("results/runs")
 STATE = Path("state")
 
 _PACKAGE = Path(__file__).parent
-_COMMON_CODE = ("step", "clips", "sampling", "transforms", "optim", "scoring", "selection", "models.pretrained")
+_COMMON_CODE = (
+    "step",
+    "clips",
+    "sampling",
+    "transforms",
+    "optim",
+    "scoring",
+    "selection",
+    "models.pretrained",
+)
 """Modules of `recipe/` that every training uses, whatever its method."""
 
 
@@ -79,7 +87,7 @@ def weights_identity(config: Config, depth: int) -> str | None:
     if declared is not None:
         return declared[:8]
     try:
-        stat = os.stat(source)
+        stat = Path(source).stat()
         return _digest_of_file(source, stat.st_size, stat.st_mtime_ns)[:8]
     except OSError:
         # A plan is made without the file, too. The run itself refuses to start.
@@ -120,6 +128,11 @@ def scoring_code() -> str:
     return _digest(code_digests(["ffnrepro.recipe.scoring", "ffnrepro.recipe.clips"]))
 
 
+def module_code(module: str) -> str:
+    """Digest of the code of a module and of all that it imports from this package."""
+    return _digest(code_digests([module], within="ffnrepro"))
+
+
 def code_digests(modules: Iterable[str], *, within: str = "ffnrepro.recipe") -> dict[str, str]:
     """A digest for each module and for all that it imports from the package `within`, directly or indirectly.
 
@@ -134,7 +147,9 @@ def code_digests(modules: Iterable[str], *, within: str = "ffnrepro.recipe") -> 
         text, imported = _read_module(module)
         digests[module] = hashlib.sha256(text.encode()).hexdigest()[:8]
         # Importing a module runs the packages around it.
-        todo += [name for name in (*imported, module.rpartition(".")[0]) if f"{name}.".startswith(f"{within}.")]
+        todo += [
+            name for name in (*imported, module.rpartition(".")[0]) if f"{name}.".startswith(f"{within}.")
+        ]
     return {module: digests[module] for module in sorted(digests)}
 
 

@@ -64,7 +64,7 @@ def _read_text(value: Any, annotation: Any) -> Any:
         return value
     try:
         read = yaml.safe_load(value)
-        return float(read) if isinstance(read, str) else read
+        return float(read) if isinstance(read, str) else tuple(read) if isinstance(read, list) else read
     except (yaml.YAMLError, ValueError):
         return value
 
@@ -133,18 +133,19 @@ _LEGAL = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
-    "string_type": "text (a number in quotes)",
+    "string_type": "text (put a number in quotes)",
     "string_pattern_mismatch": "text that matches {pattern}",
     "tuple_type": "a list, such as [{value}]",
+    "too_short": "a list or mapping with at least {min_length} entry",
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
     "literal_error": "{expected}",
     "union_tag_invalid": "one of {expected_tags}",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "{ge} or more",
-    "less_than": "below {lt}",
-    "less_than_equal": "{le} or less",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "{le:g} or less",
     "multiple_of": "a multiple of {multiple_of}",
 }
 """Legal values by pydantic's type of error."""
@@ -179,14 +180,14 @@ def _dotted(error: ErrorDetails, mapping: Any, key: str) -> str:
     found, here = key, mapping
     for i, part in enumerate(location):
         last = i == len(location) - 1
-        if isinstance(here, Mapping) and part in here:
+        if isinstance(here, list | tuple) and isinstance(part, int):
+            found += f"[{part}]"
+            here = here[part]
+        elif isinstance(here, Mapping) and part in here:
             # The settings of a method stand flat in an experiment, while the location is (method, its name, key).
-            if not last and here[part] == location[i + 1]:
-                continue
-            here = here[part]
-        elif isinstance(here, list | tuple) and isinstance(part, int):
-            here = here[part]
-        elif not (last and error["type"] in ("missing", "union_tag_not_found")):
-            continue
-        found += f"[{part}]" if isinstance(part, int) and not isinstance(here, Mapping) else f".{part}"
+            if last or here[part] != location[i + 1]:
+                found += f".{part}"
+                here = here[part]
+        elif last and error["type"] in ("missing", "union_tag_not_found"):
+            found += f".{part}"
     return found.removeprefix(".")

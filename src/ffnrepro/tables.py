@@ -1,12 +1,15 @@
-"""Table 1: accuracy by method and frame count, beside the published figures."""
+"""Tables of accuracy by method and frame count, beside the figures that the paper publishes."""
 
+import csv
 import json
-import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter
 from tabulate import tabulate
 
 from ffnrepro.errors import UserError
@@ -14,111 +17,267 @@ from ffnrepro.errors import UserError
 REFERENCE = "something-something-v2"
 """The data set whose published figures are shown for comparison where the evaluated one has none."""
 
+Published = Sequence[Mapping[str, str]]
+"""The rows of `resources/published.csv`."""
 
-def published_accuracy(published: pd.DataFrame, dataset: str) -> dict[str, dict[int, float]]:
-    """Published top-1 accuracy in percent on a data set: method -> frame count -> figure.
+Records = Mapping[Path, Mapping[str, Any]]
+"""The records that `evaluate` writes, by path."""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of a table.
+
+    Attributes:
+        label: the name of the row; nothing else depends on it.
+        published: method and setting (None: the plain one) of the published figures to compare with, or None.
+        evaluations: frame count -> paths of the records of its evaluations, one per seed.
+    """
+
+    label: str
+    published: tuple[str, str | None] | None
+    evaluations: dict[int, list[Path]]
+
+
+def read_rows(text: str) -> list[TableRow]:
+    """Read the rows of a table from JSON: a list of objects with the attributes of `TableRow`."""
+    return TypeAdapter(list[TableRow]).validate_json(text)
+
+
+def read_published(path: Path) -> Published:
+    """Read `resources/published.csv`."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def published_accuracy(
+    published: Published, dataset: str, method: str, setting: str | None = None
+) -> dict[int, float]:
+    """Published top-1 accuracy in percent by frame count; empty where nothing is published.
 
     Args:
         published: `resources/published.csv`.
-        dataset: as in the column `dataset`; one that is not there gives an empty mapping.
+        dataset: as in the column `dataset`.
+        method: as in the column `method`.
+        setting: as in the column `setting`: an ablation, depth or ratio; None is the plain method.
     """
-    plain = published["dataset"].eq(dataset) & published["setting"].isna()  # no ablation, depth or ratio
-    figures: dict[str, dict[int, float]] = {}
-    for row in published[plain].to_dict("records"):
-        figures.setdefault(str(row["method"]), {}).setdefault(int(row["frames"]), float(row["top1"]))
-    return figures
+    key = (dataset, method, setting or "")
+    return {
+        int(figure["frames"]): float(figure["top1"])
+        for figure in published
+        if (figure["dataset"], figure["method"], figure["setting"]) == key
+    }
+
+
+def check_published(rows: Sequence[TableRow], published: Published) -> None:
+    """Refuse a row that names a method or setting of which nothing is published on any data set.
+
+    Raises:
+        UserError: there is such a row.
+    """
+    known = {(figure["method"], figure["setting"]) for figure in published}
+    for row in rows:
+        if row.published and (row.published[0], row.published[1] or "") not in known:
+            method, setting = row.published
+            legal = [
+                f"{name}, {of_method}".rstrip(", ") for name, of_method in sorted(known) if name == method
+            ]
+            raise UserError(
+                f"config: tables: row {row.label!r}: published.method {method!r} with setting {setting!r} is not in "
+                f"resources/published.csv; it has {'; '.join(legal or sorted({name for name, _ in known}))}"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """What all evaluations of a table have in common, as their records name it.
+
+    Attributes:
+        split: that is evaluated.
+        short_side: pixels.
+        crop_size: pixels.
+        data: digest of the manifest.
+        code: digest of the code that scores.
+    """
+
+    split: str
+    short_side: int
+    crop_size: int
+    data: str
+    code: str
+
+
+def expected_record(path: Path, *, frames: int, inputs: EvaluationInputs) -> dict[str, Any]:
+    """Give what the record of an evaluation must say to be about the network that now lies beside it.
+
+    Args:
+        path: of the record, `results/runs/{run}/seed{n}/{split}_{frames}f.json`.
+        frames: frame count of the clips.
+        inputs: of the evaluations of the table.
+    """
+    digest = path.with_name("model.sha256")
+    return {
+        "run": path.parent.parent.name,
+        "seed": int(path.parent.name.removeprefix("seed")),
+        "frames": frames,
+        "model": digest.read_text(encoding="utf-8").strip() if digest.exists() else "missing",
+        **asdict(inputs),
+    }
+
+
+def read_records(rows: Sequence[TableRow], inputs: EvaluationInputs) -> Records:
+    """Read the records of all evaluations of a table, and refuse them if any is missing or stale.
+
+    Args:
+        rows: of the table.
+        inputs: of the evaluations of the table.
+
+    Raises:
+        UserError: a record, or the `run.json` of a network, is about another network, data, settings or code.
+    """
+    records: dict[Path, Mapping[str, Any]] = {}
+    stale: dict[Path, str] = {}
+    cells = [(path, frames) for row in rows for frames, paths in row.evaluations.items() for path in paths]
+    for path, frames in cells:
+        expected = expected_record(path, frames=frames, inputs=inputs)
+        of_training = {key: expected[key] for key in ("model", "data")}
+        for file, content in ((path.with_name("run.json"), of_training), (path, expected)):
+            records[file], difference = _compare(file, content)
+            if difference:
+                stale[file] = difference
+    if stale:
+        file, difference = next(iter(stale.items()))
+        files = "it" if len(stale) == 1 else f"all {len(stale)} stale files"
+        raise UserError(
+            f"{file}: {difference}; make {files} again: snakemake --cores 1 --force {' '.join(map(str, stale))}"
+        )
+    return records
+
+
+def _compare(path: Path, expected: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """Read a record, and say how it differs from the expected one (an empty text: not at all)."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = {key: record.get(key) for key in expected}
+    except (OSError, ValueError, AttributeError):
+        return {}, "cannot be read"
+    # Eight digits of a digest tell it apart.
+    return record, ", ".join(
+        f"{key} is {str(found[key])[:8]} and should be {str(value)[:8]}"
+        if key in ("model", "data", "code")
+        else f"{key} is {found[key]} and should be {value}"
+        for key, value in expected.items()
+        if found[key] != value
+    )
 
 
 def assemble_table(
-    rows: Sequence[tuple[str, dict[int, list[dict[str, Any]]]]], *, published: pd.DataFrame, dataset: str
+    rows: Sequence[TableRow], records: Records, *, published: Published, dataset: str
 ) -> pd.DataFrame:
-    """One row a method.
+    """Make the table, one line per row.
 
     Args:
-        rows: (method, frame count -> summaries of evaluations as `evaluate` writes them, one a seed).
+        rows: of the table.
+        records: of its evaluations.
         published: `resources/published.csv`.
         dataset: that was evaluated.
 
     Returns:
-        `method`, `parameters` (of the networks of a seed together), `top1_4f` ..., `videos`, `published_4f` ...,
-        `difference_4f` ... in percent, `checkpoint` (digests of the networks, in the order of the frame counts). With
-        several seeds `top1` is their mean, and `deviation_4f` ... their sample standard deviation (n - 1); `seeds` is n.
-
-    Raises:
-        UserError: the evaluations of a row counted different numbers of videos.
+        `method` (the row's label), `parameters` (of the networks of one seed together), `top1_4f` ..., `videos`,
+        `published` (method and setting that the row is compared with), `published_4f` ..., `difference_4f` ... in
+        percent, and `checkpoint` (digests of the networks, in the order of the frame counts). With several seeds
+        `top1` is their mean, `deviation_4f` ... their sample standard deviation (n - 1), and `seeds` is n.
     """
-    reference = published_accuracy(published, dataset)
-    lines = []
-    for method, cells in rows:
-        networks = {summary["model"]: summary["parameters"] for cell in cells.values() for summary in cell}
-        first = {cell[0]["model"]: cell[0]["parameters"] for cell in cells.values()}
-        counted = {summary["videos"] for cell in cells.values() for summary in cell}
-        top1 = {n: [summary["top1"] for summary in cell] for n, cell in cells.items()}
-        mean = {n: round(statistics.fmean(values), 2) for n, values in top1.items()}
-        seeds = max(map(len, top1.values()))
-        if len(counted) != 1:
-            raise UserError(
-                f"table row {method}: its evaluations counted {sorted(counted)} videos; they must be of one manifest: "
-                "delete results/evaluation and run again"
-            )
-        figures = reference.get(method, {})
-        lines.append(
-            {
-                "method": method,
-                "parameters": sum(first.values()),
-                **{f"top1_{n}f": value for n, value in mean.items()},
-                **(
-                    {f"deviation_{n}f": round(statistics.stdev(values), 2) for n, values in top1.items()}
-                    if seeds > 1
-                    else {}
-                ),
-                **({"seeds": seeds} if seeds > 1 else {}),
-                "videos": counted.pop(),
-                **{f"published_{n}f": figures.get(n) for n in cells},
-                **{
-                    f"difference_{n}f": round(statistics.fmean(values) - figures[n], 2)
-                    if n in figures
-                    else None
-                    for n, values in top1.items()
-                },
-                "checkpoint": " ".join(networks),
-            }
-        )
-    return pd.DataFrame(lines)
+    return pd.DataFrame([_line(row, records, published=published, dataset=dataset) for row in rows])
 
 
-def table_markdown(table: pd.DataFrame, *, published: pd.DataFrame, dataset: str) -> str:
-    """The table for people: accuracy with the published figure and the difference beside it."""
+def _line(row: TableRow, records: Records, *, published: Published, dataset: str) -> dict[str, Any]:
+    figures = published_accuracy(published, dataset, *row.published) if row.published else {}
+    cells = {frames: [records[path] for path in paths] for frames, paths in row.evaluations.items()}
+    networks = {record["model"]: record["parameters"] for cell in cells.values() for record in cell}
+    of_one_seed = {cell[0]["model"] for cell in cells.values()}
+    top1 = {frames: [record["top1"] for record in cell] for frames, cell in cells.items()}
+    mean = {frames: fmean(values) for frames, values in top1.items()}
+    seeds = max(map(len, top1.values()))
+    several = {f"deviation_{n}f": round(stdev(values), 2) for n, values in top1.items()} if seeds > 1 else {}
+    return {
+        "method": row.label,
+        "parameters": sum(networks[model] for model in of_one_seed),
+        **{f"top1_{n}f": round(value, 2) for n, value in mean.items()},
+        **(several | {"seeds": seeds} if several else {}),
+        "videos": next(iter(cells.values()))[0]["videos"],
+        "published": ", ".join(filter(None, row.published)) if row.published else None,
+        **{f"published_{n}f": figures.get(n) for n in cells},
+        **{f"difference_{n}f": round(mean[n] - figures[n], 2) if n in figures else None for n in cells},
+        "checkpoint": " ".join(networks),
+    }
+
+
+def published_elsewhere(
+    published: Published, dataset: str, frames: Sequence[int]
+) -> dict[str, dict[int, float]]:
+    """Give the figures of the plain methods on the reference data set, where nothing is published on the evaluated one.
+
+    Args:
+        published: `resources/published.csv`.
+        dataset: that was evaluated.
+        frames: frame counts of the table.
+
+    Returns:
+        Method -> frame count -> top-1 in percent; without methods of which no frame count of the table is published.
+    """
+    if any(figure["dataset"] == dataset for figure in published):
+        return {}
+    methods = dict.fromkeys(figure["method"] for figure in published)
+    curves = {
+        method: {
+            count: top1
+            for count, top1 in published_accuracy(published, REFERENCE, method).items()
+            if count in frames
+        }
+        for method in methods
+    }
+    return {method: curve for method, curve in curves.items() if curve}
+
+
+def table_markdown(table: pd.DataFrame, *, published: Published, dataset: str) -> str:
+    """Write the table for people: accuracy, with the published figure and the difference beside it."""
     frames = frame_counts(table)
-    known = bool(published_accuracy(published, dataset))
-    several = "seeds" in table
     header = ["method", "parameters", *[f"{n} frames" for n in frames], "videos"]
-    body = []
-    for _, row in table.iterrows():
-        cells = []
-        for n in frames:
-            cell = f"{row[f'top1_{n}f']:.2f}"
-            if several:
-                cell += f" ± {row[f'deviation_{n}f']:.2f}"
-            if not pd.isna(row[f"published_{n}f"]):
-                cell += f" ({row[f'published_{n}f']:.2f}, {row[f'difference_{n}f']:+.2f})"
-            cells.append(cell)
-        body.append([str(row["method"]), f"{row['parameters']:,}", *cells, f"{row['videos']:,}"])
-    legend = " In brackets: the published figure, and the difference to it." if known else ""
-    if several:
-        legend = f" Mean ± sample standard deviation of {table['seeds'].max()} seeds.{legend}"
-    text = f"Top-1 accuracy in percent on {dataset}, by frame count.{legend}\n\n{_markdown(header, body)}"
-    if not known:
-        figures = published_accuracy(published, REFERENCE)
+    body = [
+        [
+            str(row["method"]),
+            f"{row['parameters']:,}",
+            *[_cell(row, n) for n in frames],
+            f"{row['videos']:,}",
+        ]
+        for row in table.to_dict("records")
+    ]
+    text = f"Top-1 accuracy in percent on {dataset}, by frame count."
+    if "seeds" in table:
+        text += f" Mean ± sample standard deviation of {table['seeds'].max()} seeds."
+    if table.filter(like="difference_").notna().to_numpy().any():
+        text += " In brackets: the published figure, and the difference from it."
+    text += f"\n\n{_markdown(header, body)}"
+    if elsewhere := published_elsewhere(published, dataset, frames):
         lines = [
             [method, *[f"{curve[n]:.2f}" if n in curve else "" for n in frames]]
-            for method, curve in figures.items()
+            for method, curve in elsewhere.items()
         ]
         text += (
-            f"\nNothing is published on {dataset}. The published figures on {REFERENCE}, to compare the shape with:"
+            f"\nNothing is published on {dataset}. The published figures on {REFERENCE}, to compare the pattern with:"
             f"\n\n{_markdown(['method', *[f'{n} frames' for n in frames]], lines)}"
         )
     return text
+
+
+def _cell(row: Mapping[Any, Any], frames: int) -> str:
+    cell = f"{row[f'top1_{frames}f']:.2f}"
+    if "seeds" in row:
+        cell += f" ± {row[f'deviation_{frames}f']:.2f}"
+    if not pd.isna(row[f"published_{frames}f"]):
+        cell += f" ({row[f'published_{frames}f']:.2f}, {row[f'difference_{frames}f']:+.2f})"
+    return cell
 
 
 def frame_counts(table: pd.DataFrame) -> list[int]:
@@ -129,16 +288,3 @@ def frame_counts(table: pd.DataFrame) -> list[int]:
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     aligned = ["left", *["right"] * (len(header) - 1)]
     return tabulate(body, header, tablefmt="pipe", colalign=aligned, disable_numparse=True) + "\n"
-
-
-def read_published(path: Path) -> pd.DataFrame:
-    """Read `resources/published.csv`."""
-    return pd.read_csv(
-        path, dtype={"dataset": "string", "method": "string", "setting": "string", "frames": "int64"}
-    )
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """Read the summary of an evaluation."""
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary

@@ -1,4 +1,4 @@
-"""Both decoders, on videos made here: right frames, agreement, and files that are none."""
+"""Both decoders, on videos made here: the right frames, and files that are no videos."""
 
 import pickle
 
@@ -45,7 +45,7 @@ def clip(write_video, numbered_frames, tmp_path_factory):
 
 @pytest.mark.parametrize("indices", [[0], [23], [0, 5, 6, 23], [23, 2, 2, 11, 0], list(range(24))])
 @pytest.mark.usefixtures("decoder")
-def test_frames_come_as_asked(clip, indices):
+def test_frames_come_in_the_requested_order(clip, indices):
     frames = open_video(clip).frames(indices)
     assert frames.dtype == np.uint8
     assert frames.shape == (len(indices), 36, 64, 3)
@@ -55,39 +55,27 @@ def test_frames_come_as_asked(clip, indices):
 @pytest.mark.usefixtures("decoder")
 def test_each_frame_is_decoded_once(clip, monkeypatch):
     reader = open_video(clip)
-    asked, decode_frames = [], reader._decode
+    decoded, decode_frames = [], reader._decode
     monkeypatch.setattr(
-        reader, "_decode", lambda ascending: (asked.append(ascending), decode_frames(ascending))[1]
+        reader, "_decode", lambda ascending: (decoded.append(ascending), decode_frames(ascending))[1]
     )
     assert levels(reader.frames([9, 3, 9, 4])) == [9, 3, 9, 4]
-    assert asked == [[3, 4, 9]]
+    assert decoded == [[3, 4, 9]]
 
 
-@pytest.mark.usefixtures("decoder")
-def test_the_header_is_told(clip):
-    reader = open_video(clip)
-    assert len(reader) == 24
-    assert (reader.width, reader.height, reader.codec) == (64, 36, "vp9")
-    assert reader.fps == pytest.approx(12)
-    assert reader.duration == pytest.approx(2.0, abs=0.01)
+def test_the_header(clip):
+    header, frames = examine(clip)
+    assert frames == 24
+    assert (header.width, header.height, header.codec) == (64, 36, "vp9")
+    assert header.fps == pytest.approx(12)
+    assert header.duration == pytest.approx(2.0, abs=0.01)
 
 
-def test_the_two_decoders_agree(write_video, tmp_path, monkeypatch):
+def test_decord_reads_webm_only(clip, write_video, numbered_frames, tmp_path):
     pytest.importorskip("decord")
-    path = write_video(tmp_path / "clip.webm", natural(30, 240, 427))
-    indices = [0, 3, 4, 17, 29]
-    reader = open_video(path)
-    assert isinstance(reader, decode._DecordReader)
-    ours = reader.frames(indices).astype(int)
-    monkeypatch.setattr(decode, "_import_decord", lambda: None)
-    other = open_video(path)
-    assert isinstance(other, decode._PyAVReader)
-    theirs = other.frames(indices).astype(int)
-    assert ours.shape == theirs.shape == (5, 240, 427, 3)
-    for a, b in zip(ours, theirs, strict=True):
-        assert np.abs(a - b).mean() <= 2
-    # The clip moves, so a decoder that is one frame off would be seen.
-    assert np.abs(ours[1] - ours[2]).mean() > 4
+    assert isinstance(open_video(clip), decode._DecordReader)
+    other = write_video(tmp_path / "clip.mp4", numbered_frames(2), codec="mpeg4")
+    assert isinstance(open_video(other), decode._PyAVReader)
 
 
 @pytest.mark.parametrize(("height", "width"), [(240, 427), (35, 61), (64, 48)])
@@ -97,34 +85,6 @@ def test_any_width_decodes(write_video, numbered_frames, tmp_path, height, width
     frames = open_video(path).frames([1, 5])
     assert frames.shape == (2, height, width, 3)
     assert levels(frames) == [1, 5]
-
-
-@pytest.mark.usefixtures("decoder")
-def test_a_clip_of_one_frame(write_video, numbered_frames, tmp_path):
-    path = write_video(tmp_path / "one.webm", numbered_frames(1))
-    reader = open_video(path)
-    assert len(reader) == 1
-    assert levels(reader.frames([0, 0, 0])) == [0, 0, 0]
-    assert examine(path)[1] == 1
-
-
-@pytest.mark.usefixtures("decoder")
-def test_a_clip_without_duration(write_video, numbered_frames, tmp_path):
-    path = tmp_path / "piped.webm"
-    with path.open("wb") as file:
-        write_video(Pipe(file), numbered_frames(12), container="webm")
-    reader = open_video(path)
-    assert reader.duration is None
-    assert len(reader) == 12
-    assert levels(reader.frames([11, 4])) == [11, 4]
-
-
-@pytest.mark.usefixtures("decoder")
-def test_an_mp4_under_another_name(write_video, numbered_frames, tmp_path):
-    path = write_video(tmp_path / "clip.webm", numbered_frames(10), codec="mpeg4", container="mp4")
-    reader = open_video(path)
-    assert reader.codec == "mpeg4"
-    assert levels(reader.frames([0, 9])) == [0, 9]
 
 
 @pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="PyAV was built without an AV1 encoder")
@@ -178,16 +138,16 @@ def page(path):
     ],
     ids=["empty", "missing", "audio", "page", "text", "header"],
 )
-@pytest.mark.parametrize("read", [open_video, examine])
 @pytest.mark.usefixtures("decoder")
-def test_what_is_no_video_is_named_with_its_reason(tmp_path, make, reason, read):
+def test_a_file_that_is_no_video_is_refused_with_the_reason(tmp_path, make, reason):
     path = tmp_path / "bad file.webm"
     make(path)
     with pytest.raises(DecodeError, match=r"bad file\.webm") as caught:
-        read(path)
+        open_video(path)
     assert caught.value.reason == reason
     assert reason in str(caught.value)
-    copy = pickle.loads(pickle.dumps(caught.value))  # what a loader worker does with it
+    # As a worker of the loader does.
+    copy = pickle.loads(pickle.dumps(caught.value))
     assert (str(copy), copy.reason) == (str(caught.value), reason)
 
 
@@ -208,19 +168,17 @@ def test_damage_in_the_middle_is_an_error(write_video, tmp_path):
     content[middle : middle + 2000] = np.random.default_rng(0).bytes(2000)
     path.write_bytes(content)
     with pytest.raises(DecodeError, match=r"clip\.webm: does not decode"):
-        examine(path)
-    with pytest.raises(DecodeError, match=r"clip\.webm"):
         open_video(path).frames(range(24))
 
 
 @pytest.mark.usefixtures("decoder")
 def test_a_frame_behind_the_end_is_an_error(clip):
-    with pytest.raises(DecodeError, match=r"clip\.webm: has 24 frames, frame 24 was asked for"):
+    with pytest.raises(DecodeError, match=r"clip\.webm: has 24 frames, frame 24 was requested"):
         open_video(clip).frames([3, 24])
 
 
 @pytest.mark.parametrize("indices", [[], [-1]])
 @pytest.mark.usefixtures("decoder")
-def test_indices_that_make_no_sense(clip, indices):
+def test_invalid_indices(clip, indices):
     with pytest.raises(ValueError, match="from 0"):
         open_video(clip).frames(indices)

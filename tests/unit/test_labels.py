@@ -200,7 +200,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_files_are_one_line_with_the_mend(tmp_path, case):
+def test_wrong_files_are_one_line_with_the_fix(tmp_path, case):
     files, words = WRONG[case]
     write(tmp_path, **files)
     with pytest.raises(UserError) as caught:
@@ -439,7 +439,7 @@ WRONG_TEXT = {
     ),
     "row without a class": (
         V1 | {"train.csv": V1["train.csv"] + "3452\n"},
-        ["train.csv, row 7", "'3452'", "id;class", "mend"],
+        ["train.csv, row 7", "'3452'", "id;class", "fix"],
     ),
     "no class names": (V1 | {"labels.csv": None}, ["labels.json", "missing", "data.labels"]),
     "no training file": (V1 | {"train.csv": None}, ["train.json", "missing", "data.labels"]),
@@ -465,7 +465,7 @@ WRONG_TEXT = {
     ),
     "list with a bad row": (
         TSM | {"train_videofolder.txt": TSM["train_videofolder.txt"] + "3452 115 one\n"},
-        ["train_videofolder.txt, row 7", "3452 115 one", "folder frames class", "mend"],
+        ["train_videofolder.txt, row 7", "3452 115 one", "folder frames class", "fix"],
     ),
     "list without a split": (
         TSM | {"folders.txt": TSM["train_videofolder.txt"]},
@@ -489,7 +489,7 @@ WRONG_TEXT = {
     ),
     "kinetics without times": (
         {"train.csv": KINETICS.replace("3,13", ",13")},
-        ["train.csv, row 3", "-Qz;9", "seconds", "mend"],
+        ["train.csv, row 3", "-Qz;9", "seconds", "fix"],
     ),
     "unknown split": (
         {"mine.csv": OWN.replace("wave,val", "wave,holdout")},
@@ -530,7 +530,7 @@ WRONG_TEXT = {
 
 
 @pytest.mark.parametrize("case", WRONG_TEXT)
-def test_wrong_text_files_are_one_line_with_the_mend(tmp_path, case):
+def test_wrong_text_files_are_one_line_with_the_fix(tmp_path, case):
     files, words = WRONG_TEXT[case]
     put(tmp_path, **{name: text for name, text in files.items() if text is not None})
     with pytest.raises(UserError) as caught:
@@ -551,7 +551,7 @@ def test_official_numbers_are_compared():
     check_counts(classes, official(86_017, 11_522, 10_960), dataset="something-something-v1", partial=False)
     with pytest.raises(UserError) as caught:
         check_counts(classes[1:], official(test=0), dataset="something-something-v2", partial=False)
-    assert "173 classes where it has 174; 0 test where it has 27,157" in str(caught.value)
+    assert "173 classes instead of 174; 0 test instead of 27,157" in str(caught.value)
     assert "data.partial: true" in str(caught.value)
     assert "\n" not in str(caught.value)
     check_counts(classes[1:], official(test=0), dataset="something-something-v2", partial=True)

@@ -1,4 +1,4 @@
-"""The join of labels and index, and what it leaves out."""
+"""The join of labels and index."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def rows(table):
     ]
 
 
-def test_what_is_usable_and_what_is_left_out():
+def test_usable_and_excluded_videos():
     manifest = build_manifest(CLASSES, LABELS, INDEX)
     assert list(manifest.splits) == ["train", "validation", "test"]
     assert rows(manifest.splits["train"]) == [
@@ -94,7 +94,7 @@ def test_summary_counts_by_hand():
         assert labelled[split] == videos[split] + sum(excluded[split].values())
 
 
-def test_ids_sort_as_people_count():
+def test_numbers_in_ids_sort_by_value():
     names = ["clip10", "clip2", "b", "clip2b", "2", "10", "010"]
     table = labels([(name, "train", 0) for name in names] + [("v", "validation", 0)])
     manifest = build_manifest(
@@ -163,7 +163,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_names_that_do_not_match_are_shown():
+def test_names_that_match_no_id_are_shown():
     strangers = index([("clip a.webm", 4, ""), ("clip b.webm", 4, ""), ("clip c.webm", 4, "")])
     with pytest.raises(UserError) as caught:
         build_manifest(CLASSES, LABELS, strangers)
@@ -180,14 +180,14 @@ def test_names_that_do_not_match_are_shown():
     assert "\n" not in message
 
 
-def test_a_split_of_damaged_files_is_told():
+def test_a_split_of_damaged_files_is_named():
     damaged = INDEX.copy()
     damaged.loc[damaged["path"] == "20.webm", ["status", "reason"]] = ["excluded", "does not decode"]
     with pytest.raises(UserError, match=r"2 videos of validation.*does not decode: 1.*damaged.*again"):
         build_manifest(CLASSES, LABELS, damaged)
 
 
-def test_a_split_without_labels_is_told():
+def test_a_split_without_labels_is_named():
     with pytest.raises(UserError, match=r"no rows for validation.*data\.labels"):
         build_manifest(CLASSES, LABELS[LABELS["split"] != "validation"], INDEX)
 
@@ -202,18 +202,18 @@ def test_two_files_of_one_id():
     assert ("9", "", "9.mp4", "several files of its id") in rows(manifest.excluded)
 
 
-def test_two_files_of_an_id_without_a_label_are_two_strangers():
+def test_two_files_without_a_label_may_have_one_id():
     files = index([*zip(INDEX["path"], INDEX["frames"], INDEX["reason"], strict=True), ("stray.mp4", 30, "")])
     excluded = build_manifest(CLASSES, LABELS, files).excluded
     assert sorted(excluded.loc[excluded["id"] == "stray", "path"]) == ["stray.mp4", "stray.webm"]
 
 
-def test_a_class_without_training_videos_is_told(caplog):
+def test_a_class_without_training_videos_is_warned_about(caplog):
     build_manifest([*CLASSES, "juggling"], LABELS, INDEX)
     assert "1 of 3 classes, such as 'juggling'" in caplog.text
 
 
-def test_a_file_belongs_to_the_id_of_its_name_then_to_that_of_its_number(caplog):
+def test_a_file_belongs_to_the_id_of_its_name_or_else_of_its_number(caplog):
     caplog.set_level("INFO")
     table = labels(
         [(name, "train", 0) for name in ["12", "0013", "14", "15", "16", "clip7"]] + [("17", "validation", 1)]
@@ -255,7 +255,7 @@ def many(reason, count=30, strangers=0):
 
 
 @pytest.mark.parametrize(
-    ("reason", "strangers", "mend"),
+    ("reason", "strangers", "fix"),
     [
         ("no video file", 0, r"files are missing \(such as that of '0'\).*`data\.videos`.*unzipped"),
         (
@@ -268,9 +268,9 @@ def many(reason, count=30, strangers=0):
         ("decoder did not finish in 30 s", 0, r"check the disk"),
     ],
 )
-def test_more_excluded_than_allowed_stops_with_the_likeliest_mend(reason, strangers, mend):
+def test_too_many_excluded_stop_with_the_likely_fix(reason, strangers, fix):
     table, files = many(reason, strangers=strangers)
-    with pytest.raises(UserError, match=mend) as caught:
+    with pytest.raises(UserError, match=fix) as caught:
         build_manifest(CLASSES, table, files, max_excluded=0.29)
     message = str(caught.value)
     assert "30 of the 100 labelled videos cannot be used" in message
@@ -280,10 +280,10 @@ def test_more_excluded_than_allowed_stops_with_the_likeliest_mend(reason, strang
     assert len(manifest.excluded) == 30 + strangers
 
 
-def test_where_most_are_lost_and_files_have_other_names_it_is_the_names():
+def test_other_names_are_the_cause_when_most_files_are_missing():
     table, files = many("no video file", count=60, strangers=40)
     with pytest.raises(
-        UserError, match=r"names of the files are no ids \(a file is 'straya\.webm', an id '0'\).*prefix"
+        UserError, match=r"names of the files are no ids \(one file is 'straya\.webm', one id '0'\).*prefix"
     ):
         build_manifest(CLASSES, table, files, max_excluded=0.29)
 
@@ -291,6 +291,14 @@ def test_where_most_are_lost_and_files_have_other_names_it_is_the_names():
 def test_files_without_a_label_are_not_counted_as_excluded():
     table, files = many("truncated", count=0, strangers=26)
     assert len(build_manifest(CLASSES, table, files, max_excluded=0.0).excluded) == 26
+
+
+def run_script(name, folder, **options):
+    script = Path(__file__).parents[2] / "workflow" / "scripts" / f"{name}.py"
+    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+    return subprocess.run(
+        [sys.executable, script, *words], cwd=folder, stderr=subprocess.PIPE, text=True, check=False
+    )
 
 
 def test_class_names_that_look_like_nothing_or_like_numbers(tmp_path):
@@ -303,48 +311,23 @@ def test_class_names_that_look_like_nothing_or_like_numbers(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "mine.csv").write_text("path,label,split\n" + "".join(rows))
     index([(row.partition(",")[0], 4, "") for row in rows]).to_parquet(tmp_path / "index.parquet")
-    scripts = Path(__file__).parents[2] / "workflow" / "scripts"
-    for command in (
-        [
-            "parse_labels",
-            "--labels",
-            "labels",
-            "--dataset",
-            "mine",
-            "--classes",
-            "classes.csv",
-            "--made",
-            "made.json",
-        ],
-        ["build_manifest", "--classes", "classes.csv", "--index", "index.parquet", "--output", "manifest"],
-    ):
-        script = scripts / f"{command[0]}.py"
-        subprocess.run(
-            [sys.executable, script, *command[1:], "--table", "table.parquet"], cwd=tmp_path, check=True
-        )
+    tables = {"classes": "classes.csv", "table": "table.parquet"}
+    run_script("parse_labels", tmp_path, labels="labels", dataset="mine", **tables)
+    files = {**tables, "index": "index.parquet", "output": "manifest", "log": "log"}
+    assert run_script("build_manifest", tmp_path, **files, max_excluded="0").returncode == 0
     summary = json.loads((tmp_path / "manifest" / "summary.json").read_text())
     assert summary["classes"] == {name: {"train": 1, "validation": 1, "test": 0} for name in names}
 
 
-def test_what_is_too_much_is_listed_beside_the_log(tmp_path):
+def test_excluded_videos_are_listed_beside_the_log_when_there_are_too_many(tmp_path):
     table, files = many("truncated")
     table.to_parquet(tmp_path / "table.parquet")
     files.to_parquet(tmp_path / "index.parquet")
     (tmp_path / "classes.csv").write_text("index,class\n0,moving up\n1,moving down\n")
-    script = Path(__file__).parents[2] / "workflow" / "scripts" / "build_manifest.py"
-    files = {
-        "classes": "classes.csv",
-        "table": "table.parquet",
-        "index": "index.parquet",
-        "output": "manifest",
-    }
-    options = {**files, "max-excluded": "0.29", "log": "logs/build_manifest.log"}
-    command = [
-        sys.executable,
-        script,
-        *(word for name, value in options.items() for word in (f"--{name}", value)),
-    ]
-    result = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    result = run_script(
+        "build_manifest", tmp_path, classes="classes.csv", table="table.parquet", index="index.parquet",
+        output="manifest", max_excluded="0.29", log="logs/build_manifest.log",
+    )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "all are listed in logs/excluded.csv" in result.stderr

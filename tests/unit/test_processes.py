@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from ffnrepro.recipe.losses import Loss, frame_flexible_loss
 from torch.utils.data import Dataset, SequentialSampler
 
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.evaluation import score
-from ffnrepro.recipe.losses import Loss, frame_flexible_loss
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.tsm import TSM
 from ffnrepro.training.checkpoints import StateDirectory

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from ffnrepro.recipe.losses import Loss, classification_loss, frame_flexible_loss
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ffnrepro.data.decode import DecodeError
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.recipe.clips import EpochSampler
-from ffnrepro.recipe.losses import Loss, classification_loss, frame_flexible_loss
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.tsm import TSM
 from ffnrepro.recipe.optim import learning_rate_factor, parameter_groups

@@ -16,7 +16,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-
 from ffnrepro.code_digest import LEFT_OUT, reached_names
 
 from .conftest import ROOT, TINY, Workflow

@@ -4,13 +4,14 @@ import json
 import os
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 from ffnrepro.config import check_experiments, read_config
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest
 from ffnrepro.run_list import RunList
-from ffnrepro.runs import code_digests, run_settings, scoring_code
+from ffnrepro.runs import module_code, run_settings, scoring_code
 
 try:
     CONFIG = read_config(config)
@@ -36,20 +37,19 @@ def script(name):
 
 
 # What decides no number reaches the commands by `resources`: unlike params they may change without rerunning a job.
-DEVICE_OPTIONS = [
-    *("--videos", CONFIG.data.videos),
-    *("--device", CONFIG.runtime.device),
-    *("--workers", str(CONFIG.runtime.workers)),
-]
-TRAINING_OPTIONS = [
-    *DEVICE_OPTIONS,
-    *("--save-minutes", f"{CONFIG.runtime.save_minutes:g}"),
-    *("--max-bad-fraction", f"{CONFIG.data.max_bad_fraction:g}"),
-]
+DEVICE_OPTIONS = shlex.join(
+    [
+        *("--videos", CONFIG.data.videos),
+        *("--device", CONFIG.runtime.device),
+        *("--workers", str(CONFIG.runtime.workers)),
+    ]
+)
+TRAINING_OPTIONS = f"{DEVICE_OPTIONS} --save-minutes {CONFIG.runtime.save_minutes:g} "
+TRAINING_OPTIONS += f"--max-bad-fraction {CONFIG.data.max_bad_fraction:g}"
 if CONFIG.runtime.time_budget is not None:
-    TRAINING_OPTIONS += ["--time-budget", f"{CONFIG.runtime.time_budget:g}"]
+    TRAINING_OPTIONS += f" --time-budget {CONFIG.runtime.time_budget:g}"
 if CONFIG.runtime.cache_decoded:
-    TRAINING_OPTIONS += ["--cache-decoded"]
+    TRAINING_OPTIONS += " --cache-decoded"
 
 # On one machine, jobs that use GPUs run one after the other: each takes the first GPUs that it sees. On a cluster, SLURM
 # gives each job its own. The executor is not known yet; `nodes` is a cluster's only.
@@ -61,7 +61,7 @@ wildcard_constraints:
     run="|".join(RUN_LIST.selected.values()),
     seed="0|[1-9][0-9]*",
     split="train|validation|test",
-    frames="0|[1-9][0-9]*",
+    frames="[1-9][0-9]{0,2}",
     table="|".join(CONFIG.tables),
     shard=r"\d+",
     depth=r"\d+",
@@ -84,7 +84,9 @@ def check(experiments):
 
 def runs_of(family):
     """Regular expression of the runs whose network is of a family: TSM's, or FFN's and its ablations'."""
-    runs = [run for name, run in RUN_LIST.selected.items() if CONFIG.experiments[name].method.family == family]
+    runs = [
+        run for name, run in RUN_LIST.selected.items() if CONFIG.experiments[name].method.family == family
+    ]
     return "|".join(runs) or "(?!)"
 
 
@@ -99,19 +101,37 @@ def evaluations_of(experiment, frame_counts):
     )
 
 
-def evaluations_of_table(wildcards):
-    """Records of the evaluations that a table is made of."""
-    check(CONFIG.experiments_of(wildcards.table))
-    rows = CONFIG.tables[wildcards.table].rows
-    counts = CONFIG.tables[wildcards.table].frame_counts
-    return sorted({path for row in rows for n in counts for path in evaluations_of(row.experiment_at(n), [n])})
+def files_of_table(name):
+    """Networks and evaluations that a table is made of."""
+    cells = [
+        (row.experiment_at(n), n)
+        for row in CONFIG.tables[name].rows
+        for n in CONFIG.tables[name].frame_counts
+    ]
+    records = {path for experiment, frames in cells for path in evaluations_of(experiment, [frames])}
+    return sorted(records | {os.path.join(os.path.dirname(path), "model.pt") for path in records})
+
+
+def evaluations_of_experiment(experiment):
+    """Records of an experiment's evaluations: at the frame counts of its tables, or of the first table."""
+    tables = CONFIG.tables.values()
+    counts = {
+        n
+        for table in tables
+        for row in table.rows
+        for n in table.frame_counts
+        if row.experiment_at(n) == experiment
+    }
+    return evaluations_of(experiment, sorted(counts) or next(iter(tables)).frame_counts)
 
 
 def start_file(wildcards):
     """The file that a training starts from: ImageNet weights, the user's own, or the network of another run."""
     own = experiment_of(wildcards)
     if own.start is not None:
-        return f"{TRAINING}/model.pt".format(run=RUN_LIST.selected[own.start], seed=wildcards.get("seed", CONFIG.seeds[0]))
+        return f"{TRAINING}/model.pt".format(
+            run=RUN_LIST.selected[own.start], seed=wildcards.get("seed", CONFIG.seeds[0])
+        )
     weights = CONFIG.network.weights
     if weights == "imagenet":
         return f"results/weights/resnet{CONFIG.network_of(wildcards.run.rpartition('-')[0]).depth}.pth"

@@ -1,4 +1,13 @@
 # Label files and videos -> labels, index of the videos, manifest.
+#
+# Paths that decide no number are resources: they appear in the printed command, and a change of them reruns nothing. What
+# is in the folders of labels and videos is a param, by digest. `revision` is raised by hand where the output changes.
+
+from ffnrepro.data.labels import REVISION as LABELS_REVISION
+from ffnrepro.data.labels import check_counts, check_evaluable, label_digests, read_labels
+from ffnrepro.data.manifest import REVISION as MANIFEST_REVISION
+from ffnrepro.data.video_index import REVISION as INDEX_REVISION
+from ffnrepro.data.video_index import list_videos, watch_digests
 
 
 localrules:
@@ -7,9 +16,25 @@ localrules:
     plot_manifest,
 
 
+@cache
+def digests_of_labels():
+    return label_digests(Path(CONFIG.data.labels))
+
+
+@cache
+def digests_of_shards():
+    data = CONFIG.data
+    try:
+        return watch_digests(
+            Path(data.videos), shards=data.index_shards, layout=data.layout, watch=data.watch
+        )
+    except UserError:
+        # A dry run plans without the videos; a run stops in onstart.
+        return ["no videos"] * data.index_shards
+
+
 onstart:
-    # What is wrong with the data is said in one line before any job starts. A dry run does not come here: it plans
-    # whether or not the data is there.
+    # Wrong data is reported in one line before any job starts. A dry run does not come here, so it plans without the data.
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
     try:
         if "parse_labels" in planned:
@@ -18,7 +43,11 @@ onstart:
             check_evaluable(labels, CONFIG.evaluation.split)
         if "index_videos" in planned:
             list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
-        if "fetch_weights" in planned and CONFIG.own_weights and not os.path.exists(CONFIG.own_weights):
+        if (
+            {"train_tsm", "train_ffn"} & planned
+            and CONFIG.own_weights
+            and not os.path.exists(CONFIG.own_weights)
+        ):
             raise UserError(
                 f"{CONFIG.own_weights}: no such file; set network.weights to a file, imagenet or null"
             )
@@ -27,35 +56,33 @@ onstart:
 
 
 rule parse_labels:
-    input:
-        ancient(label_files),  # by digest below: Snakemake compares a large file by its time
     output:
         classes="results/labels/classes.csv",
         table="results/labels/labels.parquet",
-        made="results/labels/made.json",
     log:
         "logs/parse_labels.log",
     conda:
         "../../environment.yml"
     resources:
+        script=script("parse_labels"),
+        labels=CONFIG.data.labels,
         runtime=15,
         mem_mb=4000,
     params:
         dataset=CONFIG.dataset,
         partial="--partial" if CONFIG.data.partial else "",
-        files=labels_digests,
-        code=code_of("parse_labels"),
+        files=lambda wildcards: digests_of_labels(),
+        revision=LABELS_REVISION,
     message:
         "Reading the label files"
     shell:
-        'script parse_labels --labels "$LABELS" --dataset {params.dataset:q} {params.partial} '
-        "--classes {output.classes} --table {output.table} --made {output.made} --log {log}"
+        "python {resources.script:q} --labels {resources.labels:q} --dataset {params.dataset:q} {params.partial} "
+        "--classes {output.classes} --table {output.table} --log {log}"
 
 
 rule index_videos:
     output:
-        index="results/video_index/part-{shard}.parquet",
-        made="results/video_index/part-{shard}.json",
+        "results/video_index/part-{shard}.parquet",
     log:
         "logs/index_videos/{shard}.log",
     benchmark:
@@ -63,21 +90,21 @@ rule index_videos:
     conda:
         "../../environment.yml"
     resources:
+        script=script("index_videos"),
+        videos=CONFIG.data.videos,
         runtime=120,
         mem_mb=2000,
     params:
-        names=shard_digest,
-        videos=CONFIG.data.videos,
+        names=lambda wildcards: digests_of_shards()[int(wildcards.shard)],
         shards=CONFIG.data.index_shards,
         layout=CONFIG.data.layout,
         verify=CONFIG.data.verify,
-        code=code_of("index_videos"),
+        revision=INDEX_REVISION,
     message:
         "Indexing the videos: shard {wildcards.shard}"
     shell:
-        'script index_videos --videos "$VIDEOS" --shard {wildcards.shard} --shards {params.shards} '
-        "--layout {params.layout} --verify {params.verify} --watch $WATCH --entries state/video_index "
-        "--output {output.index} --made {output.made} --log {log}"
+        "python {resources.script:q} --videos {resources.videos:q} --shard {wildcards.shard} --shards {params.shards} "
+        "--layout {params.layout} --verify {params.verify} --entries state/video_index --output {output} --log {log}"
 
 
 rule build_manifest:
@@ -93,21 +120,21 @@ rule build_manifest:
         excluded="results/manifest/excluded.csv",
         summary="results/manifest/summary.json",
         digest="results/manifest/manifest.sha256",
-        made="results/manifest/made.json",
     log:
         "logs/build_manifest.log",
     conda:
         "../../environment.yml"
     resources:
+        script=script("build_manifest"),
         runtime=15,
         mem_mb=4000,
     params:
         max_excluded=CONFIG.data.max_excluded,
-        code=code_of("build_manifest"),
+        revision=MANIFEST_REVISION,
     message:
         "Joining labels and videos into the manifest"
     shell:
-        "script build_manifest --classes {input.classes} --table {input.table} --index {input.index} "
+        "python {resources.script:q} --classes {input.classes} --table {input.table} --index {input.index} "
         "--max-excluded {params.max_excluded} --output results/manifest --log {log}"
 
 
@@ -122,12 +149,13 @@ rule plot_manifest:
     conda:
         "../../environment.yml"
     resources:
+        script=script("plot_manifest"),
         runtime=5,
         mem_mb=1000,
     params:
-        code=code_of("plot_manifest"),
+        code=module_code("ffnrepro.figures"),
     message:
         "Drawing class counts and clip lengths"
     shell:
-        "script plot_manifest --summary {input} --classes {output.classes} "
+        "python {resources.script:q} --summary {input} --classes {output.classes} "
         "--lengths {output.lengths} --log {log}"

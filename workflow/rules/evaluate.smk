@@ -1,33 +1,34 @@
-# Trained networks -> a row a video, and a summary, for each experiment and frame count.
+# Trained network -> predictions of each video of a split at one frame count, and a record beside them.
 
 
 rule evaluate:
     input:
-        digest=evaluated_model,
-        model=ancient(f"{EXPERIMENT}/model.pt"),
+        settings=ancient("results/runs/{run}/settings.json"),
+        digest=f"{TRAINING}/model.sha256",
+        model=ancient(f"{TRAINING}/model.pt"),
         data="results/manifest/manifest.sha256",
-        split=ancient(f"results/manifest/{CONFIG.evaluation.split}.parquet"),
+        split=ancient("results/manifest/{split}.parquet"),
     output:
         predictions=f"{EVALUATION}.parquet",
-        summary=f"{EVALUATION}.json",
+        record=f"{EVALUATION}.json",
     log:
-        "logs/evaluate/{experiment}/seed{seed}/{frames}f.log",
+        "logs/evaluate/{run}/seed{seed}/{split}_{frames}f.log",
     benchmark:
-        "logs/benchmarks/evaluate/{experiment}/seed{seed}/{frames}f.tsv"
+        "logs/benchmarks/evaluate/{run}/seed{seed}/{split}_{frames}f.tsv"
     conda:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
+        script=script("evaluate"),
         gpu=GPUS,
+        gpu_jobs=GPUS,
+        options=f"{DEVICE_OPTIONS} --batch-size {CONFIG.evaluation.batch_size}",
         runtime=60,
         mem_mb=16000,
     params:
-        settings=evaluated_settings,
-        code=code_of("evaluate"),
+        code=scoring_code(),
     message:
-        "Evaluating {wildcards.experiment}, seed {wildcards.seed}, at {wildcards.frames} frames"
+        "Evaluating {wildcards.run}, seed {wildcards.seed}, at {wildcards.frames} frames"
     shell:
-        "script evaluate --name {wildcards.experiment} --seed {wildcards.seed} --model {input.model} "
-        '--settings {params.settings:q} --manifest results/manifest --videos "$VIDEOS" --state state/evaluation '
-        "--batch-size $BATCH_SIZE --threads {threads} $RUNTIME "
-        "--predictions {output.predictions} --summary {output.summary} --log {log}"
+        "python {resources.script:q} --run results/runs/{wildcards.run} --seed {wildcards.seed} "
+        "--split {wildcards.split} --frames {wildcards.frames} --threads {threads} {resources.options} --log {log}"

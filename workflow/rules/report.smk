@@ -1,4 +1,6 @@
-# Summaries of the evaluations -> Table 1 and its picture.
+# Records of the evaluations -> a table of the configuration, and its picture.
+
+from ffnrepro.tables import check_published, read_published, read_rows
 
 
 localrules:
@@ -6,52 +8,84 @@ localrules:
     plot_accuracy,
 
 
+def table_rows(wildcards):
+    """Rows of a table as JSON (`ffnrepro.tables.TableRow`)."""
+    table = CONFIG.tables[wildcards.table]
+    rows = [
+        {
+            "label": row.label,
+            "published": row.published and [row.published.method, row.published.setting],
+            "evaluations": {n: evaluations_of(row.experiment_at(n), [n]) for n in table.frame_counts},
+        }
+        for row in table.rows
+    ]
+    return json.dumps(rows)
+
+
+def table_evaluations(wildcards):
+    """The records behind a table; what does not fit together is refused before anything runs."""
+    try:
+        check(CONFIG.experiments_of(wildcards.table))
+        rows = read_rows(table_rows(wildcards))
+        check_published(rows, read_published(Path(PUBLISHED)))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    return sorted({str(path) for row in rows for paths in row.evaluations.values() for path in paths})
+
+
 rule assemble_table:
     input:
-        summaries=summaries,
-        published=ancient(PUBLISHED),  # by digest below: a clone gives it a new time
+        evaluations=table_evaluations,
+        data="results/manifest/manifest.sha256",
+        # By its digest below: a clone gives it a new time.
+        published=ancient(PUBLISHED),
     output:
-        csv="results/table1.csv",
-        markdown="results/table1.md",
-        made="results/table1.json",
+        csv="results/{table}.csv",
+        markdown="results/{table}.md",
+        record="results/{table}.json",
     log:
-        "logs/assemble_table.log",
+        "logs/assemble_table/{table}.log",
     conda:
         "../../environment.yml"
     resources:
+        script=script("assemble_table"),
         runtime=5,
         mem_mb=1000,
     params:
-        rows=json.dumps(table_rows()),
+        rows=table_rows,
         dataset=CONFIG.dataset,
+        split=CONFIG.evaluation.split,
+        sizes=f"--short-side {CONFIG.data.short_side} --crop-size {CONFIG.data.crop_size}",
         published=file_digest(Path(PUBLISHED)),
-        code=code_of("assemble_table"),
+        code=module_code("ffnrepro.tables"),
     message:
-        "Assembling Table 1"
+        "Assembling {wildcards.table}"
     shell:
-        "script assemble_table --rows {params.rows:q} --dataset {params.dataset:q} "
-        "--published {input.published:q} --csv {output.csv} --markdown {output.markdown} --made {output.made} --log {log}"
+        "python {resources.script:q} --table {wildcards.table} --rows {params.rows:q} --dataset {params.dataset:q} "
+        "--split {params.split} {params.sizes} --data {input.data} --published {input.published:q} "
+        "--output results --log {log}"
 
 
 rule plot_accuracy:
     input:
-        table="results/table1.csv",
+        table="results/{table}.csv",
         published=ancient(PUBLISHED),
     output:
-        "results/figures/accuracy.png",
+        "results/figures/{table}.png",
     log:
-        "logs/plot_accuracy.log",
+        "logs/plot_accuracy/{table}.log",
     conda:
         "../../environment.yml"
     resources:
+        script=script("plot_accuracy"),
         runtime=5,
         mem_mb=1000,
     params:
         dataset=CONFIG.dataset,
         published=file_digest(Path(PUBLISHED)),
-        code=code_of("plot_accuracy"),
+        code=module_code("ffnrepro.figures"),
     message:
-        "Drawing accuracy against frame count"
+        "Drawing the accuracy of {wildcards.table} against the frame count"
     shell:
-        "script plot_accuracy --table {input.table} --published {input.published:q} "
+        "python {resources.script:q} --table {input.table} --published {input.published:q} "
         "--dataset {params.dataset:q} --output {output} --log {log}"

@@ -17,14 +17,13 @@ rule fetch_weights:
     conda:
         "../../environment.yml"
     resources:
+        script=script("fetch_weights"),
         runtime=15,
         mem_mb=1000,
-    params:
-        script=script("fetch_weights"),
     message:
         "Fetching the ImageNet weights of ResNet-{wildcards.depth}"
     shell:
-        "python {params.script} --depth {wildcards.depth} --output {output} --log {log}"
+        "python {resources.script:q} --depth {wildcards.depth} --output {output} --log {log}"
 
 
 rule write_settings:
@@ -35,15 +34,15 @@ rule write_settings:
     conda:
         "../../environment.yml"
     resources:
+        script=script("write_settings"),
         runtime=5,
         mem_mb=1000,
     params:
-        script=script("write_settings"),
         settings=settings_of,
     message:
         "Writing the settings of {wildcards.run}"
     shell:
-        "python {params.script} --settings {params.settings:q} --output {output} --log {log}"
+        "python {resources.script:q} --settings {params.settings:q} --output {output} --log {log}"
 
 
 rule check_training:
@@ -61,19 +60,19 @@ rule check_training:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
+        script=script("check_training"),
         # As a training: nothing else is to be on the GPU that is checked.
         gpu_jobs=GPUS,
         steps=tried_steps,
-        options=shlex.join(TRAINING_OPTIONS),
+        options=TRAINING_OPTIONS,
         runtime=30,
         mem_mb=16000,
     params:
-        script=script("check_training"),
         start=start_argument,
     message:
         "Checking what a training needs: {wildcards.run}"
     shell:
-        "python {params.script} --run results/runs/{wildcards.run} --output {output} {params.start} "
+        "python {resources.script:q} --run results/runs/{wildcards.run} --output {output} {params.start} "
         "--steps {resources.steps} --threads {threads} {resources.options} --log {log}"
 
 
@@ -101,19 +100,19 @@ rule train_tsm:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
     resources:
+        script=script("train"),
         gpu=GPUS * CONFIG.training.gpus,
         gpu_jobs=GPUS,
         note=training_note,
-        options=shlex.join(TRAINING_OPTIONS),
+        options=TRAINING_OPTIONS,
         runtime=2880,
         mem_mb=32000,
     params:
-        script=script("train"),
         start=start_argument,
     message:
         "Training {wildcards.run}, seed {wildcards.seed}: {resources.note}"
     shell:
-        "python {params.script} --run results/runs/{wildcards.run} --seed {wildcards.seed} {params.start} "
+        "python {resources.script:q} --run results/runs/{wildcards.run} --seed {wildcards.seed} {params.start} "
         "--threads {threads} {resources.options} --log {log}"
 
 

@@ -1,104 +1,119 @@
-"""Evaluate one trained network at one frame count: a row a video, and a summary.
-
-What was evaluated before is written out again: it is kept by what decides it.
-"""
+"""Evaluate the network of a run at one frame count: predictions of each video, and a record beside them."""
 
 import argparse
-import json
-import shutil
 import sys
 import time
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
 import torch
 
-from ffnrepro.decides import evaluation_decides, key_of
-from ffnrepro.evaluation import accuracy, predict
-from ffnrepro.files import replacing, write_json
+from ffnrepro.data.decode import open_video
+from ffnrepro.evaluation import accuracy, predict, read_labelled_split, write_predictions
+from ffnrepro.files import write_json
 from ffnrepro.logs import logger, run
 from ffnrepro.provenance import provenance
+from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
+from ffnrepro.runs import read_run, scoring_code
+from ffnrepro.tables import EvaluationInputs
 from ffnrepro.training.devices import choose_device, place
+from ffnrepro.training.loader import VideoBatches
 from ffnrepro.weights import load_checkpoint, tensors_digest
 
 
 def main() -> int:
-    """Parse the arguments, evaluate, write."""
+    """Parse the arguments and evaluate."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", required=True, help="of the experiment")
-    parser.add_argument("--seed", required=True, type=int, help="of its training")
-    parser.add_argument("--model", required=True, type=Path, help="a checkpoint")
-    parser.add_argument("--settings", required=True, type=json.loads, help="what decides the result, as JSON")
-    parser.add_argument("--manifest", required=True, type=Path, help="folder of the manifest")
+    parser.add_argument(
+        "--run", required=True, type=Path, dest="run_folder", help="folder of the run; the files go there"
+    )
+    parser.add_argument("--seed", required=True, type=int, help="of the training")
+    parser.add_argument("--split", required=True, help="that is evaluated")
+    parser.add_argument("--frames", required=True, type=int, help="frame count of the clips")
+    parser.add_argument("--manifest", type=Path, default=Path("results/manifest"), help="its folder")
     parser.add_argument(
         "--videos", required=True, type=Path, help="folder that the manifest's paths start from"
     )
-    parser.add_argument("--state", required=True, type=Path, help="folder that keeps what was evaluated")
-    parser.add_argument("--batch-size", required=True, type=int)
+    parser.add_argument("--batch-size", required=True, type=int, help="changes no prediction")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--predictions", required=True, type=Path, help="written: a row a video")
-    parser.add_argument("--summary", required=True, type=Path, help="written: accuracy and provenance")
+    parser.add_argument("--threads", type=int, default=1, help="CPU cores of the computation")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode")
     parser.add_argument("--log", type=Path)
-    arguments = parser.parse_args()
-    return run(lambda: work(arguments), arguments.log)
+    options = vars(parser.parse_args())
+    log = options.pop("log")
+    return run(lambda: evaluate(**options), log)
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """Evaluate and write."""
-    torch.set_num_threads(arguments.threads)
-    settings = arguments.settings
-    model = load_checkpoint(arguments.model)
-    digest = tensors_digest(model.state_dict())
-    decides = evaluation_decides(Path(__file__), settings, manifest=arguments.manifest, model=digest)
-    kept = arguments.state / key_of(decides)
-    if (kept / "about.json").exists() and (kept / "predictions.parquet").exists():
-        logger.info("%s at %d frames: was evaluated before", arguments.name, settings["frames"])
-    else:
-        started = time.perf_counter()
-        device = choose_device(arguments.device)
-        made_here = provenance(device)
+def evaluate(
+    *,
+    run_folder: Path,
+    seed: int,
+    split: str,
+    frames: int,
+    manifest: Path,
+    videos: Path,
+    batch_size: int,
+    device: str,
+    threads: int,
+    workers: int,
+) -> None:
+    """Evaluate, and write `{split}_{frames}f.parquet` and `.json` into the folder of the seed."""
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    settings, _ = read_run(run_folder)
+    inputs = EvaluationInputs(
+        split=split,
+        short_side=settings.short_side,
+        crop_size=settings.crop_size,
+        data=(manifest / "manifest.sha256").read_text(encoding="utf-8").strip(),
+        code=scoring_code(),
+    )
+    folder = run_folder / f"seed{seed}"
+    network = load_checkpoint(folder / "model.pt")
+    digest = tensors_digest(network.state_dict())
+    computes = choose_device(device)
+    # Before the work: the checkout may change meanwhile.
+    made_with = provenance(computes)
+    rows = read_labelled_split(manifest / f"{split}.parquet")
+    dataset = ClipDataset(
+        manifest=rows,
+        videos=videos,
+        frame_counts=(frames,),
+        size=inputs.crop_size,
+        short_side=inputs.short_side,
+        crop="centre",
+        open_video=open_video,
+    )
+    loader = VideoBatches(dataset, workers=workers, pin_memory=computes.type == "cuda")
+    with closing(loader):
         predictions = predict(
-            place(model, device),
-            pd.read_parquet(arguments.manifest / f"{settings['split']}.parquet"),
-            videos=arguments.videos,
-            frames=settings["frames"],
-            short_side=settings["short_side"],
-            crop_size=settings["crop_size"],
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            device=device,
+            place(network, computes),
+            loader.batches(evaluation_batches(len(rows), batch_size=batch_size)),
+            ids=rows["id"].tolist(),
+            frames=frames,
+            device=computes,
         )
-        with replacing(kept / "predictions.parquet") as temporary:
-            predictions.to_parquet(temporary, index=False)
-        summary = {
-            "videos": len(predictions),
-            **accuracy(predictions),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            **decides,
-            "wall_seconds": time.perf_counter() - started,
-            **made_here,
-        }
-        write_json(
-            kept / "about.json", {"experiment": arguments.name, "seed": arguments.seed, "summary": summary}
-        )
-
-    summary = json.loads((kept / "about.json").read_text(encoding="utf-8"))["summary"]
-    with replacing(arguments.predictions) as temporary:
-        shutil.copyfile(kept / "predictions.parquet", temporary)
-    write_json(
-        arguments.summary,
-        {"experiment": arguments.name, "seed": arguments.seed, "state": kept.name, **summary},
-    )
+    write_predictions(predictions, folder / f"{split}_{frames}f.parquet")
+    scores = accuracy(predictions)
+    record = {
+        "run": run_folder.name,
+        "experiment": run_folder.name.rpartition("-")[0],
+        "seed": seed,
+        "frames": frames,
+        **asdict(inputs),
+        "model": digest,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "videos": len(predictions),
+        **scores,
+        "wall_seconds": time.perf_counter() - started,
+        **made_with,
+    }
+    write_json(folder / f"{split}_{frames}f.json", record)
     logger.info(
-        "%s at %d frames: top-1 %.2f, top-5 %.2f, %d videos",
-        arguments.name,
-        settings["frames"],
-        summary["top1"],
-        summary["top5"],
-        summary["videos"],
-    )
+        "%s, seed %d, %d frames: top-1 %.2f, top-5 %.2f, %d videos",
+        run_folder.name, seed, frames, scores["top1"], scores["top5"], len(predictions),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

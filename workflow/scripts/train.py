@@ -1,6 +1,5 @@
 """Train one run: TSM at one frame count, FFN at several, or another method."""
 
-import argparse
 import os
 import sys
 

@@ -14,7 +14,9 @@ def main() -> int:
     """Parse the arguments and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", required=True, type=json.loads, help="as JSON")
-    parser.add_argument("--output", required=True, type=Path, help="written: settings.json in the run's folder")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="written: settings.json in the run's folder"
+    )
     parser.add_argument("--log", type=Path)
     arguments = parser.parse_args()
     return run(

@@ -1,12 +1,12 @@
-"""One reader over videos and folders of JPEG frames: decord, PyAV or Pillow behind it.
+"""Readers for video files and folders of JPEG frames, based on decord, PyAV and Pillow.
 
-A video is what a player shows, whatever decodes it: turned as its display matrix says, without the frames that
-an edit list cuts away. decord ignores edit lists, so it reads Matroska (``.webm``) only, which has none; PyAV
-reads every other container, what is to be turned, what decord refuses (a single frame, no duration in the header,
-AV1, widths that it pads), and everything where decord has no wheel. On short clips neither is faster.
+Every decoder gives the frames that a player shows: rotated as the display matrix says, and without the frames that an edit
+list cuts away. decord ignores edit lists, so it reads only Matroska files (``.webm``), which have none. PyAV reads all
+other containers, rotated videos, whatever decord refuses (a single frame, no duration in the header, AV1, widths that
+decord pads), and everything on platforms without decord. On short clips neither is faster.
 
-A reader belongs to one process: decord hangs in a child when it was opened before the fork, so it is opened
-where it is used, in the loader's worker. One thread a reader: the workers are the parallelism.
+A reader belongs to one process, because decord hangs in a child process if it was opened before the fork. So videos are
+opened in the worker of the loader that decodes them. A reader uses one thread, because there are many workers.
 """
 
 import contextlib
@@ -43,21 +43,32 @@ FRAMES_MISSING = "frames missing"
 FRAMES_CHANGE_SIZE = "frames change size"
 
 _MATROSKA = b"\x1a\x45\xdf\xa3"
-_PROJECTION = b"\x76\x70"  # Matroska's element that holds a rotation, which decord passes over
-_TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")  # what FFmpeg draws text with, going by a file's ending
+# The element of Matroska that holds a rotation, which decord ignores.
+_PROJECTION = b"\x76\x70"
+# The formats as which FFmpeg opens a text file with certain endings, to draw it as a picture.
+_TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")
 
 
 class DecodeError(Exception):
-    """A video that cannot be read; the message names the file, ``reason`` says why in a few words."""
+    """A video that cannot be read. The message names the file; ``reason`` says why in a few words."""
 
     def __init__(self, message: str, reason: str = DOES_NOT_DECODE) -> None:
-        super().__init__(message)  # a loader worker rebuilds the error from its message alone
+        # A worker of the loader sends the error to the main process, where it is rebuilt from its message alone.
+        super().__init__(message)
         self.reason = reason
 
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """What a file says of its first video stream, as shown; None where it says nothing."""
+    """What a file says about its first video stream.
+
+    Attributes:
+        width: Pixels, as shown.
+        height: Pixels, as shown.
+        fps: Average frames per second; None if unknown.
+        codec: Name of the codec, as FFmpeg spells it.
+        duration: Seconds; None if unknown.
+    """
 
     width: int
     height: int
@@ -67,83 +78,44 @@ class VideoHeader:
 
 
 class VideoReader(ABC):
-    """Frames of one video by their position, and what the header says of it."""
+    """The frames of one video, by their positions."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of frames, as the decoder counts them."""
 
     @abstractmethod
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         """Decode the frames at distinct ascending positions to (n, H, W, 3)."""
 
     def frames(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Decode the frames at ``indices``, which may repeat and stand in any order; each is decoded once.
+        """Decode the frames at ``indices``, each of them once.
 
         Args:
-            indices: Positions of the n wanted frames, from 0.
+            indices: Positions of n frames, from 0, in any order and perhaps repeated.
 
         Returns:
             RGB of shape (n, H, W, 3), uint8, in the order of ``indices``.
 
         Raises:
             DecodeError: The file does not decode, or has no frame at one of the positions.
+            ValueError: There is no index, or a negative one.
         """
-        wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.size == 0 or wanted.min() < 0:
-            raise ValueError(f"frame indices must be one or more numbers from 0, got {wanted.tolist()}")
-        distinct, positions = np.unique(wanted, return_inverse=True)
+        requested = np.asarray(indices, dtype=np.int64)
+        if requested.size == 0 or requested.min() < 0:
+            raise ValueError(f"frame indices must be one or more numbers from 0, got {requested.tolist()}")
+        distinct, positions = np.unique(requested, return_inverse=True)
         decoded = self._decode(distinct.tolist())
-        if np.array_equal(distinct, wanted):
-            return decoded
-        return decoded[positions]
-
-    @functools.cached_property
-    def _header(self) -> VideoHeader:
-        return _header_of(self.path)
-
-    @property
-    def width(self) -> int:
-        """Width of the picture as shown, in pixels."""
-        return self._header.width
-
-    @property
-    def height(self) -> int:
-        """Height of the picture as shown, in pixels."""
-        return self._header.height
-
-    @property
-    def fps(self) -> float | None:
-        """Average frame rate in frames a second; None when the header has none."""
-        return self._header.fps
-
-    @property
-    def codec(self) -> str:
-        """Name of the codec, as FFmpeg spells it."""
-        return self._header.codec
-
-    @property
-    def duration(self) -> float | None:
-        """Duration in seconds that the header promises; None when it promises none."""
-        return self._header.duration
+        # The usual case, without a copy.
+        return decoded if np.array_equal(distinct, requested) else decoded[positions]
 
 
 class _PyAVReader(VideoReader):
-    """Reads from the first frame on: exact whatever the key frames; short clips need no seeking."""
+    """Decodes from the first frame on, which is exact whatever the key frames; a short clip needs no seeking."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        _open_container(path).close()  # refuse here, when opened, what is no video
-
-    def __len__(self) -> int:
-        return self._length
-
-    @functools.cached_property
-    def _length(self) -> int:
-        return examine(self.path)[1]
+        # A file that is no video is refused when it is opened.
+        _open_container(path).close()
 
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         reformatter = av.video.reformatter.VideoReformatter()
@@ -159,75 +131,60 @@ class _PyAVReader(VideoReader):
                     if len(pictures) == len(ascending):
                         break
         if len(pictures) < len(ascending):
-            raise DecodeError(
-                f"{self.path}: has {seen} frames, frame {ascending[-1]} was asked for", "too few frames"
-            )
+            raise _too_few_frames(self.path, seen, ascending[-1])
         return _stack(self.path, pictures)
 
 
 class _FramesReader(VideoReader):
-    """Reads a folder of pictures, one a frame."""
+    """Reads a folder of JPEG files, one for each frame."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._files = _frame_files(path)
 
-    @functools.cached_property
-    def _header(self) -> VideoHeader:
-        return _examine_frames(self.path, "packets")[0]
-
-    def __len__(self) -> int:
-        return len(self._files)
-
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
-        if ascending[-1] >= len(self):
-            raise DecodeError(
-                f"{self.path}: has {len(self)} frames, frame {ascending[-1]} was asked for", "too few frames"
-            )
+        if ascending[-1] >= len(self._files):
+            raise _too_few_frames(self.path, len(self._files), ascending[-1])
         return _stack(self.path, [_read_picture(self._files[position]) for position in ascending])
 
 
 class _DecordReader(VideoReader):
-    """decord, with PyAV behind it for a file that decord opens and then fails to decode."""
+    """Decodes with decord, and with PyAV if decord opens the file and then fails to decode it."""
 
     def __init__(self, path: Path, decord: Any) -> None:
         super().__init__(path)
         self._errors = _decord_errors(decord)
         self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
 
-    def __len__(self) -> int:
-        return len(self._reader)
-
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
-        if ascending[-1] >= len(self):  # asked all the same, decord may spin for ever
-            return _PyAVReader(self.path)._decode(ascending)
-        try:
-            frames: NDArray[np.uint8] = self._reader.get_batch(ascending).asnumpy()
-        except self._errors:  # a width that it pads, damage, ...: PyAV's answer stands either way
-            return _PyAVReader(self.path)._decode(ascending)
-        return frames
+        # decord may never return if it is asked for a frame behind the end.
+        if ascending[-1] < len(self._reader):
+            # decord fails on widths that it pads and on damage. PyAV reads the former and names the latter.
+            with contextlib.suppress(*self._errors):
+                frames: NDArray[np.uint8] = self._reader.get_batch(ascending).asnumpy()
+                return frames
+        return _PyAVReader(self.path)._decode(ascending)
 
 
 @functools.cache
 def _import_decord() -> Any | None:
-    """Import decord at the first use: the platforms without a wheel have none."""
+    """Import decord at the first use; None on the platforms for which it has no wheel."""
     try:
         decord = importlib.import_module("decord")
     except ImportError:
         return None
-    decord.logging.set_level(decord.logging.FATAL)  # what goes wrong is raised, not written to the console
+    # Errors are raised; they need not be written to the console, too.
+    decord.logging.set_level(decord.logging.FATAL)
     return decord
 
 
 def _decord_errors(decord: Any) -> tuple[type[Exception], ...]:
-    """Name what decord raises when it opens or decodes: it has no common base."""
+    """Return the exceptions that decord raises when it opens or decodes; they have no common base class."""
     return decord.DECORDError, RuntimeError, AssertionError
 
 
 def open_video(path: Path | str) -> VideoReader:
     """Open a video, or a folder of JPEG frames.
-
-    decord opens Matroska files; PyAV all others, what is to be turned, and what decord refuses or is not there for.
 
     Args:
         path: The video file, or the folder of frames.
@@ -236,7 +193,7 @@ def open_video(path: Path | str) -> VideoReader:
         A reader for use in this process.
 
     Raises:
-        DecodeError: Nothing opens it; the message names it and the reason.
+        DecodeError: No decoder opens it.
     """
     path = Path(path)
     if is_folder(path):
@@ -244,30 +201,28 @@ def open_video(path: Path | str) -> VideoReader:
     start = _first_bytes(path)
     decord = _import_decord() if start.startswith(_MATROSKA) and _PROJECTION not in start else None
     if decord is not None:
-        # What decord refuses is PyAV's to read, or to name the reason.
+        # PyAV reads what decord refuses, or names the reason.
         with contextlib.suppress(*_decord_errors(decord)):
             return _DecordReader(path, decord)
     return _PyAVReader(path)
 
 
 def examine(path: Path | str, verify: Verify = "decode") -> tuple[VideoHeader, int]:
-    """Count the frames of a video; damage anywhere in it, and an end that is missing, are errors.
+    """Count the frames of a video. Damage anywhere in it and a missing end are errors.
 
-    PyAV does this on every platform, so an index does not depend on the decoder that is installed. It makes
-    no RGB pictures, and it does not hang as decord does on a file that promises more frames than it holds.
+    It uses PyAV on every platform, so an index does not depend on the installed decoders. It converts no frame to RGB, and
+    PyAV does not hang, as decord does, on a file that holds fewer frames than its header says.
 
     Args:
         path: The video file, or a folder of JPEG frames.
         verify: ``decode`` decodes every frame; ``packets`` decodes the first, reads the rest of the container and
-            counts the packets of the video (of a folder: the files), which finds a missing end but not every
-            damage.
+            counts the packets of the video (of a folder: the files), which finds a missing end but not all damage.
 
     Returns:
-        What the header says, and the number of frames, at least 1.
+        The header, and the number of frames, at least 1.
 
     Raises:
-        DecodeError: It does not decode to its end, ends before the time that its header promises, or has not
-            one frame.
+        DecodeError: The video does not decode to its end, ends before the duration in its header, or has no frame.
     """
     path = Path(path)
     if is_folder(path):
@@ -275,27 +230,35 @@ def examine(path: Path | str, verify: Verify = "decode") -> tuple[VideoHeader, i
     _first_bytes(path)
     with _open_container(path) as container:
         header = _read_header(container)
-        promised = _promised_end(container)
-        picture, frames, seen, frame_length = _count(path, container, decode=verify == "decode")
-    if picture is None:
-        raise DecodeError(f"{path}: {DOES_NOT_DECODE} (not one frame)")
-    # Times are compared, not frames x rate: a clip of variable rate holds fewer frames than that.
-    if promised is not None and seen is not None and seen < promised - 2 * frame_length:
-        raise DecodeError(f"{path}: {TRUNCATED} (ends at {seen:.2f} s of {promised:.2f} s)", TRUNCATED)
-    return _turned(header, picture), frames
+        stated_end = _stated_end(container)
+        first, frames, end, frame_length = _count(path, container, decode=verify == "decode")
+    if first is None:
+        raise DecodeError(f"{path}: {DOES_NOT_DECODE} (no frame)")
+    # Times are compared and not numbers of frames, because a clip of variable rate holds fewer than duration x rate.
+    if stated_end is not None and end is not None and end < stated_end - 2 * frame_length:
+        raise DecodeError(f"{path}: {TRUNCATED} (ends at {end:.2f} s of {stated_end:.2f} s)", TRUNCATED)
+    # Only a decoded frame has the display matrix.
+    if _quarter_turns(first) % 2 == 1:
+        header = replace(header, width=header.height, height=header.width)
+    return header, frames
 
 
 def _count(path: Path, container: Any, *, decode: bool) -> tuple[Any, int, float | None, float]:
-    """Go through a container; give the first picture, the frames, the end in seconds of the last, the length of one."""
+    """Read a container to its end.
+
+    Returns:
+        The first frame, the number of frames, the end of the last one in seconds, and the length of a frame in seconds.
+    """
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
     nominal = 1 / float(stream.average_rate) if stream.average_rate else 0.0
-    # A Matroska file promises one duration for all of its streams together.
+    # The header of a Matroska file has one duration for all of its streams.
     others = stream.duration is None and len(container.streams) > 1
     picture, frames, first, last, end = None, 0, None, None, None
     with _decoding(path):
         for packet in container.demux() if others else container.demux(stream):
-            if packet.is_corrupt:  # the file ends within it
+            # The file ends within this packet.
+            if packet.is_corrupt:
                 raise DecodeError(f"{path}: {TRUNCATED} (in the packet of frame {frames})", TRUNCATED)
             if packet.stream.index != stream.index:
                 units: list[Any] = []
@@ -303,7 +266,8 @@ def _count(path: Path, container: Any, *, decode: bool) -> tuple[Any, int, float
                     end = max(end or 0.0, float((packet.pts + packet.duration) * packet.time_base))
             else:
                 units = packet.decode() if decode or picture is None else []
-                if any(frame.is_corrupt for frame in units):  # some decoders patch damage up and go on
+                # Some decoders conceal damage and go on.
+                if any(frame.is_corrupt for frame in units):
                     raise ValueError("a damaged frame")
                 picture = picture or next(iter(units), None)
                 if not decode:
@@ -322,17 +286,18 @@ def _count(path: Path, container: Any, *, decode: bool) -> tuple[Any, int, float
 
 
 def _is_shown(packet: Any) -> bool:
-    """Tell whether a packet gives a picture: not the empty one that ends a demuxing, nor what an edit list cuts away."""
+    """Check whether a packet holds a frame that is shown, and is not the empty last one or cut away by an edit list."""
     if not packet.size or packet.is_discard:
         return False
-    # VP8 has frames that others are predicted from and nobody sees: the fifth bit of the packet says so.
+    # VP8 has frames that are only used to predict others; the fifth bit of their packet is 0.
     return packet.stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
-def _promised_end(container: Any) -> float | None:
-    """Time in seconds at which the header says that the video ends."""
+def _stated_end(container: Any) -> float | None:
+    """Return the time in seconds at which the video ends according to its header."""
     stream = container.streams.video[0]
-    if stream.duration is not None:  # mp4, mov and avi: from the stream's own start
+    # In mp4, mov and avi the duration counts from the start of the stream.
+    if stream.duration is not None:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
     return None if container.duration is None else float(container.duration / av.time_base)
 
@@ -347,7 +312,7 @@ def _examine_frames(path: Path, verify: Verify) -> tuple[VideoHeader, int]:
 
 
 def _frame_files(folder: Path) -> list[Path]:
-    """Pictures of a folder by the number at the end of their names (``00001.jpg``, ``img_00001.jpg``)."""
+    """List the JPEG files of a folder by the number at the end of their names (``00001.jpg``, ``img_00001.jpg``)."""
     try:
         names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:
@@ -358,7 +323,7 @@ def _frame_files(folder: Path) -> list[Path]:
     if not numbered:
         raise DecodeError(f"{folder}: {NO_FRAMES} (such as 00001.jpg)", NO_FRAMES)
     if [number for number, _ in numbered] != list(range(numbered[0][0], numbered[0][0] + len(numbered))):
-        # What is counted is what is shown: a gap would be a jump in the motion.
+        # A gap would be a jump in the motion.
         raise DecodeError(
             f"{folder}: {FRAMES_MISSING} ({len(numbered)} files, numbered {numbered[0][0]} to {numbered[-1][0]})",
             FRAMES_MISSING,
@@ -371,7 +336,11 @@ def _read_picture(file: Path) -> NDArray[np.uint8]:
         with Image.open(file) as picture:
             return np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DecodeError(f"{file}: {DOES_NOT_DECODE} ({_words(error)})") from error
+        raise DecodeError(f"{file}: {DOES_NOT_DECODE} ({_description(error)})") from error
+
+
+def _too_few_frames(path: Path, frames: int, position: int) -> DecodeError:
+    return DecodeError(f"{path}: has {frames} frames, frame {position} was requested", "too few frames")
 
 
 def _stack(path: Path, pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -381,10 +350,11 @@ def _stack(path: Path, pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether a path is a folder, one of frames then."""
+    """Check whether a path is a folder, which then holds frames."""
     try:
         return path.is_dir()
-    except OSError:  # of a disk that fails: reading the file says so
+    except OSError:
+        # The disk fails; reading the file gives the reason.
         return False
 
 
@@ -397,7 +367,7 @@ def _first_bytes(path: Path) -> bytes:
     except PermissionError as error:
         raise DecodeError(f"{path}: {NO_PERMISSION}", NO_PERMISSION) from error
     except OSError as error:
-        raise DecodeError(f"{path}: {DOES_NOT_OPEN} ({_words(error)})", DOES_NOT_OPEN) from error
+        raise DecodeError(f"{path}: {DOES_NOT_OPEN} ({_description(error)})", DOES_NOT_OPEN) from error
     if not start:
         raise DecodeError(f"{path}: {EMPTY_FILE}", EMPTY_FILE)
     return start
@@ -405,11 +375,11 @@ def _first_bytes(path: Path) -> bytes:
 
 def _open_container(path: Path) -> Any:
     try:
-        # The "file:" protocol keeps FFmpeg from reading a name such as "a:b.webm" as an address.
+        # Without "file:" FFmpeg would take a name such as "a:b.webm" for an address.
         container = av.open(f"file:{path}")
     except (av.FFmpegError, OSError, ValueError) as error:
-        reason = _what_it_is_instead(path)
-        raise DecodeError(f"{path}: {reason} ({_words(error)})", reason) from error
+        reason = _reason_not_opened(path)
+        raise DecodeError(f"{path}: {reason} ({_description(error)})", reason) from error
     if container.format.name in _TEXT_ART:
         container.close()
         raise DecodeError(f"{path}: {TEXT}", TEXT)
@@ -422,29 +392,16 @@ def _open_container(path: Path) -> Any:
     return container
 
 
-def _what_it_is_instead(path: Path) -> str:
-    """Reason for a file that is no container: a failed download is often a page that says so."""
+def _reason_not_opened(path: Path) -> str:
+    """Say why a file is no container: a failed download is often a web page with an error message."""
     start = _first_bytes(path)[:512]
     if re.match(rb"\s*(<!doctype html|<html|<\?xml)", start.removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE):
         return WEB_PAGE
     return TEXT if start.isascii() and b"\0" not in start else DOES_NOT_OPEN
 
 
-def _header_of(path: Path) -> VideoHeader:
-    with _open_container(path) as container:
-        header = _read_header(container)
-        return _turned(header, next(_decoded_frames(path, container), None))
-
-
-def _turned(header: VideoHeader, picture: Any) -> VideoHeader:
-    """Give the size as shown: only a decoded picture has the display matrix."""
-    if picture is not None and _quarter_turns(picture) % 2 == 1:
-        return replace(header, width=header.height, height=header.width)
-    return header
-
-
 def _read_header(container: Any) -> VideoHeader:
-    """Read the header, with the size of the picture as stored."""
+    """Read the header, with the size of the frames as stored."""
     stream = container.streams.video[0]
     duration = None
     if container.duration is not None:
@@ -462,7 +419,7 @@ def _read_header(container: Any) -> VideoHeader:
 
 
 def _quarter_turns(frame: Any) -> int:
-    """Quarter turns, anticlockwise, from the stored picture to the one shown."""
+    """Return the quarter turns, anticlockwise, from the stored frame to the shown one."""
     turns: int = round(frame.rotation / 90)
     return turns % 4
 
@@ -470,13 +427,13 @@ def _quarter_turns(frame: Any) -> int:
 def _as_shown(
     frame: Any, reformatter: av.video.reformatter.VideoReformatter, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Give a picture upright, and in the size of the video's first: some recorders go down with a slow line."""
+    """Convert a frame to RGB, upright, in the size of the first frame: some recorders reduce the size on a slow line."""
     picture: Any = reformatter.reformat(frame, *size, format="rgb24").to_ndarray()
     return np.rot90(picture, _quarter_turns(frame))
 
 
 def _decoded_frames(path: Path, container: Any) -> Iterator[Any]:
-    """Yield every frame of the first video stream; a damaged packet anywhere is a DecodeError."""
+    """Yield every frame of the first video stream; a damaged packet is a DecodeError."""
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
     with _decoding(path):
@@ -488,8 +445,8 @@ def _decoding(path: Path) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError(f"{path}: {DOES_NOT_DECODE} ({_words(error)})") from error
+        raise DecodeError(f"{path}: {DOES_NOT_DECODE} ({_description(error)})") from error
 
 
-def _words(error: BaseException) -> str:
+def _description(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

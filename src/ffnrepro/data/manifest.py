@@ -1,9 +1,8 @@
-"""The manifest: which videos each split has, and which are left out and why.
+"""The manifest: the videos of each split, and the excluded ones with their reasons.
 
-Labels and index are joined by id. A video belongs to the id that its name is; a file whose name is no id belongs
-to the id of the same number where this is unambiguous (``video_00012.webm`` to ``12``). What is left out is named
-with its reason (the published loader replaces a missing video by another one without a word), so a score can say
-how many videos it counts.
+Labels and index are joined by id. A video file belongs to the id that is its name. A file whose name is no id belongs to
+the id of the same number if this is unambiguous (``video_00012.webm`` to ``12``). The published loader silently replaces
+a missing video by another one; here each is listed with its reason, and a score says how many videos it counts.
 """
 
 import hashlib
@@ -18,11 +17,14 @@ import pandas as pd
 
 from ffnrepro.data.decode import NO_PERMISSION, TEXT, WEB_PAGE
 from ffnrepro.data.isolation import CRASHED, NOT_FINISHED
-from ffnrepro.data.labels import SPLITS
+from ffnrepro.data.label_formats import SPLITS
 from ffnrepro.errors import UserError
 from ffnrepro.files import replacing, write_json, write_text
 
 log = logging.getLogger(__name__)
+
+REVISION = 1
+"""Raised by hand when the manifest of the same labels and index changes, so that it is built again."""
 
 NO_VIDEO_FILE = "no video file"
 NO_LABEL = "no label"
@@ -32,7 +34,7 @@ _COLUMNS = {"id": "str", "path": "str", "frames": "int64", "class": "Int64"}
 
 
 class TooManyExcluded(UserError):
-    """More videos cannot be used than is allowed; ``excluded`` is the table of them."""
+    """More videos are unusable than allowed; ``excluded`` is the table of them."""
 
     def __init__(self, message: str, excluded: pd.DataFrame) -> None:
         super().__init__(message)
@@ -41,15 +43,15 @@ class TooManyExcluded(UserError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """Videos of each split and those left out.
+    """The videos of each split, and the excluded ones.
 
     Attributes:
         classes: Class names in index order.
-        splits: For ``train``, ``validation`` and ``test`` a table with ``id``, ``path``, ``frames`` and
+        splits: For each of ``train``, ``validation`` and ``test`` a table with ``id``, ``path``, ``frames`` and
             ``class`` (Int64; missing in a test split without answers), sorted by id.
-        excluded: ``id``, ``split`` (empty without a label, and for a file beside another one of its id), ``path``
-            (empty without a file) and ``reason``, sorted by id.
-        summary: Counts by split, by reason, by class, and the histogram of lengths in frames.
+        excluded: Table with ``id``, ``split`` (empty for a file without a label, and for a second file of an id),
+            ``path`` (empty if there is no file) and ``reason``, sorted by id.
+        summary: Counts by split, by reason and by class, and the histogram of lengths in frames.
     """
 
     classes: list[str]
@@ -59,30 +61,25 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the class names and the videos of the splits.
+        """SHA-256, in hexadecimal, of the class names and the videos of the splits.
 
-        Of the content, not of files: it is the same on every machine. What is left out is not part of it, as
-        no result depends on it.
+        It is computed from the content, not from files, so it is the same on every machine. The excluded videos are
+        not part of it, because no result depends on them.
         """
         content = hashlib.sha256(json.dumps(self.classes).encode())
         for split in SPLITS:
-            table = self.splits[split]
-            columns = [
-                table[column].astype("object").tolist() for column in ("id", "path", "frames", "class")
-            ]
-            rows = [
-                [*row[:-1], None if pd.isna(row[-1]) else int(row[-1])] for row in zip(*columns, strict=True)
-            ]
+            table = self.splits[split].astype("object")
+            rows = table.where(table.notna(), None).to_numpy().tolist()
             content.update(json.dumps([split, rows]).encode())
         return content.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write splits, ``excluded.csv``, ``summary.json`` and last ``manifest.sha256``, each atomically.
+        """Write the splits, ``excluded.csv``, ``summary.json`` and finally ``manifest.sha256``, each atomically.
 
         The same manifest gives the same bytes (with the same version of pyarrow).
 
         Args:
-            folder: Made when it does not exist.
+            folder: Created if it does not exist.
         """
         for split, table in self.splits.items():
             with replacing(folder / f"{split}.parquet") as temporary:
@@ -100,8 +97,8 @@ def build_manifest(
 
     Args:
         classes: Class names in index order.
-        labels: ``id``, ``split``, ``class``, of :func:`ffnrepro.data.labels.read_labels`.
-        index: One row a file, of :func:`ffnrepro.data.video_index.index_videos`.
+        labels: ``id``, ``split``, ``class``, from :func:`ffnrepro.data.labels.read_labels`.
+        index: One row for each file, from :func:`ffnrepro.data.video_index.index_videos`.
         max_excluded: Fraction of the labelled videos that may be unusable. Files without a label do not count.
 
     Returns:
@@ -109,10 +106,10 @@ def build_manifest(
 
     Raises:
         TooManyExcluded: Train or validation has no usable video, or more are unusable than ``max_excluded`` allows.
-        UserError: Two usable files have one id, or train or validation has no rows.
+        UserError: Two usable files have the same id, or train or validation has no rows.
     """
     index, rivals = _ids_by_number(labels, index)
-    index, spare = _one_file_an_id(labels, index)
+    index, spare = _one_file_per_id(labels, index)
     joined = labels.merge(index[["id", "path", "frames", "status", "reason"]], on="id", how="left")
     without_file = joined["id"].isin(rivals).map({True: SEVERAL_FILES, False: NO_VIDEO_FILE})
     joined["reason"] = joined["reason"].fillna(without_file)
@@ -141,12 +138,16 @@ def build_manifest(
     lost = int((excluded["split"] != "").sum())
     if lost > max_excluded * len(labels):
         raise _too_many(lost, max_excluded, labels, index, excluded)
-    _warn_of_missing_classes(classes, splits["train"])
+    _warn_about_missing_classes(classes, splits["train"])
     return Manifest(classes, splits, excluded, _summary(classes, labels, splits, excluded))
 
 
 def _ids_by_number(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """Give files whose name is no id the id of their number; also the ids that files claim beside others."""
+    """Give files whose name is no id the id of their number.
+
+    Returns:
+        The index with these ids, and, for the files whose number is also that of another file, the id they would have.
+    """
     files = index.loc[~index["id"].isin(labels["id"]), "id"]
     ids = labels.loc[labels["id"].str.fullmatch(r"[0-9]+"), "id"]
     by_number = pd.Series(ids.to_numpy(), index=ids.str.replace(r"^0+(?=[0-9])", "", regex=True))
@@ -166,25 +167,31 @@ def _ids_by_number(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFr
     return index, claimed[beside_others]
 
 
-def _one_file_an_id(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Keep the usable file where an id has a damaged one too, and give what is not kept; two usable ones are an error."""
-    ordered = index.sort_values(
-        ["status", "path"], ascending=[False, True], kind="stable"
-    )  # ok before excluded
+def _one_file_per_id(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Keep one file for each id, a usable one before a damaged one.
+
+    Returns:
+        The files that are kept, and the others.
+
+    Raises:
+        UserError: An id has two usable files.
+    """
+    # The status "ok" stands before "excluded".
+    ordered = index.sort_values(["status", "path"], ascending=[False, True], kind="stable")
     again = ordered["id"].isin(labels["id"]) & ordered.duplicated("id")
     twice = ordered[again & ordered["status"].eq("ok")]
     if len(twice):
         row = twice.iloc[0]
         other = ordered.loc[ordered["id"] == row["id"], "path"].iloc[0]
         raise UserError(
-            f"{other} and {row['path']}: two videos with the id {row['id']} ({len(twice)} such pairs): keep "
-            "one of them in the folder `data.videos`"
+            f"{other} and {row['path']}: two videos with the id {row['id']} ({len(twice)} such pairs): keep one of them "
+            "in the folder `data.videos`"
         )
     return ordered[~again], ordered[again]
 
 
 def _sorted_by_id(table: pd.DataFrame) -> pd.DataFrame:
-    """Sort as people count: 2 before 10, clip2 before clip10."""
+    """Sort numbers inside ids by value: 2 before 10, clip2 before clip10."""
     keys = [
         ([int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", identifier)], identifier)
         for identifier in table["id"]
@@ -199,7 +206,7 @@ def _empty_split(split: str, labels: pd.DataFrame, index: pd.DataFrame, excluded
     lost = excluded[excluded["split"] == split]
     return TooManyExcluded(
         f"manifest: none of the {len(labelled):,} videos of {split} can be used "
-        f"({_counted(lost)}; {len(index):,} files found): {_likeliest_mend(lost, labelled, excluded)}",
+        f"({_counts_by_reason(lost)}; {len(index):,} files found): {_likely_fix(lost, labelled, excluded)}",
         excluded,
     )
 
@@ -210,45 +217,45 @@ def _too_many(
     lost = excluded[excluded["split"] != ""]
     return TooManyExcluded(
         f"manifest: {count:,} of the {len(labels):,} labelled videos cannot be used, more than `data.max_excluded` "
-        f"{allowed:g} allows ({_counted(lost)}; {len(index):,} files found): {_likeliest_mend(lost, labels, excluded)}; "
+        f"{allowed:g} allows ({_counts_by_reason(lost)}; {len(index):,} files found): {_likely_fix(lost, labels, excluded)}; "
         "or allow more",
         excluded,
     )
 
 
-def _counted(lost: pd.DataFrame) -> str:
+def _counts_by_reason(lost: pd.DataFrame) -> str:
     return ", ".join(f"{reason}: {count:,}" for reason, count in lost["reason"].value_counts().items())
 
 
-def _likeliest_mend(lost: pd.DataFrame, labelled: pd.DataFrame, excluded: pd.DataFrame) -> str:
-    """Say what the commonest reason comes from, more often than not."""
+def _likely_fix(lost: pd.DataFrame, labelled: pd.DataFrame, excluded: pd.DataFrame) -> str:
+    """Name the usual cause of the most frequent reason, and its fix."""
     reason = str(lost["reason"].value_counts().index[0])
     example = lost.loc[lost["reason"] == reason].iloc[0]
     if reason == NO_VIDEO_FILE:
-        strangers = excluded.loc[excluded["reason"] == NO_LABEL, "path"]
-        if 2 * len(strangers) >= len(lost) >= len(labelled) / 2:
+        unlabelled_paths = excluded.loc[excluded["reason"] == NO_LABEL, "path"]
+        if 2 * len(unlabelled_paths) >= len(lost) >= len(labelled) / 2:
             return (
-                f"the names of the files are no ids (a file is {strangers.iloc[0]!r}, an id {example['id']!r}): "
-                "check that `data.videos` is the folder of this data set, and its prefix"
+                f"the names of the files are no ids (one file is {unlabelled_paths.iloc[0]!r}, one id {example['id']!r}): "
+                "check that `data.videos` is the folder of this data set, and the prefix of its names"
             )
-        stranger = f", while {strangers.iloc[0]!r} has no label" if len(strangers) else ""
+        unlabelled = f", while {unlabelled_paths.iloc[0]!r} has no label" if len(unlabelled_paths) else ""
         return (
-            f"files are missing (such as that of {example['id']!r}{stranger}): check that `data.videos` is their folder, and that "
-            "the archive is unpacked whole: each of its parts unzipped, then all joined in order"
+            f"files are missing (such as that of {example['id']!r}{unlabelled}): check that `data.videos` is their folder, "
+            "and that the whole archive is unpacked: each part unzipped first, then all joined in order"
         )
     if reason == SEVERAL_FILES:
         return f"keep one file of the id {example['id']!r} in `data.videos`"
     if reason in (WEB_PAGE, TEXT):
-        return f"downloads have failed (such as {example['path']!r}): fetch these files again"
+        return f"downloads have failed (such as {example['path']!r}): download these files again"
     if reason.startswith((NO_PERMISSION, NOT_FINISHED, CRASHED)):
-        return f"check the disk of `data.videos` (such as {example['path']!r}), and run again"
+        return f"check the disk of `data.videos` (such as {example['path']!r}), then run again"
     return (
-        f"the files are damaged (such as {example['path']!r}): unpack the archive again, each of its parts unzipped "
+        f"the files are damaged (such as {example['path']!r}): unpack the archive again, with each part unzipped "
         "before they are joined"
     )
 
 
-def _warn_of_missing_classes(classes: list[str], train: pd.DataFrame) -> None:
+def _warn_about_missing_classes(classes: list[str], train: pd.DataFrame) -> None:
     present = set(train["class"])
     missing = [name for number, name in enumerate(classes) if number not in present]
     if missing:

@@ -1,8 +1,8 @@
-"""What is in the folder of videos: every file decoded once, and its frames counted.
+"""The index: what each file in the folder of videos holds.
 
-The published lists count the frames of an extraction at another rate, and headers of ``.webm`` files hold no
-count: so the frames are decoded, and damaged files are found before training. The index is made in shards; a
-file belongs to a shard by its name alone, so a new file changes one shard only.
+Published lists count the frames of an extraction at another rate, and the header of a ``.webm`` file holds no count.
+So every video is decoded once, which also finds damaged files before training does. The index is made in shards.
+The name of a file alone decides its shard, so a new file changes one shard only.
 """
 
 import contextlib
@@ -17,23 +17,20 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from ffnrepro.code_digest import code_digests
-from ffnrepro.data import isolation
 from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify, is_folder
-from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, examine_apart
-from ffnrepro.decides import key_of
+from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, examine_in_child
+from ffnrepro.data.label_formats import VIDEO_ENDINGS
 from ffnrepro.errors import UserError
+
+REVISION = 1
+"""Raised by hand when the index of the same files changes, so that videos are examined again."""
 
 Layout = Literal["videos", "frames"]
 Watch = Literal["names", "stat", "none"]
 
-NAME_IS_NO_TEXT = "its name is not UTF-8"
+NAME_NOT_UTF8 = "its name is not UTF-8"
 
-ENDINGS = (
-    ".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp",
-)  # fmt: skip
-
-_TYPES = {
+_COLUMNS = {
     "id": "str",
     "path": "str",
     "frames": "Int64",
@@ -49,17 +46,17 @@ _TYPES = {
 
 
 def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
-    """List the videos of a folder, without touching the files.
+    """List the videos of a folder without touching the files.
 
     Args:
         folder: The folder of videos; its subfolders are not searched.
-        layout: ``videos``: one file each, told by its ending; ``frames``: one folder of JPEG frames each.
+        layout: ``videos``: each video is one file, recognised by its ending; ``frames``: each is a folder of JPEG files.
 
     Returns:
         Names of the files or folders, sorted.
 
     Raises:
-        UserError: The folder does not exist, or holds no video.
+        UserError: The folder does not exist or holds no video.
     """
     try:
         names = sorted(_video_names(folder, layout))
@@ -68,100 +65,84 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
             f"{folder}: no such folder of videos ({error.strerror}): set `data.videos`"
         ) from error
     if not names:
-        what = f"videos ({', '.join(ENDINGS)})" if layout == "videos" else "folders of frames"
+        kind = f"videos ({', '.join(VIDEO_ENDINGS)})" if layout == "videos" else "folders of frames"
         raise UserError(
-            f"{folder}: holds no {what}{_where_instead(folder, layout)}: unpack the "
-            "videos into it, or name their folder in `data.videos`"
+            f"{folder}: holds no {kind}{_hint_where_videos_are(folder, layout)}: unpack the videos into it, or name "
+            "their folder in `data.videos`"
         )
     return names
 
 
 def _video_names(folder: Path, layout: Layout) -> list[str]:
     with os.scandir(folder) as entries:
-        # Hidden files are what other systems leave behind (._1.webm of a Mac's archive). A folder is told
-        # without a look at the file itself: 220,847 such looks take minutes on a network file system.
+        # Other systems leave hidden files behind, such as ._1.webm in an archive from a Mac. What a name is comes from
+        # the listing: 220,847 calls of stat take minutes on a network file system.
         visible = [entry for entry in entries if not entry.name.startswith(".")]
         if layout == "frames":
             return [entry.name for entry in visible if entry.is_dir()]
         return [
             entry.name
             for entry in visible
-            if entry.name.lower().endswith(ENDINGS) and not entry.is_dir(follow_symlinks=False)
+            if entry.name.lower().endswith(VIDEO_ENDINGS) and not entry.is_dir(follow_symlinks=False)
         ]
 
 
-def _where_instead(folder: Path, layout: Layout) -> str:
-    """Name the subfolder that has them (an archive brings its own folder), or the layout that fits."""
+def _hint_where_videos_are(folder: Path, layout: Layout) -> str:
+    """Name the subfolder that has the videos (an archive brings its own folder), or the layout that fits."""
     if layout == "frames":
         return " but video files: set `data.layout: videos`" if _video_names(folder, "videos") else ""
-    for below in sorted(path for path in folder.iterdir() if path.is_dir()):
-        with contextlib.suppress(OSError):  # of another user
-            if _video_names(below, "videos"):
-                return f", but {below} does"
-            if holds_frames(below):
+    for subfolder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        # A subfolder of another user may be unreadable.
+        with contextlib.suppress(OSError):
+            if _video_names(subfolder, "videos"):
+                return f", but {subfolder} does"
+            if holds_frames(subfolder):
                 return " but folders of frames: set `data.layout: frames`"
     return ""
 
 
 def holds_frames(folder: Path) -> bool:
-    """Tell whether there are JPEG files in a folder."""
+    """Check whether a folder holds JPEG files."""
     return any(path.suffix.lower() in (".jpg", ".jpeg") for path in folder.iterdir())
-
-
-def listing_digest(names: Iterable[str]) -> str:
-    """Digest a listing: it changes when a file is added, removed or renamed, and with nothing else.
-
-    Args:
-        names: File names in any order.
-
-    Returns:
-        SHA-256 in hexadecimal.
-    """
-    return hashlib.sha256(b"\0".join(sorted(map(os.fsencode, names)))).hexdigest()
 
 
 def watch_digests(
     folder: Path, *, shards: int, layout: Layout = "videos", watch: Watch = "names"
 ) -> list[str]:
-    """Digest, shard by shard, what a change of the videos is told by.
+    """Compute a digest for each shard that changes when its videos must be indexed again.
 
     Args:
-        folder: The folder of videos.
+        folder: The folder of videos. Its path is not part of the digests, so that the videos may be moved.
         shards: Number of shards.
         layout: As in :func:`list_videos`.
-        watch: ``names``: files added, removed or renamed; ``stat``: size and time of each file too, which is
-            slow on a network file system; ``none``: nothing, the folder is not even listed.
+        watch: ``names``: files added, removed or renamed change the digest, and so does the size of the first file of
+            the shard; ``stat``: size and time of every file change it, too, which takes long on a network file system;
+            ``none``: only the path of the folder does, which is not listed.
 
     Returns:
-        A digest for each shard.
+        One digest for each shard.
 
     Raises:
-        UserError: The folder does not exist, or holds no video.
-    """
-    parts: list[list[str]] = [[] for _ in range(shards)]
-    if watch != "none":
-        for name in list_videos(folder, layout):
-            parts[_shard(name, shards)].append(name)
-    return [watch_digest(folder, part, watch) for part in parts]
-
-
-def watch_digest(folder: Path, names: Iterable[str], watch: Watch = "names") -> str:
-    """Digest what a change of these videos is told by, as :func:`watch_digests` does for each shard.
-
-    Args:
-        folder: The folder of videos.
-        names: Names in it.
-        watch: As in :func:`watch_digests`.
+        UserError: The folder does not exist or holds no video.
     """
     if watch == "none":
-        return "not watched"
-    if watch == "stat":
-        names = ["\0".join(map(str, (name, *_stat(folder / name)))) for name in names]
-    return listing_digest(names)
+        return [f"not watched: {folder}"] * shards
+    parts: list[list[str]] = [[] for _ in range(shards)]
+    for name in list_videos(folder, layout):
+        parts[_shard(name, shards)].append(name)
+    digests = []
+    for names in parts:
+        if watch == "stat":
+            stats: list[Any] = [_size_and_time(folder / name) for name in names]
+        else:
+            # Another encoding of the data set has the same names, but hardly a first file of the same size.
+            stats = [_size_and_time(folder / name)[0] for name in names[:1]]
+        digests.append(hashlib.sha256(json.dumps([names, stats]).encode()).hexdigest())
+    return digests
 
 
 def shard_of(names: Iterable[str], shard: int, shards: int) -> list[str]:
-    """Choose the names of one shard, by a hash of each name alone.
+    """Choose the names of one shard.
 
     Args:
         names: File names.
@@ -184,56 +165,51 @@ def _shard(name: str, shards: int) -> int:
 
 
 def index_videos(
-    folder: Path,
-    names: Sequence[str],
-    *,
-    verify: Verify = "decode",
-    entries: Path | None = None,
-    workers: int = 1,
-    seconds: float = 30,
+    folder: Path, names: Sequence[str], *, verify: Verify = "decode", entries: Path | None = None
 ) -> pd.DataFrame:
-    """Examine videos and record what they are.
+    """Examine videos and record what each holds.
 
     Args:
         folder: The folder of videos.
-        names: Names in it, of files or of folders of frames, in any number (also none).
-        verify: ``decode`` decodes each in full; ``packets`` reads the container and decodes the first frame, and finds less damage.
-        entries: File, such as ``3-of-64.jsonl``, that keeps what was found, a line a video, as soon as it is
-            found: a call that is killed is continued by the next one, and a file of the same name, size and time
-            is not examined again, unless the code that examines has changed. Where it does not exist yet, files of other divisions beside it are read.
-        workers: Child processes that decode side by side.
-        seconds: Time that a file may take.
+        names: Names of files, or of folders of frames, in the folder; may be empty.
+        verify: ``decode`` decodes each video in full; ``packets`` reads the container and decodes the first frame only,
+            and finds less damage.
+        entries: File, such as ``3-of-64.jsonl``, to which each result is appended as soon as it exists. So a call that
+            was killed is continued by the next one, and a file of the same name, size and time is not examined again,
+            unless `REVISION` was raised. If the file does not exist yet, the files beside it of other numbers of shards
+            are read.
 
     Returns:
-        One row a video: ``id`` (name without its ending), ``path`` (relative to the folder), ``frames``
-        (decoded), ``width``, ``height`` (pixels, as shown), ``fps``, ``codec``, ``duration`` (seconds in the
-        header; missing where it has none), ``bytes``, ``status`` (``ok`` or ``excluded``) and ``reason`` (empty
-        when ok). What a file does not tell is missing.
+        One row for each video: ``id`` (name without its ending), ``path`` (relative to the folder), ``frames``
+        (decoded), ``width``, ``height`` (pixels, as shown), ``fps``, ``codec``, ``duration`` (seconds, from the
+        header), ``bytes``, ``status`` (``ok`` or ``excluded``) and ``reason`` (empty when ok). Unknown values are
+        missing.
+
+    Raises:
+        UserError: The child process that examines videos cannot be started.
     """
-    # Other code may find something else in a file.
-    code = key_of(code_digests(Path(isolation.__file__)))
-    keys = {name: (name, *_stat(folder / name), verify, code) for name in names}
-    kept = _read_entries(entries, set(keys.values()))
-    rows = {name: kept[key] for name, key in keys.items() if key in kept}
-    # No table can hold such a name, nor any label name it.
+    keys = {name: (name, *_size_and_time(folder / name), verify, REVISION) for name in names}
+    known = _read_entries(entries, set(keys.values()))
+    rows = {name: known[key] for name, key in keys.items() if key in known}
+    # Parquet holds no such name, and no label can name it.
     rows |= {
-        name: _row(Path(printable(name)), keys[name][1], NAME_IS_NO_TEXT)
+        name: _row(Path(printable(name)), keys[name][1], NAME_NOT_UTF8)
         for name in names
         if printable(name) != name
     }
     new = {folder / name: name for name in names if name not in rows}
     with _appending(entries if new else None) as append:
-        for path, outcome in examine_apart(new, verify=verify, workers=workers, seconds=seconds):
+        for path, outcome in examine_in_child(new, verify=verify):
             name = new[path]
             rows[name] = _row(path, keys[name][1], outcome)
-            # What may be otherwise at the next try is tried again then.
+            # These reasons may be gone at the next call, so that the file is examined again then.
             if not rows[name]["reason"].startswith((NO_SUCH_FILE, NO_PERMISSION, NOT_FINISHED, CRASHED)):
                 append({"key": keys[name], "row": rows[name]})
-    return pd.DataFrame([rows[name] for name in names], columns=list(_TYPES)).astype(_TYPES)
+    return pd.DataFrame([rows[name] for name in names], columns=list(_COLUMNS)).astype(_COLUMNS)
 
 
 def printable(name: str) -> str:
-    """Give a file's name as text: of one in another encoding than UTF-8, with marks for what cannot be read."""
+    """Return a file name as valid text: bytes that are not UTF-8 become replacement characters."""
     return os.fsencode(name).decode("utf-8", errors="replace")
 
 
@@ -250,48 +226,53 @@ def _row(path: Path, size: int, outcome: Outcome) -> dict[str, Any]:
     return row | vars(header) | {"frames": frames, "status": "ok", "reason": ""}
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    """Bytes, and time of the last change in ns; of a folder of frames all its files together, and the latest."""
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Return size in bytes and modification time in ns; of a folder of frames, the sum and the latest of its files."""
     try:
         status = path.stat()
         if not stat.S_ISDIR(status.st_mode):
             return status.st_size, status.st_mtime_ns
         with os.scandir(path) as entries:
-            inside = [entry.stat() for entry in entries]
+            files = [entry.stat() for entry in entries]
     except OSError:
-        return 0, 0  # the examination gives the reason
-    return sum(s.st_size for s in inside), max([status.st_mtime_ns, *(s.st_mtime_ns for s in inside)])
+        # The examination of the file gives the reason.
+        return 0, 0
+    return sum(file.st_size for file in files), max(
+        [status.st_mtime_ns, *(file.st_mtime_ns for file in files)]
+    )
 
 
-_Key = tuple[str, int, int, str, str]
+_Key = tuple[str, int, int, str, int]
 
 
-def _read_entries(path: Path | None, wanted: Collection[_Key]) -> dict[_Key, dict[str, Any]]:
+def _read_entries(path: Path | None, keys: Collection[_Key]) -> dict[_Key, dict[str, Any]]:
+    """Read the rows that earlier calls kept for these keys."""
     if path is None:
         return {}
-    division = path.name.partition("-of-")[2]
-    others = [file for file in path.parent.glob("*.jsonl") if file.name.partition("-of-")[2] != division]
-    kept: dict[_Key, dict[str, Any]] = {}
+    shards = path.name.partition("-of-")[2]
+    others = [file for file in path.parent.glob("*.jsonl") if file.name.partition("-of-")[2] != shards]
+    rows: dict[_Key, dict[str, Any]] = {}
     for file in [path] if path.exists() else others:
         for line in file.read_text(encoding="utf-8").splitlines():
-            # A line that a kill cut short is no JSON: its video is examined again.
+            # A line that a kill cut short is not valid JSON; its video is examined again.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
-                if (key := tuple(entry["key"])) in wanted:
-                    kept[key] = entry["row"]
-    return kept
+                if (key := tuple(entry["key"])) in keys:
+                    rows[key] = entry["row"]
+    return rows
 
 
 @contextlib.contextmanager
 def _appending(path: Path | None) -> Iterator[Callable[[object], None]]:
-    """Give a function that appends a line of JSON, which is in the file before the function returns."""
+    """Yield a function that appends a line of JSON to a file and flushes it; without a file it does nothing."""
     if path is None:
         yield lambda _entry: None
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         if file.tell():
-            file.write("\n")  # ends a line that was cut short; an empty line is skipped
+            # Ends a line that was cut short; an empty line is skipped when it is read.
+            file.write("\n")
 
         def append(entry: object) -> None:
             file.write(json.dumps(entry) + "\n")

@@ -185,9 +185,7 @@ def training_batches(
     return [[(epoch, index) for index in part] for part in parts.tolist()]
 
 
-def evaluation_batches(
-    length: int, *, batch_size: int, rank: int = 0, processes: int = 1
-) -> list[list[Key]]:
+def evaluation_batches(length: int, *, batch_size: int, rank: int = 0, processes: int = 1) -> list[list[Key]]:
     """The batches of an evaluation for one process: every sample of its part once, in order.
 
     Args:

@@ -26,6 +26,7 @@ def best_classes(logits: Tensor, k: int = 5) -> Tensor:
 
     Args:
         logits: (N, classes).
+        k: how many.
 
     Returns:
         Class indices (N, k).

@@ -16,12 +16,16 @@ def training_parser(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--classes", type=Path, default=Path("results/labels/classes.csv"))
     parser.add_argument("--manifest", type=Path, default=Path("results/manifest"), help="its folder")
-    parser.add_argument("--videos", required=True, type=Path, help="folder that the manifest's paths start from")
+    parser.add_argument(
+        "--videos", required=True, type=Path, help="folder that the manifest's paths start from"
+    )
     parser.add_argument("--state", type=Path, default=Path("state"), help="folder of resumable states")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--threads", type=int, default=1, help="CPU cores of the computation")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
-    parser.add_argument("--max-bad-fraction", type=float, default=0.01, help="of an epoch, that may be unreadable")
+    parser.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, help="of an epoch, that may be unreadable"
+    )
     parser.add_argument("--cache-decoded", action="store_true", help="keep decoded clips in memory")
     parser.add_argument("--save-minutes", type=float, default=10.0, help="between two saves within an epoch")
     parser.add_argument("--time-budget", type=float, help="minutes after which to save and stop, unfinished")

@@ -1,16 +1,15 @@
-"""The state of a training run: saved whole, resumed, and kept by what decides the result.
+"""Checkpoints of a training: saved whole, and restored by the next attempt.
 
-A state lies in `state/{stage}/{key}/`, where the key is the digest of everything that decides the result (settings,
-data, pretrained weights, code: `decides`). So a run never continues from another configuration's state, and going back to an
-earlier configuration finds its state again. Snakemake does not know these files: it deletes the declared outputs
-of a job that was killed, and this is what such a job continues from.
+They lie in `state/{run}/seed{n}-{data}/`. The run's name holds the key of its settings and code, and `data` is the beginning
+of the digest of its data. So a training never continues from a state of other settings or data, and going back to earlier
+ones finds their state again. Snakemake does not know these files: it deletes the outputs of a job that was killed, and
+these are what such a job continues from.
 
     state-00000012-0123456789abcdef.pt   the last two saves; the name holds the digest of the file's bytes
-    about.json                           what it is and how far it came, for people and `ffnrepro state list`
-    lease.json                           who is at work on it (`lease`)
-    failed.json                          why trying again is of no use
-    log.txt                              what was said, by all attempts
-    made_with.json                       of a finished training: digest of the network, versions, device, git revision
+    about.json                           run, seed, data, and how far the training came
+    lease.json                           the process that works on it (`lease`)
+    failed.json                          why another attempt is of no use
+    log.txt                              messages of all attempts
     tensorboard/
 """
 
@@ -20,166 +19,183 @@ import json
 import logging
 import os
 import platform
-import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ffnrepro.decides import key_of
+from ffnrepro import __version__
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.files import replacing, write_json
-from ffnrepro.training.lease import Lease, has_died, look
+from ffnrepro.training.lease import Lease, LeaseStatus, read_lease
 
 logger = logging.getLogger(__name__)
 
 GENERATIONS = 2
 
 
-class StateDirectory:
-    """The folder of one run's state.
+class Checkpoints:
+    """Saves of one training.
 
     Args:
-        root: folder of the stage, such as `state/train`.
-        decides: plain values that decide the result.
-        about: what `about.json` says beside them: the experiment's name, the seed, the epochs.
+        folder: of this training alone.
+        run: name of the run, for people.
+        seed: of the training.
+        epochs: of the whole training.
+        data: digest of its data.
         save_minutes: time between two saves within an epoch.
 
     Attributes:
-        save_seconds: what the longest save took.
+        save_seconds: duration of the longest save.
     """
 
     def __init__(
-        self, root: Path, decides: Any, *, about: dict[str, Any] | None = None, save_minutes: float = 10.0
+        self, folder: Path, *, run: str, seed: int, epochs: int, data: str, save_minutes: float = 10.0
     ) -> None:
-        self.key = key_of(decides)
-        self.path = root / self.key
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.save_seconds = 0.0
-        self._unreadable: set[Path] = set()
-        self._about = {**(about or {}), "decides": decides}
+        self._about = {"run": run, "seed": seed, "epochs": epochs, "data": data}
         self._save_minutes = save_minutes
         self._saved_at = time.monotonic()
+        self._unreadable: set[Path] = set()
         self._lease: Lease | None = None
 
     @contextmanager
     def held(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the state's lease: only its holder saves.
+        """Hold the lease of this training: only its holder saves.
+
+        Args:
+            check: called each second while this process waits for the lease; it may raise.
 
         Raises:
-            PermanentError: it failed before, in a way that another try does not change.
-            Unfinished: another process is at work on it.
+            PermanentError: an earlier attempt failed in a way that another attempt does not change.
+            Unfinished: another process works on this training.
         """
-        self._check_not_failed()  # no need to wait for the lease then
-        lease = Lease(self.path / "lease.json")
+        self._check_not_failed()
+        lease = Lease(self.folder / "lease.json")
         with lease.held(check):
-            self._check_not_failed()  # who had the lease may have failed meanwhile
+            # The process that held the lease before may have failed.
+            self._check_not_failed()
             self._lease = lease
-            for leftover in self.path.glob(".*-*"):  # of saves that were killed
+            for leftover in self.folder.glob(".*-*"):  # of saves that were killed
                 leftover.unlink(missing_ok=True)
             try:
                 yield
             except PermanentError as error:
-                try:
-                    write_json(self._failed, {"message": str(error), "time": _now(), "host": platform.node()})
-                except OSError as unmarked:
-                    logger.warning("%s: cannot be written (%s)", self._failed, unmarked.strerror)
+                self._mark_failed(error)
                 raise
             finally:
                 self._lease = None
 
-    @property
-    def _failed(self) -> Path:
-        return self.path / "failed.json"
+    def _mark_failed(self, error: PermanentError) -> None:
+        mark = self.folder / "failed.json"
+        try:
+            write_json(
+                mark,
+                {
+                    "message": str(error),
+                    "time": _now(),
+                    "host": platform.node(),
+                    "data": self._about["data"],
+                    "version": __version__,
+                },
+            )
+        except OSError as unmarked:
+            logger.warning("%s: cannot be written (%s)", mark, unmarked.strerror)
 
     def _check_not_failed(self) -> None:
-        if self._failed.exists():
-            before = json.loads(self._failed.read_text(encoding="utf-8"))
+        mark = self.folder / "failed.json"
+        failure = _read_json(mark)
+        if failure.get("data") == self._about["data"] and failure.get("version") == __version__:
             raise PermanentError(
-                f"{before['message']} (so it ended on {before['time']}; the same configuration and data are not tried "
-                f"again before: ffnrepro state retry {self.key})"
+                f"{failure['message']} (it failed so on {failure['time']}; to try the same settings and data again: "
+                f"ffnrepro runs retry {self._about['run']})"
             )
+        mark.unlink(missing_ok=True)
 
     def generations(self) -> list[Path]:
         """The saved files, the newest first."""
-        return sorted(self.path.glob("state-*-*.pt"), reverse=True)
+        return sorted(self.folder.glob("state-*-*.pt"), reverse=True)
 
     def is_due(self) -> bool:
-        """Whether the last save is `save_minutes` ago."""
+        """Whether the last save was at least `save_minutes` ago."""
         return time.monotonic() - self._saved_at >= 60 * self._save_minutes
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state: tensors and plain values, with `epoch` and `step`. A save that is cut short changes nothing.
+        """Write a state, whole or not at all.
+
+        Args:
+            state: tensors and plain values, with `epoch` and `step`.
 
         Raises:
-            UserError: it cannot be written; what was saved before is untouched.
-            Unfinished: the lease was lost.
+            UserError: it cannot be written; earlier saves are untouched.
+            Unfinished: another process has taken over the lease.
         """
         started = time.monotonic()
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
-        older = self.generations()
-        number = 1 + (int(older[0].name.split("-")[1]) if older else 0)
-        older = [file for file in older if file not in self._unreadable]  # they keep no good one from staying
-        file = self.path / f"state-{number:08d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+        generations = self.generations()
+        number = 1 + (int(generations[0].name.split("-")[1]) if generations else 0)
+        file = self.folder / f"state-{number:08d}-{_digest(content)}.pt"
         try:
             if self._lease is not None and not self._lease.is_mine():
                 raise Unfinished(
-                    f"{self.path}: another process took over while this one stood still; nothing was written"
+                    f"{self.folder}: another process took over while this one was paused; nothing was written"
                 )
             with replacing(file) as temporary, temporary.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             write_json(
-                self.path / "about.json",
+                self.folder / "about.json",
                 {**self._about, "epoch": state["epoch"], "step": state["step"], "saved": _now()},
             )
         except OSError as error:
             raise UserError(
-                f"{self.path}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write, "
-                f"{_free(self.path)}); make room and run again: it continues from the save before"
+                f"{self.folder}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write); "
+                "free some space and run again: it continues from the save before"
             ) from error
-        # What cannot be read is all that there is, until two that can be are there.
-        unreadable = self._unreadable if len(older) >= GENERATIONS - 1 else ()
-        for old in (*older[GENERATIONS - 1 :], *unreadable):
-            with suppress(OSError):
-                old.unlink()
+        # Keep unreadable saves until two readable ones exist.
+        readable = [old for old in generations if old not in self._unreadable]
+        if len(readable) >= GENERATIONS - 1:
+            for old in set(generations) - set(readable[: GENERATIONS - 1]):
+                with suppress(OSError):
+                    old.unlink()
         self._saved_at = time.monotonic()
         self.save_seconds = max(self.save_seconds, self._saved_at - started)
 
     def load(self) -> dict[str, Any] | None:
-        """The newest save that is whole, on the CPU, or None where there is none.
+        """Return the newest whole save, on the CPU, or None if there are no saves.
 
         Raises:
-            UserError: there are saves, and none can be read: it does not begin anew in their place.
+            UserError: there are saves, but none can be read now. Training does not start anew in their place.
         """
         state = next((state for _, state in self._saves()), None)
         if state is None and self._unreadable:
             raise UserError(
-                f"{self.path}: none of its saves can be read; see to the disk or the permissions and run "
-                f"again, or let it begin anew: ffnrepro state prune {self.key}"
+                f"{self.folder}: none of its saves can be read; check the disk and the permissions and run again, or start "
+                f"this run anew: ffnrepro runs prune {self._about['run']}"
             )
         return state
 
     def last_finite(self) -> str:
-        """What is known of the saves once a training has gone wrong, for people: the newest that is finite throughout."""
+        """Describe the newest save without nan or inf, for the message of a training that went wrong."""
         for file, state in self._saves():
             if _is_finite(state):
                 return (
                     f"The newest save without nan or inf is {file}, after epoch {state['epoch']} and {state['step']} steps; "
                     "what went wrong may have begun before it"
                 )
-        return "No save is left without nan or inf in it"
+        return "There is no save without nan or inf"
 
     def _saves(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The saves that are whole, the newest first."""
+        """Whole saves, the newest first. Damaged ones are deleted."""
         for file in self.generations():
             try:
                 content = file.read_bytes()
@@ -189,12 +205,66 @@ class StateDirectory:
                 logger.warning("%s: not readable (%s); goes back to the save before it", file, error.strerror)
                 self._unreadable.add(file)
                 continue
-            if not file.stem.endswith(hashlib.sha256(content).hexdigest()[:16]):
+            if not file.stem.endswith(_digest(content)):
                 logger.warning("%s: damaged, deleted; goes back to the save before it", file)
                 with suppress(OSError):
                     file.unlink()
                 continue
             yield file, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+class StateStatus(NamedTuple):
+    """Progress of a training, as its folder shows it to other processes.
+
+    Attributes:
+        epoch: finished epochs, None before the first save.
+        epochs: of the whole training.
+        step: finished steps of the next epoch.
+        megabytes: size of the folder.
+        age_hours: time since the last change of a file.
+        lease: owner and last heartbeat.
+        stale: whether the owner of the lease is known to be dead.
+        failure: message of a failure that would stop the next attempt, too.
+    """
+
+    epoch: int | None
+    epochs: int | None
+    step: int | None
+    megabytes: float
+    age_hours: float
+    lease: LeaseStatus | None
+    stale: bool
+    failure: str | None
+
+
+def read_status(folder: Path) -> StateStatus:
+    """Read how far a training came, who works on it, and whether it failed.
+
+    Args:
+        folder: of its checkpoints.
+    """
+    about, failure = _read_json(folder / "about.json"), _read_json(folder / "failed.json")
+    lease = read_lease(folder / "lease.json")
+    files = []
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a training may delete it
+            if file.is_file():
+                files.append(file.stat())
+    newest = max((file.st_mtime for file in files), default=time.time())
+    return StateStatus(
+        epoch=about.get("epoch"),
+        epochs=about.get("epochs"),
+        step=about.get("step"),
+        megabytes=sum(file.st_size for file in files) / 1e6,
+        age_hours=(time.time() - newest) / 3600,
+        lease=lease,
+        stale=lease is not None and lease.owner_is_dead(),
+        failure=failure.get("message") if failure.get("version") == __version__ else None,
+    )
+
+
+def _digest(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _is_finite(value: Any) -> bool:
@@ -209,98 +279,8 @@ def _now() -> str:
     return f"{datetime.now():%F %T}"
 
 
-def _free(path: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(path).free / 1e6:.0f} MB free"
-    except OSError as error:
-        return f"room unknown: {error.strerror}"
-
-
-def _files(path: Path) -> list[os.stat_result]:
-    """Of what a folder holds, though a training may be saving there."""
-    files = []
-    for file in path.rglob("*"):
-        with suppress(FileNotFoundError):
-            if stat.S_ISREG((found := file.stat()).st_mode):
-                files.append(found)
-    return files
-
-
-def list_states(root: Path) -> list[dict[str, str]]:
-    """A row for each state below `root` (such as `state`): key, what it is, how far it came, size, age, lease, failure."""
-    rows = []
-    for path in _folders(root):
-        about = _read_json(path / "about.json")
-        sight = look(path / "lease.json")
-        files = _files(path)
-        hours = (time.time() - max((file.st_mtime for file in files), default=time.time())) / 3600
-        rows.append(
-            {
-                "stage": path.parent.name,
-                "key": path.name,
-                "experiment": str(about.get("experiment", "")),
-                "seed": str(about.get("seed", "")),
-                "frames": _frames(about),
-                "epoch": f"{about['epoch']}/{about.get('epochs', '?')}" if "epoch" in about else "",
-                "megabytes": f"{sum(file.st_size for file in files) / 1e6:.1f}",
-                "age": f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} d",
-                "lease": "" if sight is None else ("stale: " if has_died(sight) else "") + sight.name,
-                "failure": str(_read_json(path / "failed.json").get("message", "")),
-            }
-        )
-    return rows
-
-
-def _frames(about: dict[str, Any]) -> str:
-    """Frame counts that a training is of, or an evaluation."""
-    try:
-        settings = (about.get("summary") or about["decides"])["settings"]
-        return " ".join(map(str, settings.get("train_frames", [settings.get("frames", "")])))
-    except (AttributeError, KeyError, TypeError):
-        return ""
-
-
-def retry(root: Path, key: str) -> str:
-    """Take the mark of a permanent failure away, and say so.
-
-    Raises:
-        UserError: no state or several have this key.
-    """
-    path = _folder(root, key)
-    mark = path / "failed.json"
-    if not mark.exists():
-        return f"{path}: has not failed for good; nothing to do"
-    mark.unlink()
-    return f"{path}: may be tried again"
-
-
-def prune(root: Path, key: str) -> str:
-    """Delete a state, with all that was computed, and say so.
-
-    Raises:
-        UserError: no state or several have this key, or a process is at work on it.
-    """
-    path = _folder(root, key)
-    sight = look(path / "lease.json")
-    if sight is not None and not has_died(sight):
-        raise UserError(f"{path}: {sight.name} is at work on it, as far as is known; end it first")
-    shutil.rmtree(path)
-    return f"{path}: deleted"
-
-
-def _folders(root: Path) -> list[Path]:
-    marks = ("about.json", "failed.json", "lease.json")
-    return sorted(path for path in root.glob("*/*") if any((path / mark).exists() for mark in marks))
-
-
-def _folder(root: Path, key: str) -> Path:
-    found = [path for path in _folders(root) if path.name.startswith(key)]
-    if len(found) != 1:
-        raise UserError(f"{root}: {len(found)} states have the key {key}; ffnrepro state list shows them")
-    return found[0]
-
-
 def _read_json(path: Path) -> dict[str, Any]:
+    """Read plain values; nothing if they are missing or unreadable."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The device that computes."""
+"""The device that a network runs on."""
 
 import os
 from typing import TypeVar
@@ -12,34 +12,39 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name, `cuda`, `mps` or `cpu`; `auto` takes the first of them that is there.
+    """Return a device by name.
+
+    Args:
+        name: `cuda`, `mps` or `cpu`; `auto` takes the first of them that this machine has.
 
     Raises:
-        UserError: the device that is asked for is not there; `auto` finds no GPU in a SLURM job, where a training
-            would go on for weeks on the CPU.
+        UserError: this machine does not have the device; or `auto` finds no GPU in a SLURM job, where training on the CPU
+            would take weeks.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, there in present.items() if there)
+        name = next(kind for kind, usable in available.items() if usable)
         if name == "cpu" and (job := os.environ.get("SLURM_JOB_ID")):
             raise UserError(
                 f"SLURM job {job} sees no GPU (CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}); "
-                "ask for one (profiles/slurm/config.yaml), or set runtime.device: cpu"
+                "request one (profiles/slurm/config.yaml), or set runtime.device: cpu"
             )
-    if not present[name]:
-        raise UserError(f"config: runtime.device is {name}, which is not on this machine; use auto or cpu")
+    if not available[name]:
+        raise UserError(
+            f"config: runtime.device is {name}, which this machine does not have; use auto or cpu"
+        )
     return torch.device(name)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse bfloat16 on a GPU that has none.
+    """Refuse bfloat16 on a GPU that does not support it.
 
     Raises:
-        UserError: the device computes no bfloat16.
+        UserError: the GPU does not support bfloat16.
     """
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise UserError(
-            f"config: training.precision is bfloat16, which {torch.cuda.get_device_name(device)} does not compute; "
+            f"config: training.precision is bfloat16, which {torch.cuda.get_device_name(device)} does not support; "
             "use float16"
         )
 
@@ -50,13 +55,13 @@ def precision_on(device: torch.device, precision: str) -> str:
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """Bring a batch's tensor to the device; on CUDA without waiting, which elsewhere is not safe (on MPS, wrong values)."""
+    """Move a batch's tensor to the device, on CUDA without waiting. Elsewhere that is unsafe (on MPS, values were wrong)."""
     if device.type == "mps":
         tensor = tensor.contiguous()
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def place(model: Network, device: torch.device) -> Network:
-    """Bring a network to the device, channels last where that is faster and known to work (not on MPS)."""
+    """Move a network to the device, in channels-last memory except on MPS, where it does not work."""
     model = model.to(device)
     return model if device.type == "mps" else model.to(memory_format=torch.channels_last)

@@ -237,7 +237,9 @@ def validate(
     for clips, labels in bar:
         if (reason := stop_reason()) is not None:
             break
-        for frames, logits in clip_logits(model, {n: move(clip, device) for n, clip in clips.items()}).items():
+        for frames, logits in clip_logits(
+            model, {n: move(clip, device) for n, clip in clips.items()}
+        ).items():
             classes = best_classes(logits).cpu()
             for k in (1, 5):
                 key = f"top{k}_{frames}f"

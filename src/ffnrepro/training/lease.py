@@ -1,8 +1,8 @@
-"""A lease: of several processes, on several machines, one at a time may write to a folder.
+"""A lease lets one process at a time write to a folder, of several processes on several machines.
 
-It works on a network file system and needs no lock daemon: a lease is a file that only one process can create. Its owner
-touches it every `BEAT` seconds. Whoever finds it taken watches it: a file that is not touched for `EXPIRY` seconds of
-the watcher's own clock is stale and taken over, so the clocks of the machines need not agree.
+It works on a network file system and needs no lock server: a lease is a file that only one process can create. Its owner
+touches it every `HEARTBEAT` seconds. A process that finds it taken watches it, and takes over a lease that is not touched
+for `EXPIRY` seconds of the watcher's own clock. So the clocks of the machines need not agree.
 """
 
 import json
@@ -22,32 +22,44 @@ from ffnrepro.files import write_json
 
 logger = logging.getLogger(__name__)
 
-BEAT = 20.0
-"""Seconds between two signs of life."""
+HEARTBEAT = 20.0
+"""Seconds between two heartbeats."""
 
 EXPIRY = 180.0
-"""Seconds without a sign of life after which a lease is stale; three times what NFS keeps attributes for."""
+"""Seconds without a heartbeat after which a lease expires: three times as long as NFS caches a file's attributes."""
 
 LONG_AGO = 3600.0
-"""Seconds, by the file's own time, after which nobody waits; clocks differ by less."""
+"""Age of a heartbeat in seconds, by the file's own time, from which on nobody watches. Clocks differ by less."""
 
 SETTLE = 1.0
-"""Seconds in which another process that takes over at the same moment shows itself."""
+"""Seconds that a process waits after a takeover, in which another one may take over at the same moment."""
 
 
-class Sight(NamedTuple):
-    """What a look at a lease shows: its owner, and when it last gave a sign of life (nanoseconds)."""
+class LeaseStatus(NamedTuple):
+    """Owner of a lease, and its last heartbeat (the file's modification time in nanoseconds)."""
 
     owner: dict[str, Any]
-    touched: int
+    heartbeat: int
 
     @property
     def name(self) -> str:
-        """Who the owner is, for people."""
-        job = self.owner.get("slurm_job")
-        return (
-            f"job {job}, " if job else ""
-        ) + f"process {self.owner.get('pid')} on {self.owner.get('host')}"
+        """The owner, for people."""
+        job = f"job {self.owner['slurm_job']}, " if self.owner.get("slurm_job") else ""
+        return f"{job}process {self.owner.get('pid')} on {self.owner.get('host')}"
+
+    def owner_is_dead(self) -> bool:
+        """Whether the owner is known to be dead, without waiting for the lease to expire."""
+        if time.time() - self.heartbeat / 1e9 > LONG_AGO:
+            return True
+        pid = self.owner.get("pid")
+        if not isinstance(pid, int) or self.owner.get("machine") != _machine():
+            return False
+        try:
+            os.kill(pid, 0)
+        except OSError as error:
+            return isinstance(error, ProcessLookupError)
+        # This process's own number was that of an earlier process.
+        return pid == os.getpid()
 
 
 class Lease:
@@ -55,7 +67,7 @@ class Lease:
 
     Args:
         path: the file.
-        expiry: seconds without a sign of life after which it is stale.
+        expiry: seconds without a heartbeat after which it expires.
     """
 
     def __init__(self, path: Path, *, expiry: float = EXPIRY) -> None:
@@ -74,115 +86,96 @@ class Lease:
         """Take the lease, keep it alive, give it back.
 
         Args:
-            check: called each second while it is waited for; it may raise.
+            check: called each second while this process waits for the lease; it may raise.
 
         Raises:
-            Unfinished: another process has it and is alive.
+            Unfinished: another process has the lease and is alive.
         """
         self._acquire(check)
         ended = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(ended,), daemon=True)
-        beat.start()
+        heart = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+        heart.start()
         try:
             yield
         finally:
             ended.set()
-            beat.join()
+            heart.join()
             try:
                 if self.is_mine():
                     self.path.unlink(missing_ok=True)
-            except OSError as error:  # the work's own end counts, and others find this process gone
+            except OSError as error:
+                # An error of the work itself matters more, and other processes will find this one dead.
                 logger.warning("%s: could not be given back (%s)", self.path, error.strerror)
 
     def is_mine(self) -> bool:
-        """Whether the lease is this process's: no longer so after it was stopped for so long that it expired."""
-        sight = look(self.path)
-        return sight is not None and sight.owner == self._owner
+        """Whether this process still has the lease. It may have expired while this process was paused."""
+        status = read_lease(self.path)
+        return status is not None and status.owner == self._owner
 
     def _acquire(self, check: Callable[[], None]) -> None:
         while not self._create():
-            seen = look(self.path)
-            if seen is None:
+            status = read_lease(self.path)
+            if status is None or not (status.owner_is_dead() or self._expires(status, check)):
                 continue
-            if not has_died(seen) and not self._watch(seen, check):
-                continue
-            if look(self.path) != seen:
-                continue
-            logger.warning("takes over from %s, which is no longer there", seen.name)
-            write_json(self.path, self._owner)
-            time.sleep(SETTLE)
-            if self.is_mine():
-                return
+            if read_lease(self.path) == status:
+                logger.warning("takes over from %s, which is no longer there", status.name)
+                write_json(self.path, self._owner)
+                time.sleep(SETTLE)
+                if self.is_mine():
+                    return
 
     def _create(self) -> bool:
         try:
-            file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            with self.path.open("x", encoding="utf-8") as stream:
+                json.dump(self._owner, stream)
         except FileExistsError:
             return False
-        with os.fdopen(file, "w", encoding="utf-8") as stream:
-            json.dump(self._owner, stream)
         return True
 
-    def _watch(self, seen: Sight, check: Callable[[], None]) -> bool:
-        """Whether the lease stays without a sign of life; False where it changes hands meanwhile."""
-        logger.info("%s: taken by %s; watches for a sign of life", self.path, seen.name)
+    def _expires(self, status: LeaseStatus, check: Callable[[], None]) -> bool:
+        """Watch the lease, and return whether it expires; False if it gets another owner or none."""
+        logger.info("%s: held by %s; watches for a heartbeat", self.path, status.name)
         interval = min(1.0, self._expiry / 10)
         waited, last = 0.0, time.monotonic()
         while waited < self._expiry:
             time.sleep(interval)
             check()
-            now = look(self.path)
-            if now is None or now.owner != seen.owner:
+            now = read_lease(self.path)
+            if now is None or now.owner != status.owner:
                 return False
-            if now.touched != seen.touched:
+            if now.heartbeat != status.heartbeat:
                 raise Unfinished(
-                    f"{self.path.parent}: {seen.name} is at work on this and alive; nothing was written. Wait for it to "
+                    f"{self.path.parent}: {status.name} is working on this and alive; nothing was written. Wait for it to "
                     "end, or end it"
                 )
-            # What stops this process (a paused machine, a network disk) stops the owner, too: that time does not count.
+            # What pauses this process (a suspended machine, a network disk) pauses the owner, too: that time does not count.
             last, before = time.monotonic(), last
             waited += min(last - before, 2 * interval)
         return True
 
     def _beat(self, ended: threading.Event) -> None:
-        while not ended.wait(min(BEAT, self._expiry / 5)):
+        while not ended.wait(min(HEARTBEAT, self._expiry / 5)):
             try:
-                # No write, so it needs no space, and it does not take the file back from who took it over.
+                # This writes nothing, so it needs no space, and it does not take the lease back from a new owner.
                 os.utime(self.path)
             except OSError as error:
-                logger.warning("%s: no sign of life could be given (%s)", self.path, error.strerror)
+                logger.warning("%s: no heartbeat (%s)", self.path, error.strerror)
 
 
-def look(path: Path) -> Sight | None:
-    """The owner of a lease and its last sign of life, or None where there is no lease."""
+def read_lease(path: Path) -> LeaseStatus | None:
+    """Read a lease; None if there is none."""
     try:
-        with path.open(encoding="utf-8") as file:  # opening it makes a network file system look anew
+        # Opening the file makes a network file system update its attributes.
+        with path.open(encoding="utf-8") as file:
             text = file.read()
-            touched = os.fstat(file.fileno()).st_mtime_ns
+            heartbeat = os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
     try:
-        return Sight(json.loads(text), touched)
-    except ValueError:  # being written, or cut short
-        return Sight({}, touched)
-
-
-def has_died(sight: Sight) -> bool:
-    """Whether the owner is known to be dead, without waiting for the lease to expire."""
-    if time.time() - sight.touched / 1e9 > LONG_AGO:
-        return True
-    pid = sight.owner.get("pid")
-    if not isinstance(pid, int) or sight.owner.get("machine") != _machine():
-        return False
-    if pid == os.getpid():  # of an earlier process with this number
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+        return LeaseStatus(json.loads(text), heartbeat)
+    except ValueError:
+        # The file is being written, or its owner died while it wrote.
+        return LeaseStatus({}, heartbeat)
 
 
 def _machine() -> str:
@@ -191,6 +184,6 @@ def _machine() -> str:
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         pass
     return " ".join(parts)

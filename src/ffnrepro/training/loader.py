@@ -1,349 +1,274 @@
-"""Batches of videos from workers that are watched: neither a file that goes bad nor one that hangs stops a training.
+"""Batches of clips from worker processes that neither a broken file nor a hanging decoder can bring down.
 
-The index has left out what was broken then. A file that does not decode later is tried again, then left out of its
-batch, named and counted; in evaluation, which counts every video once, it ends the run with its name. A worker that
-is stuck in a decoder (native code, which nothing in its own process can interrupt), or that the decoder has killed,
-gives no batch within the time limit: then all workers are replaced and go on at the batch that was waited for.
+The index leaves out files that are broken when it is made. A file that breaks later is tried twice, then left out of
+its batch, named and counted. Evaluation counts every video once, so there it ends the run with the file's name.
+Nothing can interrupt a decoder that hangs in native code, so a watchdog ends a worker whose sample takes too long. When
+a worker dies, for this or any other reason, all workers are replaced and continue at the batch that was waited for.
 """
 
+import faulthandler
 import logging
 import multiprocessing.connection
 import multiprocessing.util
+import os
 import signal
 import threading
-import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ffnrepro.data.decode import DecodeError
 from ffnrepro.errors import UserError
-from ffnrepro.recipe.clips import Index, collate_clips
+from ffnrepro.recipe.clips import ClipDataset, collate_clips
 
 logger = logging.getLogger(__name__)
 
-Batch = tuple[Any, Tensor]
-"""Of `ffnrepro.recipe.clips.collate_clips`."""
+Key = int | tuple[int, int]
+"""Of a sample: ``index``, or ``(epoch, index)`` in training."""
 
+Batch = tuple[dict[int, Tensor], Tensor]
+"""Clips by frame count T, each uint8 (N, 3, T, S, S), and labels (N,)."""
 
-class VideoSource(Protocol):
-    """A data set that can name the file of a sample."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    def __getitem__(self, key: Any) -> tuple[Any, int]:
-        """Give a sample, or raise DecodeError."""
-
-    def path_of(self, index: int) -> Any:
-        """Give the file of a sample."""
+NO_SAMPLE = -1
 
 
 class VideoBatches:
-    """Batches of a data set, in the order of its sampler.
+    """Loads batches of a data set.
 
     Args:
         dataset: Of clips.
-        sampler: Gives the keys of an epoch, ``index`` or ``(epoch, index)``.
-        batch_size: Samples a batch; fewer in the last one, and where a video is left out.
-        drop_last: Leave out the last batch where it is not whole.
-        workers: Processes that decode; with 0 nothing can be watched, and a decoder that hangs, hangs.
-        pin_memory: Put batches where a GPU fetches them from.
-        max_bad_fraction: Fraction of an epoch's samples that may be left out, one at least; 0 allows none.
-            None is for evaluation: the first video that cannot be read ends it.
-        seconds: Time within which workers must give a batch.
+        workers: Processes that decode. With 0 this process decodes, and a decoder that hangs is not interrupted.
+        pin_memory: Put batches into page-locked memory, from which a GPU copies faster.
+        max_bad_fraction: Fraction of the samples that an epoch may leave out as unreadable; it may leave out one in any
+            case, unless the fraction is 0. None is for evaluation: the first unreadable video ends it.
+        seconds: Time limit for one sample.
 
     Attributes:
-        batch_size: Samples a batch.
-        bad_videos: Samples left out since the last iteration began.
+        bad_videos: Samples left out since the last call of `batches`.
     """
 
     def __init__(
         self,
-        dataset: VideoSource,
+        dataset: ClipDataset,
         *,
-        sampler: Sampler[Any],
-        batch_size: int,
-        drop_last: bool = False,
         workers: int = 0,
         pin_memory: bool = False,
         max_bad_fraction: float | None = None,
         seconds: float = 120,
     ) -> None:
         self.dataset = dataset
-        self.sampler = sampler
-        self.batch_size = batch_size
         self.bad_videos = 0
-        self._drop_last = drop_last
         self._workers = workers
-        self._pin_memory = pin_memory
         self._max_bad_fraction = max_bad_fraction
-        self._seconds = seconds
-        self._watched = _WatchedDataset(dataset, workers)
-        self._plan = _Plan()
-        self._loader: DataLoader[Any] | None = None
-        self._hangs: Counter[int] = Counter()
-        self._processes: list[Any] = []
-        # They leave SIGTERM to the trainer, and Python sends no more than that at its end, and then waits.
-        multiprocessing.util.Finalize(self, _kill, args=(self._processes,), exitpriority=10)
+        self._samples = _GuardedSamples(dataset, workers, seconds)
+        # Workers outlive an epoch, and so does this list: each epoch replaces its content.
+        self._keys: list[Sequence[Key]] = []
+        self._loader: DataLoader[Any] = DataLoader(
+            self._samples,
+            batch_sampler=self._keys,  # type: ignore[arg-type]
+            collate_fn=_collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_ignore_signals,
+            # A generator of its own: the loader must not draw from the one that dropout uses.
+            generator=torch.Generator(),
+        )
+        # Workers ignore SIGTERM, and at exit Python only sends SIGTERM and waits. So they are killed explicitly.
+        multiprocessing.util.Finalize(None, _kill_daemons, exitpriority=10)
 
-    def __len__(self) -> int:
-        """Number of batches of an epoch."""
-        samples = len(self.sampler)  # type: ignore[arg-type]
-        return samples // self.batch_size if self._drop_last else -(-samples // self.batch_size)
+    def batches(self, keys: Sequence[Sequence[Key]]) -> Iterator[Batch]:
+        """Load batches, each without its unreadable samples.
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Give the batches of an epoch.
+        Args:
+            keys: Those of each batch.
 
         Raises:
-            UserError: More videos cannot be read than allowed, or a whole batch cannot, or workers give nothing and no
-                file is to blame.
+            UserError: More videos are unreadable than allowed, or all of a batch, or workers die and no file is to blame.
         """
+        self.bad_videos = 0
+        done = unexplained = 0
         try:
-            yield from self._batches()
-        except BaseException:  # also of the one who iterates, and when it goes no further
+            while done < len(keys):
+                self._keys[:] = keys[done:]
+                try:
+                    for batch, unreadable in self._load():
+                        done, unexplained = done + 1, 0
+                        self._count(unreadable)
+                        # Each step of an epoch needs a batch: a resumed run counts them.
+                        if batch is None:
+                            raise UserError(
+                                f"no video of a batch could be read; the last one is {unreadable[-1]}; check the disk of "
+                                "`data.videos` and run again"
+                            )
+                        yield batch
+                except _WorkerDied:
+                    unexplained += self._blame()
+                    if unexplained > 2:
+                        raise UserError(
+                            "workers that decode videos died three times, and no file is to blame: check the memory and the "
+                            "disk of `data.videos`, or lower `runtime.workers`"
+                        ) from None
+                    self.close()
+        except BaseException:  # also when the caller fails or stops early
             self.close()
             raise
 
     def close(self) -> None:
-        """End the workers, also those that do not answer: a process whose workers live on never ends."""
+        """End the workers, also those that hang: a process does not end while its workers live."""
+        at_work = self._at_work()
+        for worker, index in at_work:
+            if index != NO_SAMPLE:
+                # It may hang, and PyTorch would wait for it.
+                worker.kill()
         try:
-            if self._loader is not None and self._loader._iterator is not None:
+            if self._loader._iterator is not None:
                 self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
         finally:
-            _kill(self._processes)  # those that answer have ended
-            self._processes.clear()
-            self._loader = None
+            for worker, _ in at_work:
+                worker.kill()
+            self._loader._iterator = None
+            self._samples.current.fill_(NO_SAMPLE)
 
-    def _batches(self) -> Iterator[Batch]:
-        self.bad_videos = 0
-        keys = list(self.sampler)  # fewer than an epoch's where the sampler starts within one
-        end = len(keys) - len(keys) % self.batch_size if self._drop_last else len(keys)
-        batches = [keys[start : start + self.batch_size] for start in range(0, end, self.batch_size)]
-        done = unexplained = 0
-        while done < len(batches):
-            self._plan.batches = [
-                [key for key in batch if not self._hung(_index(key))] for batch in batches[done:]
-            ]
-            try:
-                for batch, bad in self._iterate():
-                    done, unexplained = done + 1, 0
-                    hung = [
-                        self._words_of(_index(key)) for key in batches[done - 1] if self._hung(_index(key))
-                    ]
-                    self._leave_out([*bad, *hung])
-                    if (
-                        batch is None
-                    ):  # every step of an epoch has its batch, or a resumed run would lose count
-                        raise UserError(
-                            f"no video of a batch could be read, the last one {[*bad, *hung][-1]}: check the disk of "
-                            "`data.videos` and run again"
-                        )
-                    yield batch
-            except _NoBatch as error:
-                stuck = self._replace_workers()
-                self._hangs.update(stuck)
-                unexplained += not stuck or len(stuck) == self._workers > 1  # all of them: that is the disk
-                names = ", ".join(str(self.dataset.path_of(index)) for index in stuck)
-                logger.warning("%s; the workers are replaced (%s)", error, names or "no file is to blame")
-                if unexplained > 2:
-                    raise UserError(
-                        f"{error}, three times, and no file is to blame: check the disk of `data.videos`, or lower "
-                        "`runtime.workers`"
-                    ) from error
+    def _load(self) -> Iterator[tuple[Batch | None, list[str]]]:
+        """Run the loader.
 
-    def _iterate(self) -> Iterator[tuple[Batch | None, list[str]]]:
-        """Go through the plan; what the loader says of its workers becomes `_NoBatch`."""
+        Raises:
+            _WorkerDied: A worker has died.
+        """
         try:
-            if self._loader is None:
-                self._loader = self._build()
-            before = multiprocessing.active_children()
-            try:
-                batches = iter(self._loader)
-            finally:  # also where not all of them could be started
-                self._processes += [
-                    child for child in multiprocessing.active_children() if child not in before
-                ]
+            batches = iter(self._loader)
             if self._workers and threading.current_thread() is threading.main_thread():
-                # PyTorch would raise the death of a worker wherever this process happens to be, in the middle of a
-                # step; without its handler it is noticed where the batch is waited for.
+                # PyTorch's handler raises an error wherever this process is, such as in the middle of a step. Without it
+                # the death of a worker is noticed where its batch is waited for.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            while (batch := self._next(batches)) is not None:
-                yield batch
+            yield from batches
         except Exception as error:
-            # Of a worker that gives nothing, and of one that has died; all else is passed on.
-            if str(error).startswith(("DataLoader timed out", "DataLoader worker")):
-                raise _NoBatch(str(error).splitlines()[0]) from error
-            # A batch is fetched over a connection to the worker that made it. One that is ending has closed it before it
-            # counts as dead, and PyTorch then passes on what the connection says: EOFError, ConnectionResetError,
-            # FileNotFoundError. What a worker itself raised begins with "Caught".
-            if str(error).startswith("Caught") or not self._ended_workers(seconds=30):
+            # An error in a worker begins with "Caught". Other errors follow the death of a worker: PyTorch notices it, or
+            # the connection breaks over which this process fetches a batch (EOFError, ConnectionResetError,
+            # FileNotFoundError), a moment before the worker counts as dead.
+            if str(error).startswith("Caught") or not self._dead_at(timeout=30):
                 raise
-            raise _NoBatch(f"a DataLoader worker ended ({type(error).__name__})") from error
+            raise _WorkerDied from error
 
-    def _next(self, batches: Iterator[Any]) -> Any:
-        # PyTorch's time limit ends where a batch is being fetched from a worker's memory. One that hangs then, in the
-        # next sample, answers never: killed, it is noticed.
-        watch = threading.Timer(1.5 * self._seconds, self._kill_those_at_work, [0.8 * self._seconds])
-        watch.daemon = True
-        if self._workers:
-            watch.start()
-        try:
-            return next(batches, None)
-        finally:
-            watch.cancel()
+    def _at_work(self) -> list[tuple[BaseProcess, int]]:
+        """The workers, and the sample that each is at."""
+        iterator: Any = self._loader._iterator
+        workers = [] if iterator is None else iterator._workers
+        return list(zip(workers, self._samples.current.tolist(), strict=False))
 
-    def _worker_processes(self) -> list[Any]:
-        if self._loader is None or self._loader._iterator is None:  # without workers it keeps none
+    def _dead_at(self, timeout: float) -> list[int]:
+        """Samples that workers died at; waits until a worker is dead, or for so many seconds."""
+        at_work = self._at_work()
+        if not at_work:
             return []
-        return list(self._loader._iterator._workers)  # type: ignore[attr-defined]
+        dead = multiprocessing.connection.wait([worker.sentinel for worker, _ in at_work], timeout)
+        return [index for worker, index in at_work if worker.sentinel in dead]
 
-    def _ended_workers(self, seconds: float) -> list[int]:
-        """Workers that have ended, or do within so many seconds: their sentinels say so before they count as dead."""
-        sentinels = [worker.sentinel for worker in self._worker_processes()]
-        ended = multiprocessing.connection.wait(sentinels, timeout=seconds) if sentinels else []
-        return [number for number, sentinel in enumerate(sentinels) if sentinel in ended]
+    def _blame(self) -> bool:
+        """Note at which files workers died, and return whether no file is to blame."""
+        blamed = [index for index in self._dead_at(timeout=0) if index != NO_SAMPLE]
+        self._samples.deaths.update(blamed)
+        names = ", ".join(str(self.dataset.path_of(index)) for index in blamed)
+        logger.warning("a worker died; all workers are replaced (%s)", names or "no file is to blame")
+        # If all workers hang at the same time, the disk is to blame.
+        return not blamed or len(blamed) == self._workers > 1
 
-    def _kill_those_at_work(self, seconds: float) -> None:
-        """Kill the workers that have been at a sample for so long."""
-        workers = self._worker_processes()
-        _kill([workers[number] for number in self._watched.at_work(seconds) if number < len(workers)])
-
-    def _build(self) -> DataLoader[Any]:
-        return DataLoader(
-            self._watched,
-            batch_sampler=self._plan,
-            collate_fn=_collate,
-            num_workers=self._workers,
-            persistent_workers=self._workers > 0,
-            timeout=self._seconds if self._workers else 0,
-            pin_memory=self._pin_memory,
-            worker_init_fn=_leave_signals_to_the_trainer,
-            # A generator of its own: making an iterator must not draw from the one that dropout uses.
-            generator=torch.Generator(),
-        )
-
-    def _replace_workers(self) -> list[int]:
-        """End all workers; give the samples that they were stuck in, or that killed them."""
-        stuck = list(self._watched.at_work(0.8 * self._seconds, self._ended_workers(seconds=0)).values())
-        # The thread that pins memory may wait for one of them, and PyTorch, in its shutdown, for the thread.
-        self._kill_those_at_work(0)
-        self.close()
-        self._watched.clear()
-        return stuck
-
-    def _hung(self, index: int) -> bool:
-        return self._hangs[index] > 1  # it was tried again
-
-    def _words_of(self, index: int) -> str:
-        return f"{self.dataset.path_of(index)}: the decoder did not finish in {self._seconds:g} s, or killed its process"
-
-    def _leave_out(self, bad: list[str]) -> None:
-        for words in bad:
+    def _count(self, unreadable: list[str]) -> None:
+        for reason in unreadable:
             if self._max_bad_fraction is None:
                 raise UserError(
-                    f"{words}; evaluation counts each video once, so it stops: restore the file, or let the index "
-                    "find it (`data.watch: stat`)"
+                    f"{reason}; evaluation counts each video once, so it stops: restore the file, or let the index find it "
+                    "(`data.watch: stat`)"
                 )
             self.bad_videos += 1
-            logger.warning("left out of its batch: %s", words)
+            logger.warning("left out of its batch: %s", reason)
             allowed = max(1, self._max_bad_fraction * len(self.dataset)) if self._max_bad_fraction else 0
             if self.bad_videos > allowed:
                 raise UserError(
                     f"{self.bad_videos} of {len(self.dataset)} videos could not be read in this epoch, more than "
-                    f"`data.max_bad_fraction` {self._max_bad_fraction:g} allows, the last one {words}: check the disk of "
+                    f"`data.max_bad_fraction` {self._max_bad_fraction:g} allows; the last one is {reason}; check the disk of "
                     "`data.videos` and run again"
                 )
 
 
-def _kill(processes: Sequence[Any]) -> None:
-    for process in processes:
-        process.kill()
+class _WorkerDied(Exception):
+    """A worker process has ended."""
 
 
-class _NoBatch(Exception):
-    """The loader waits in vain."""
-
-
-class _Plan:
-    """The batches that a loader is to give: its workers outlive an epoch, so the plan changes under it."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[Index]] = []
-
-    def __iter__(self) -> Iterator[list[Index]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-@dataclass(frozen=True)
-class _BadVideo:
+class _Unreadable(NamedTuple):
     """Stands in a batch for a sample that cannot be read."""
 
-    words: str
+    reason: str
 
 
-class _WatchedDataset(Dataset[Any]):
-    """Tries a sample twice; and each worker notes what it is at, in memory that is read when it is stuck."""
+class _GuardedSamples(Dataset[Any]):
+    """Samples, or the reason why they cannot be read.
 
-    def __init__(self, dataset: VideoSource, workers: int) -> None:
+    Args:
+        dataset: Of clips.
+        workers: Number of workers.
+        seconds: Time limit for one sample in a worker.
+
+    Attributes:
+        deaths: How many workers died at a sample; new workers have a copy.
+        current: The sample that each worker is at, in memory that is shared with the workers and outlives them.
+    """
+
+    def __init__(self, dataset: ClipDataset, workers: int, seconds: float) -> None:
+        self.deaths: Counter[int] = Counter()
+        self.current = torch.full((max(workers, 1),), NO_SAMPLE)
+        self.current.share_memory_()  # type: ignore[no-untyped-call]
         self._dataset = dataset
-        self._at = torch.zeros(max(workers, 1), 2, dtype=torch.float64)
-        self._at.share_memory_()  # type: ignore[no-untyped-call]
+        self._seconds = seconds
 
-    def __getitem__(self, key: Index) -> Any:
+    def __getitem__(self, key: Key) -> Any:
         worker = get_worker_info()
         if worker is None:
-            return self._sample(key)
-        self._at[worker.id, 1] = time.monotonic()
-        self._at[worker.id, 0] = _index(key) + 1
-        try:
-            return self._sample(key)
-        finally:
-            self._at[worker.id, 0] = 0
+            return self._read(key)
+        index = key if isinstance(key, int) else key[1]
+        if self.deaths[index] > 1:
+            path = self._dataset.path_of(index)
+            return _Unreadable(f"{path}: the decoder did not finish in {self._seconds:g} s, or crashed")
+        with Path(os.devnull).open("wb") as nowhere:
+            self.current[worker.id] = index
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=nowhere)
+            try:
+                return self._read(key)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+                self.current[worker.id] = NO_SAMPLE
 
-    def _sample(self, key: Index) -> Any:
+    def _read(self, key: Key) -> Any:
         try:
             return self._dataset[key]
         except DecodeError:
             try:
                 return self._dataset[key]
             except DecodeError as error:
-                return _BadVideo(str(error))
-
-    def at_work(self, seconds: float, dead: Collection[int] = ()) -> dict[int, int]:
-        """Workers that have been at a sample for so long, or were when they died, and the sample."""
-        now = time.monotonic()
-        return {
-            worker: int(index) - 1
-            for worker, (index, since) in enumerate(self._at.tolist())
-            if index and (worker in dead or now - since >= seconds)
-        }
-
-    def clear(self) -> None:
-        """Forget what workers that are gone were at."""
-        self._at.zero_()
-
-
-def _index(key: Index) -> int:
-    return key if isinstance(key, int) else key[1]
+                return _Unreadable(str(error))
 
 
 def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
-    """Collate what could be read (None where nothing could), and tell what could not."""
-    bad = [sample.words for sample in samples if isinstance(sample, _BadVideo)]
-    good = [sample for sample in samples if not isinstance(sample, _BadVideo)]
-    return collate_clips(good) if good else None, bad
+    """Return the batch of the readable samples, None if there are none, and the reasons of the others."""
+    readable = [sample for sample in samples if not isinstance(sample, _Unreadable)]
+    reasons = [sample.reason for sample in samples if isinstance(sample, _Unreadable)]
+    return collate_clips(readable) if readable else None, reasons
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:  # noqa: ARG001
-    # A job's end signals every process; without its workers the trainer could not end the step and save.
+def _ignore_signals(worker: int) -> None:  # noqa: ARG001
+    # A cluster signals every process of a job. The trainer needs its workers to finish the step and save.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _kill_daemons() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

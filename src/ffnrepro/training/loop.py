@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,6 +101,13 @@ def train(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
+    factor_at = partial(
+        learning_rate_factor,
+        epochs=settings.epochs,
+        schedule=settings.schedule,
+        milestones=settings.milestones,
+        warmup_epochs=settings.warmup_epochs,
+    )
     scaler = make_scaler(device, precision)
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
     progress = _restore(checkpoints, state, processes, name, settings.epochs)
@@ -137,8 +145,7 @@ def train(
         asked = time.perf_counter()
         for step, (clips, labels) in enumerate(bar, start=first_step):
             received = time.perf_counter()
-            factor = learning_rate_factor(epoch + step / len(batches), **settings.schedule_arguments())
-            set_learning_rate(optimizer, factor)
+            set_learning_rate(optimizer, factor_at(epoch + step / len(batches)))
             targets = move(labels, device)
             result = train_step(
                 model,
@@ -224,9 +231,8 @@ def _restore(
         if saved["scaler"] and state["scaler"].is_enabled():
             state["scaler"].load_state_dict(saved["scaler"])
         progress = _Progress(saved["history"], saved["best"], saved["step"], defaultdict(float))
-        # The saved sums are those of all processes.
-        if processes.first:
-            progress.sums.update(saved["sums"])
+        # The saved sums are those of all processes, and each needs the same names.
+        progress.sums.update(saved["sums"] if processes.first else dict.fromkeys(saved["sums"], 0.0))
         if len(progress.history) < epochs:
             place = f"epoch {len(progress.history) + 1}, after {progress.step} steps"
             logger.info("%s: continues at %s", name, place)
@@ -268,9 +274,7 @@ def _check_step(
         )
 
 
-def _count_step(
-    sums: defaultdict[str, float], result: StepResult, labels: Tensor, *, frames: int
-) -> None:
+def _count_step(sums: defaultdict[str, float], result: StepResult, labels: Tensor, *, frames: int) -> None:
     """Add a step to the sums of its epoch; losses and hits are sums over samples."""
     sums["steps"] += 1
     sums["samples"] += len(labels)
@@ -284,7 +288,9 @@ def _count_step(
         sums[f"train_top{k}"] += 100 * correct_within(classes, labels, k)
 
 
-def _history_row(totals: Mapping[str, float], scores: Mapping[str, float], processes: int) -> dict[str, float]:
+def _history_row(
+    totals: Mapping[str, float], scores: Mapping[str, float], processes: int
+) -> dict[str, float]:
     """Columns of the history, from the sums of an epoch over all processes."""
     return {
         **{key: total / totals["samples"] for key, total in totals.items() if key.startswith("train_")},

@@ -1,28 +1,28 @@
-"""Several GPUs of one machine: a process for each, started by `launch`, or by torchrun.
+"""The processes of one training, one for each GPU of a machine, started by `launch` or by torchrun.
 
-Each process takes its part of every batch; gradients are averaged, so a step is that of the whole batch. Normalisation is private
-to a process, as in the published run.
+Each process takes its part of every batch. What they tell each other of gradients and normalisation is in `recipe.step`; here
+is the rest: the wish to stop, sums for the history, and waiting.
 """
 
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ffnrepro.errors import Unfinished, UserError
 
 
 class Processes:
-    """This process among those of a training; the first one speaks, saves and writes.
+    """This process among those of a training; the first one logs, saves and writes results.
+
+    All processes have to call each method that exchanges values, in the same order.
 
     Args:
         rank: number of this process.
-        count: of processes.
+        count: number of processes.
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
@@ -34,54 +34,64 @@ class Processes:
         """Whether this is the first process."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The network as it is called in training: with several processes, backward averages the gradients."""
-        # Each process keeps running statistics of its own; share_statistics makes them the first one's.
-        return model if self.count == 1 else DistributedDataParallel(model, broadcast_buffers=False)
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag, whether it is set in any process.
 
-    def share_statistics(self, model: nn.Module) -> None:
-        """Give every process the first one's running statistics, which are those that are saved and evaluated."""
-        if self.count > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
-
-    def any(self, flag: bool) -> bool:
-        """Whether it is so in any process; all have to ask."""
-        return flag if self.count == 1 else any(self._gather(flag))
+        Raises:
+            Unfinished: another process has ended.
+        """
+        return [value > 0 for value in self._reduce(flags, dist.ReduceOp.MAX)]
 
     def total(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Sums over all processes; all have to ask."""
-        if self.count == 1:
-            return dict(sums)
-        result: dict[str, float] = {}
-        for part in self._gather(dict(sums)):
-            for key, value in part.items():
-                result[key] = result.get(key, 0.0) + value
-        return result
+        """Sums over all processes.
 
-    def same(self, value: Any) -> bool:
-        """Whether all processes have the same value; all have to ask."""
-        return self.count == 1 or len(set(self._gather(value))) == 1
+        Raises:
+            ValueError: the processes have sums of different names.
+            Unfinished: another process has ended.
+        """
+        names = sorted(sums)
+        if not self.same(names):
+            raise ValueError(f"another process has other sums than {names}")
+        totals = dict(
+            zip(names, self._reduce([sums[name] for name in names], dist.ReduceOp.SUM), strict=True)
+        )
+        return {name: totals[name] for name in sums}
+
+    def same(self, value: object) -> bool:
+        """Whether a plain value is the same in all processes.
+
+        Raises:
+            Unfinished: another process has ended.
+        """
+        digest = zlib.crc32(repr(value).encode())
+        highest, lowest = self._reduce([digest, -digest], dist.ReduceOp.MAX)
+        return highest == -lowest
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.count > 1:
-            self._gather(None)
+        """Wait until all processes are here.
+
+        Raises:
+            Unfinished: another process has ended.
+        """
+        self.any_of([False])
 
     def end(self) -> None:
-        """Part, at the end of the work."""
+        """Leave the other processes, at the end of the work."""
         if self.count > 1:
             dist.destroy_process_group()
 
-    def _gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.count
-        try:
-            dist.all_gather_object(values, value)
-        except RuntimeError as error:
-            raise Unfinished(
-                f"another process of this training has ended, or cannot be reached; the job's screen output says more ({error})"
-            ) from error
-        return values
+    def _reduce(self, values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
+        """Combine the values of all processes."""
+        reduced = torch.tensor(values, dtype=torch.float64)
+        if self.count > 1:
+            try:
+                dist.all_reduce(reduced, operation)
+            except RuntimeError as error:
+                raise Unfinished(
+                    "another process of this training has ended, or cannot be reached; the job's screen output says more "
+                    f"({error})"
+                ) from error
+        return reduced.tolist()
 
 
 def check_count(device: torch.device, count: int) -> None:
@@ -92,24 +102,24 @@ def check_count(device: torch.device, count: int) -> None:
     """
     if device.type == "cuda" and torch.cuda.device_count() < count:
         raise UserError(
-            f"config: training.gpus is {count}, and {torch.cuda.device_count()} can be seen here; ask for as many"
+            f"config: training.gpus is {count}, but only {torch.cuda.device_count()} can be seen here; request {count}"
         )
 
 
 def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.device]:
-    """Join the processes that were started together, and the device that is this one's.
+    """Join the processes that were started together; return this one and its device.
 
     Args:
-        device: of their kind.
-        count: how many there have to be.
+        device: kind of device.
+        count: number of processes that the settings ask for.
 
     Raises:
-        UserError: there are more or fewer, or fewer GPUs.
+        UserError: another number of processes was started, or there are fewer GPUs.
     """
-    found = int(os.environ.get("WORLD_SIZE", "1"))
-    if found != count:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != count:
         raise UserError(
-            f"config: training.gpus is {count}, and {found} processes were started; start them with "
+            f"config: training.gpus is {count}, but {started} processes were started; start them with "
             f"python -m ffnrepro.training.launch {count}, as the workflow does"
         )
     check_count(device, count)
@@ -119,6 +129,9 @@ def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # One process may replace loader workers that hang, for minutes, while the others wait; one that dies ends them.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+        # Flags and sums lie on the CPU, where gloo exchanges them: it notices at once that a process has ended.
+        # One process may replace loader workers for minutes while the others wait.
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1)
+        )
     return Processes(dist.get_rank(), count), device

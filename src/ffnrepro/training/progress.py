@@ -1,4 +1,4 @@
-"""What is said of a training while it runs: a line an epoch, curves, and warnings of what goes wrong quietly."""
+"""Progress of a training: a log line and a point of the curves for each epoch, and warnings of silent failures."""
 
 import logging
 from collections.abc import Sequence
@@ -12,20 +12,26 @@ logger = logging.getLogger(__name__)
 Row = dict[str, float]
 
 LEARNED = 0.1
-"""Fall of the teacher's cross entropy, in nats, from which on its students are judged."""
+"""The teacher's cross entropy must fall by so many nats before its students are judged."""
 
-LEFT_BEHIND = 0.5
-"""A divergence that gains so much of what the teacher's cross entropy loses is one of a student that does not learn."""
+UNLEARNED = 0.5
+"""A student does not learn if its divergence rises by more than this part of the fall of the teacher's cross entropy."""
 
-MEMORISED = 98.0
-"""Training accuracy in percent above which a falling validation means that the clips are known by heart."""
+OVERFITTED = 98.0
+"""Training accuracy in percent above which a falling validation accuracy means overfitting."""
 
 FALLEN = 1.0
-"""Points below the best validation accuracy that count as falling, not as noise."""
+"""A validation accuracy so many points below the best one is falling, not noise."""
 
 
 def epoch_line(name: str, epochs: int, row: Row) -> str:
-    """One line that tells of an epoch."""
+    """Log line of an epoch.
+
+    Args:
+        name: of the experiment.
+        epochs: of the whole training.
+        row: of the history.
+    """
     parts = ", ".join(
         f"{key.removeprefix('train_').replace('_', ' ')} {value:.3f}"
         for key, value in row.items()
@@ -55,46 +61,50 @@ def _duration(seconds: float) -> str:
 
 
 def warnings(history: Sequence[Row], *, select_by: str) -> list[str]:
-    """What the last epoch of a history gives reason to warn of; said once, when it becomes true.
+    """Warnings that the last epoch gives reason for; each is given once, when it becomes true.
 
     Args:
-        history: a row an epoch.
+        history: one row for each epoch.
         select_by: validation score that chooses the best epoch.
     """
     found = []
     for key in history[-1]:
-        if key.startswith("train_kl_") and _left_behind(history, key) and not _left_behind(history[:-1], key):
+        if (
+            key.startswith("train_kl_")
+            and _not_learning(history, key)
+            and not _not_learning(history[:-1], key)
+        ):
             found.append(
-                f"{key.removeprefix('train_')} went from {history[0][key]:.3f} to {history[-1][key]:.3f}, while the highest "
-                "frame count learns: the other does not learn from it; look at distillation_weight and the learning rate"
+                f"{key.removeprefix('train_')} went from {history[0][key]:.3f} to {history[-1][key]:.3f}: the highest frame "
+                "count learns, but this one does not learn from it; check distillation_weight and the learning rate"
             )
-    if _memorises(history, select_by) and not _memorises(history[:-1], select_by):
+    if _overfits(history, select_by) and not _overfits(history[:-1], select_by):
         best = max(row[f"validation_{select_by}"] for row in history)
         found.append(
-            f"training accuracy is {history[-1]['train_top1']:.1f} % while {select_by} on validation fell from "
-            f"{best:.1f} to {history[-1][f'validation_{select_by}']:.1f}: the clips are learned by heart; look at "
-            "training.crop (multi_scale), network.dropout and training.weight_decay"
+            f"training accuracy is {history[-1]['train_top1']:.1f} %, but {select_by} on validation fell from "
+            f"{best:.1f} to {history[-1][f'validation_{select_by}']:.1f}: the network overfits; check training.crop "
+            "(multi_scale), network.dropout and training.weight_decay"
         )
     return found
 
 
-def _left_behind(history: Sequence[Row], key: str) -> bool:
-    # A divergence starts near zero, since the teacher knows nothing, and in a good run it may rise for many epochs (on the
-    # built-in data from 0.01 to 0.10 in 14). A student that learns nothing shows in how much: its divergence gains what
-    # the teacher's cross entropy loses.
+def _not_learning(history: Sequence[Row], key: str) -> bool:
+    # A divergence starts near zero, since the teacher knows nothing, and in a good training it may rise for many epochs (on
+    # the built-in data from 0.01 to 0.10 in 14 epochs). If a student learns nothing, its divergence rises as much as the
+    # teacher's cross entropy falls.
     if not history:
         return False
     learned = history[0]["train_cross_entropy"] - history[-1]["train_cross_entropy"]
-    return learned > LEARNED and history[-1][key] - history[0][key] > LEFT_BEHIND * learned
+    return learned > LEARNED and history[-1][key] - history[0][key] > UNLEARNED * learned
 
 
-def _memorises(history: Sequence[Row], select_by: str) -> bool:
+def _overfits(history: Sequence[Row], select_by: str) -> bool:
     scores = [row[f"validation_{select_by}"] for row in history]
-    return bool(scores) and history[-1]["train_top1"] > MEMORISED and scores[-1] <= max(scores) - FALLEN
+    return bool(scores) and history[-1]["train_top1"] > OVERFITTED and scores[-1] <= max(scores) - FALLEN
 
 
 def warn_of_norms(model: nn.Module, *, training: bool) -> None:
-    """Warn when a BatchNorm is not in the mode that this phase needs."""
+    """Warn if a BatchNorm is not in the mode of this phase."""
     wrong = [
         name
         for name, module in model.named_modules()
@@ -102,7 +112,7 @@ def warn_of_norms(model: nn.Module, *, training: bool) -> None:
     ]
     if wrong:
         logger.warning(
-            "%d BatchNorms (%s, ...) are in the mode of %s during %s: the statistics are wrong",
+            "%d BatchNorms (%s, ...) are in %s mode during %s: their statistics are wrong",
             len(wrong),
             wrong[0],
             "evaluation" if training else "training",
@@ -111,7 +121,7 @@ def warn_of_norms(model: nn.Module, *, training: bool) -> None:
 
 
 def write_scalars(folder: Path, row: Row) -> None:
-    """Add an epoch to the curves of TensorBoard; a full disk costs the curves only."""
+    """Add an epoch to the curves of TensorBoard. If the disk is full, only the curves are lost."""
     try:
         with SummaryWriter(str(folder)) as writer:
             for key, value in row.items():

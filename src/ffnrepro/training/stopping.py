@@ -1,4 +1,4 @@
-"""When to stop before the end: a signal, or the end of the cluster job."""
+"""When to stop before the end: after a signal, or before the time of the cluster job is over."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from datetime import datetime
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from ffnrepro.errors import Unfinished
@@ -14,19 +14,19 @@ from ffnrepro.errors import Unfinished
 logger = logging.getLogger(__name__)
 
 MARGIN = 60.0
-"""Seconds kept at the end of a job beside what the last step and the save take."""
+"""Seconds kept at the end of a job, beside the time of the last step and the save."""
 
 
 class StopRequest:
-    """Asks to stop after SIGTERM or Ctrl-C, or before `end`.
+    """A request to stop, by SIGTERM, Ctrl-C or a deadline.
 
-    A cluster may send SIGTERM several times: a repeated one is only noted, or it would end the save that the first asked
-    for. A second Ctrl-C acts at once.
+    A cluster may send SIGTERM several times. A repeated one changes nothing, or it would interrupt the save that the first one
+    asked for. A second Ctrl-C acts at once.
 
-    Within a `with` block, in the main thread.
+    To be used in a `with` block in the main thread, which catches the signals.
 
     Args:
-        end: of the time that there is, in seconds as `time.time()` counts them; None: no end.
+        end: deadline in seconds as `time.time()` counts them; None: no deadline.
     """
 
     def __init__(self, end: float | None = None) -> None:
@@ -40,9 +40,7 @@ class StopRequest:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -52,7 +50,7 @@ class StopRequest:
             signal.signal(number, self._previous[number])
 
     def announce(self) -> None:
-        """Tell when it stops, where that is known."""
+        """Log the deadline, if there is one."""
         if self._end is not None:
             end = f"{datetime.fromtimestamp(self._end):%F %T}"
             logger.info("stops before %s, and continues when it is run again", end)
@@ -66,21 +64,24 @@ class StopRequest:
         if self._signal is not None:
             return self._signal
         if self._end is not None and time.time() + reserve + self._margin >= self._end:
-            return "the time is nearly used"
+            return "the time is nearly used up"
         return None
 
-    def check(self, where: str) -> None:
-        """Stop where there is nothing to save.
+    def check(self, name: str) -> None:
+        """Stop here, at a place with nothing to save, if there is a reason.
+
+        Args:
+            name: of the work, for the message.
 
         Raises:
             Unfinished: there is a reason.
         """
         if (reason := self.reason()) is not None:
-            raise Unfinished(f"{where}: {reason}; what was done before is saved")
+            raise Unfinished(f"{name}: {reason}; earlier work is saved")
 
 
 def end_of_job(time_budget: float | None) -> float | None:
-    """When the time is used, as `time.time()` counts: by a budget in minutes, by the SLURM job, or None.
+    """Deadline as `time.time()` counts, from a time budget and the SLURM job; None if there is neither.
 
     Args:
         time_budget: minutes from now.
@@ -92,9 +93,10 @@ def end_of_job(time_budget: float | None) -> float | None:
 
 
 def _end_of_slurm_job(job: str) -> float | None:
+    # SLURM before 22.05 does not set the variable.
     if (stamp := os.environ.get("SLURM_JOB_END_TIME", "")).isdecimal():
         return float(stamp)
-    command = ["squeue", "--noheader", "--jobs", job, "--format", "%e"]  # older than SLURM 22.05
+    command = ["squeue", "--noheader", "--jobs", job, "--format", "%e"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
         return datetime.fromisoformat(answer.split()[0]).timestamp()

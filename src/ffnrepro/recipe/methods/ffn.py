@@ -8,11 +8,10 @@ The highest frame count learns from the label, the others learn from its predict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ffnrepro.recipe.methods.method import Method, Term
 from ffnrepro.recipe.network import NetworkSettings
-from ffnrepro.settings import FrameCounts
 
 if TYPE_CHECKING:
     import torch
@@ -27,29 +26,29 @@ class Ffn(Method):
     family: ClassVar[Literal["tsm", "ffn"]] = "ffn"
 
     method: Literal["ffn"]
-    train_frames: Annotated[FrameCounts, Field(min_length=2)]
-    """frame counts that are trained at once, rising; L, M and H of the paper (Tables 2 and 3)"""
-
     weight_sharing: bool = True
-    """one set of convolutions and one classifier for all frame counts; false: separate networks (Table 4)"""
-
+    """For `ffn`: one set of convolutions and one classifier for all frame counts; `false`: separate networks (Table 4)."""
     specialized_normalization: bool = True
-    """a private BatchNorm for each frame count; false: one for all (Table 4)"""
-
+    """For `ffn`: a private BatchNorm for each frame count; `false`: one for all (Table 4)."""
     weight_alteration: bool = True
-    """a private depthwise convolution for each frame count and residual block; false: none (Table 4)"""
-
+    """For `ffn`: a private depthwise convolution for each frame count and residual block; `false`: none (Table 4)."""
     temporal_distillation: bool = True
-    """the lower frame counts learn from the highest; false: each learns from the label (Table 4)"""
-
+    """For `ffn`: the lower frame counts learn from the highest; `false`: each learns from the label (Table 4)."""
     distillation_weight: Annotated[float, Field(ge=0)] = 1.0
-    """lambda of eq. 4"""
-
+    """For `ffn`: lambda of eq. 4, the weight of temporal distillation."""
     training_shift: Literal["per_clip", "authors"] = "per_clip"
-    """`authors`: in training, frames leak between the clips of a batch, as in the authors' code"""
-
+    """For `ffn`: `authors`: in training, frames leak between the clips of a batch, as in the authors' code, so the
+    clips that a GPU takes together must be a multiple of 4 (at 4, 8 and 16 frames)."""
     adapter_init: Literal["near_zero", "authors"] = "near_zero"
-    """start of the weight alteration: standard deviation 0.001; `authors`: sqrt(2 / C), as in the authors' code"""
+    """For `ffn`: start of the weight alteration: standard deviation 0.001, as the paper says; `authors`: sqrt(2 / C),
+    as in the authors' code."""
+
+    @field_validator("train_frames")
+    @classmethod
+    def _check_train_frames(cls, train_frames: tuple[int, ...]) -> tuple[int, ...]:
+        if len(train_frames) < 2:
+            raise ValueError("ffn trains at two frame counts or more, such as [4, 8, 16]")
+        return train_frames
 
     def effective(self) -> Self:
         """The same settings, with the default in place of each value that has no effect."""

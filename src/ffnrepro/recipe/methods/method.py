@@ -40,13 +40,11 @@ class Method(Settings):
     """Settings of a method, and what they mean for the clips, the network and the loss."""
 
     family: ClassVar[Literal["tsm", "ffn"]]
-    """kind of the network, and so the rule that trains it: `train_tsm` or `train_ffn`"""
+    """Kind of the network, and so the rule that trains it: `train_tsm` or `train_ffn`."""
 
     method: str
-    """name of the method"""
-
     train_frames: FrameCounts
-    """frame counts of the clips of a training sample, rising"""
+    """Frame counts that are trained, in rising order: one for `tsm`, several for `ffn` (Tables 2 and 3)."""
 
     @property
     def frame_counts(self) -> tuple[int, ...]:

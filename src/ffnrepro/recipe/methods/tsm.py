@@ -1,13 +1,12 @@
 """Vanilla TSM: one network, trained at one frame count (section 3.1; Lin et al., TSM, ICCV 2019)."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import field_validator
 
 from ffnrepro.recipe.methods.method import Method, Term
 from ffnrepro.recipe.network import NetworkSettings
-from ffnrepro.settings import FrameCounts
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +21,13 @@ class Tsm(Method):
     family: ClassVar[Literal["tsm", "ffn"]] = "tsm"
 
     method: Literal["tsm"]
-    train_frames: Annotated[FrameCounts, Field(max_length=1)]
-    """a list of the one frame count that is trained"""
+
+    @field_validator("train_frames")
+    @classmethod
+    def _check_train_frames(cls, train_frames: tuple[int, ...]) -> tuple[int, ...]:
+        if len(train_frames) > 1:
+            raise ValueError("tsm trains at one frame count, ffn at several")
+        return train_frames
 
     def build(self, classes: int, network: NetworkSettings) -> "nn.Module":
         """Make the network (see `Method.build`)."""

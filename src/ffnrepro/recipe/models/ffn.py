@@ -68,7 +68,9 @@ class FrameFlexibleNetwork(ShiftedResNet):
             width=width,
             stem=stem,
             dropout=dropout,
-            norm=partial(SpecializedBatchNorm2d, **private) if specialized_normalization else PlainBatchNorm2d,
+            norm=partial(SpecializedBatchNorm2d, **private)
+            if specialized_normalization
+            else PlainBatchNorm2d,
             entry=partial(AlteredConv2d, **private) if weight_alteration else PlainConv2d,
         )
         self.frame_counts = tuple(frame_counts)
@@ -98,9 +100,7 @@ class FrameFlexibleNetwork(ShiftedResNet):
         frames = clip.shape[2] if clip.dim() == 5 else 0
         longest = max(self.frame_counts)
         leaks = self.training and self.training_shift == "authors" and len(clip) * frames % longest == 0
-        return self.score(
-            clip, nearest(self.frame_counts, frames), shift_length=longest if leaks else None
-        )
+        return self.score(clip, nearest(self.frame_counts, frames), shift_length=longest if leaks else None)
 
 
 class SeparateNetworks(nn.Module):

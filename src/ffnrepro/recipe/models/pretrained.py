@@ -17,8 +17,8 @@ def pretrained_targets(model: nn.Module) -> dict[str, list[Tensor]]:
         model: TSM, FrameFlexibleNetwork or SeparateNetworks.
     """
     targets: dict[str, list[Tensor]] = {}
-    for name, tensor in model.state_dict().items():
-        name = re.sub(r"^subnetworks\.\d+\.", "", name)
+    for own_name, tensor in model.state_dict().items():
+        name = re.sub(r"^subnetworks\.\d+\.", "", own_name)
         # torchvision's files are older than the count of batches, which starts at zero.
         if not (name.startswith("fc.") or ".alteration." in name or name.endswith(".num_batches_tracked")):
             targets.setdefault(re.sub(r"(bn\d|downsample\.1)\.\d+\.", r"\1.", name), []).append(tensor)

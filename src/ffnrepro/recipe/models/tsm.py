@@ -54,9 +54,7 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(
-        self, in_channels: int, channels: int, *, stride: int, norm: Norm, entry: Entry
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, *, stride: int, norm: Norm, entry: Entry) -> None:
         super().__init__()
         self.conv1 = entry(in_channels, channels, 3, stride)
         self.bn1 = norm(channels)
@@ -88,9 +86,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(
-        self, in_channels: int, channels: int, *, stride: int, norm: Norm, entry: Entry
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, *, stride: int, norm: Norm, entry: Entry) -> None:
         super().__init__()
         out_channels = self.expansion * channels
         self.conv1 = entry(in_channels, channels, 1, 1)

@@ -1,0 +1,110 @@
+"""What the pictures show, read back from their lines and bars."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from ffnrepro.figures import accuracy_figure, class_count_figure, clip_length_figure, save_figure
+from ffnrepro.tables import read_published
+
+PUBLISHED = read_published(Path(__file__).parents[2] / "resources/published.csv")
+
+
+def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[list[float], str]]:
+    """Label -> heights and colour, of the lines with a label."""
+    handles, labels = figure.axes[panel].get_legend_handles_labels()
+    drawn: list[Any] = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
+    return {
+        label: (list(line.get_ydata()), line.get_color()) for label, line in zip(labels, drawn, strict=True)
+    }
+
+
+def legend_covers_a_panel(figure: Figure) -> bool:
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    return any(axes.get_window_extent().overlaps(box) for axes in figure.axes)
+
+
+def table(*labels: str) -> pd.DataFrame:
+    rows = [
+        {
+            "method": label, "published": name, "top1_4f": 30.0 + row, "top1_16f": 60.0 + row,
+            "published_4f": published, "published_16f": None,
+        }
+        for row, (label, name, published) in enumerate(zip(labels, ["TSM-FFN", None], [56.07, None], strict=True))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_accuracy_is_drawn_beside_what_is_published() -> None:
+    figure = accuracy_figure(table("TSM", "B"), published=PUBLISHED, dataset="something-something-v2")
+    assert len(figure.axes) == 1
+    assert {label: heights for label, (heights, _) in lines(figure).items()} == {
+        "TSM": [30, 60], "B": [31, 61], "TSM (published)": [56.07],
+    }  # fmt: skip
+    assert not legend_covers_a_panel(figure)
+
+
+def test_another_label_changes_no_colour() -> None:
+    figures = [
+        accuracy_figure(table(*labels), published=PUBLISHED, dataset="something-something-v2")
+        for labels in (("TSM", "B"), ("X", "TSM-FFN"))
+    ]
+    first, second = ([colour for _, colour in lines(figure).values()] for figure in figures)
+    assert first == second
+
+
+def test_where_nothing_is_published_there_is_a_panel_of_other_figures(tmp_path: Path) -> None:
+    seeds = table("A", "B").assign(deviation_4f=3.0, deviation_16f=1.0, seeds=3)
+    figure = accuracy_figure(seeds, published=PUBLISHED, dataset="demo")
+    other = lines(figure, panel=1)
+    assert other["TSM-FFN (published)"][0] == [56.07, 63.61]
+    # The colour of the row that is compared with this method, and of no other.
+    assert other["TSM-FFN (published)"][1] == lines(figure)["A"][1]
+    assert len({colour for _, colour in [*other.values(), *lines(figure).values()]}) == 4
+    assert not legend_covers_a_panel(figure)
+    save_figure(figure, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def class_counts(classes: int, name: str) -> dict[str, Any]:
+    return {"classes": {f"{i} {name}": {"train": i, "validation": 2 * i, "test": 0} for i in range(classes)}}
+
+
+@pytest.mark.parametrize("name", ["Moving", "Pretending to put something " * 4])
+@pytest.mark.parametrize("classes", [2, 12, 30])
+def test_few_classes_are_bars_with_names_beside_them(classes: int, name: str) -> None:
+    figure = class_count_figure(class_counts(classes, name))
+    (axes,) = figure.axes
+    train, validation = axes.containers
+    assert [bar.get_width() for bar in train] == list(range(classes))[::-1]
+    assert [bar.get_width() for bar in validation] == [2 * i for i in range(classes)][::-1]
+    assert [text.get_text().split()[0] for text in axes.get_yticklabels()] == [
+        str(i) for i in reversed(range(classes))
+    ]
+    # The largest class is at the top.
+    assert axes.yaxis_inverted()
+    assert not legend_covers_a_panel(figure)
+    assert axes.get_position().width > 0.5
+    assert axes.get_position().height > 0.5
+
+
+def test_many_classes_are_lines() -> None:
+    figure = class_count_figure(class_counts(174, "Moving something"))
+    assert {label: heights for label, (heights, _) in lines(figure).items()} == {
+        "train": list(range(174))[::-1], "validation": [2 * i for i in range(174)][::-1],
+    }  # fmt: skip
+    assert not legend_covers_a_panel(figure)
+
+
+def test_lengths_are_counted_in_bins_of_whole_frames() -> None:
+    lengths = {"train": {"1": 3, "2": 4, "90": 5}, "validation": {"3": 6}, "test": {}}
+    figure = clip_length_figure({"frames": lengths})
+    # Bins of two frames, up to the longest: 1 and 2 share the first, 3 is in the second, 90 in the last.
+    outlines: list[Any] = list(figure.axes[0].patches)
+    assert sorted(max(outline.get_xy()[:, 1]) for outline in outlines) == [6, 7]
+    assert not legend_covers_a_panel(figure)
