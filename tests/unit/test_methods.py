@@ -243,8 +243,9 @@ def test_what_has_no_effect_counts_as_its_default(given: Method, effective: Meth
     assert effective.effective() == effective
     # Indeed it has none: the same start, losses and gradients.
     results = []
-    for method in (given, effective):
-        method = method.model_copy(update={"train_frames": (2, 4) if method.method == "ffn" else (4,)})
+    for settings in (given, effective):
+        train_frames = (2, 4) if settings.method == "ffn" else (4,)
+        method = settings.model_copy(update={"train_frames": train_frames})
         network = small_network(method)
         losses = []
         for term in method.terms(network, *small_batch(method), torch.Generator()):

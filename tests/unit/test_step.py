@@ -95,9 +95,7 @@ def step(network: nn.Module, method: Method, *, clips: slice = slice(None), **op
         **options,
     }
     labels = torch.tensor([0, 3, 1, 4])[clips]
-    return train_step(
-        network, method, {n: pixels(n)[clips] for n in method.train_frames}, labels, **options
-    )
+    return train_step(network, method, {n: pixels(n)[clips] for n in method.train_frames}, labels, **options)
 
 
 def mean_of(frames: int, clips: slice = slice(None)) -> float:
@@ -128,7 +126,9 @@ def test_a_step_by_hand() -> None:
 def test_each_term_is_differentiated_before_the_next_is_computed() -> None:
     events = []
     network = Probe()
-    network.register_forward_hook(lambda _module, inputs, _out: events.append(f"forward {inputs[0].shape[2]}"))
+    network.register_forward_hook(
+        lambda _module, inputs, _out: events.append(f"forward {inputs[0].shape[2]}")
+    )
     for frames, weight in network.weights.items():
         weight.register_hook(lambda _, frames=frames: events.append(f"backward {frames}"))
     step(network, STEPS)
