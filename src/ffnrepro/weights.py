@@ -98,9 +98,9 @@ def save_checkpoint(path: Path | str, model: nn.Module, **extra: Any) -> None:
     method = next((name for name, kind in _KINDS.items() if type(model) is kind), None)
     if method is None:
         raise TypeError(f"cannot save a {type(model).__name__}: give the TSM or FrameFlexibleNetwork itself")
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
-        "architecture": {"method": method, **model.architecture},
+        "architecture": {"method": method, **model.architecture},  # type: ignore[dict-item]
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
     }
     for name, value in extra.items():
