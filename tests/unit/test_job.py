@@ -1,157 +1,268 @@
-"""The wiring of an experiment: each setting reaches what it is for, and the state's key holds all that decides."""
+"""A whole training job: from a run's folder, a manifest and videos to the files of a network."""
 
-import argparse
+import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from ffnrepro.errors import Unfinished
-from ffnrepro.recipe.clips import EpochSampler
-from ffnrepro.training import job as experiment
-from ffnrepro.training.checkpoints import StateDirectory
-from ffnrepro.training.job import run_experiment, train_experiment, training_parser
+from ffnrepro.config import Config, RuntimeSettings
+from ffnrepro.data.decode import open_video
+from ffnrepro.errors import PermanentError, Unfinished, UserError
+from ffnrepro.recipe.clips import ClipDataset
+from ffnrepro.recipe.transforms import normalise
+from ffnrepro.runs import RUNS, read_run, run_name, run_settings, write_run
+from ffnrepro.training import job as job_module
+from ffnrepro.training.job import Job, check_splits, run_job
 from ffnrepro.training.lease import Lease
-from ffnrepro.training.processes import Processes
-from ffnrepro.training.stopping import StopRequest
-from tests.unit.test_resumption import arguments_of, data  # noqa: F401 - data is a fixture
+from ffnrepro.weights import load_checkpoint, save_checkpoint, tensors_digest
+
+from ..trainings import configuration
 
 
-def parsed(data: Path, folder: Path, method: str = "ffn", **training: Any) -> argparse.Namespace:  # noqa: F811
-    places = ["--state", str(folder / "state"), "--output", str(folder / "output")]
-    return training_parser("").parse_args([*arguments_of(data, method, **training), *places])
+def make_job(folder: Path, data: Path, config: Config, experiment: str, **changes: Any) -> Job:
+    """Write the settings of a run below a folder, and describe its training."""
+    run = folder / RUNS / run_name(config, experiment)
+    write_run(run, run_settings(config, experiment))
+    return Job(**{
+        "run": run, "seed": 5, "videos": data / "data/videos", "classes": data / "results/labels/classes.csv",
+        "manifest": data / "results/manifest", "state": folder / "state", **changes,
+        "runtime": RuntimeSettings(device="cpu", threads=1, workers=0, **changes.get("runtime", {})),
+    })  # fmt: skip
 
 
-class Wired(Exception):
-    """Nothing is to be trained."""
-
-
-def handed_on(arguments: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the training loop is given."""
-    given: dict[str, Any] = {}
-
-    def train(**wired: Any) -> None:
-        given.update(wired)
-        raise Wired
-
-    monkeypatch.setattr(experiment, "train", train)
-    state = StateDirectory(arguments.state, {})
-    with pytest.raises(Wired):
-        train_experiment(arguments, torch.device("cpu"), state, StopRequest(), Processes())
-    return given
-
-
-def test_the_recipe_reaches_the_loop(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    recipe = {
-        "epochs": 7, "batch_size": 6, "learning_rate": 0.03, "momentum": 0.8, "weight_decay": 1e-3, "clip_norm": 9.0,
-        "batchnorm_clips": 2, "precision": "bfloat16", "schedule": "step", "milestones": [2, 5], "warmup_epochs": 0,
-    }  # fmt: skip
-    given = handed_on(parsed(data, tmp_path, **recipe), monkeypatch)
-    for name in ("epochs", "clip_norm", "batchnorm_clips", "precision"):
-        assert given[name] == recipe[name], name
-    optimizer = given["optimizer"]
-    assert isinstance(optimizer, torch.optim.SGD)
-    assert {
-        group["name"]: (pytest.approx(group["base_lr"]), group["weight_decay"], group["momentum"])
-        for group in optimizer.param_groups
-    } == {
-        "conv_weight": (0.03, 1e-3, 0.8),
-        "normalisation": (0.03, 0, 0.8),
-        "classifier_weight": (0.15, 1e-3, 0.8),
-        "classifier_bias": (0.3, 0, 0.8),
+def short(**training: Any) -> Config:
+    """The demo's configuration for two epochs of training, with an experiment that starts from another one."""
+    experiments = {
+        "tsm": {"method": "tsm", "train_frames": [4]},
+        "tuned": {"method": "tsm", "train_frames": [4], "start": "tsm", "training": {"epochs": 1}},
     }
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    assert trained == {id(parameter) for parameter in given["model"].parameters()}
-    factors = [given["learning_rate_factor"](progress) for progress in (0, 1.9, 2, 4.9, 5, 6.9)]
-    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert given["select_by"] == "top1_16f"
-    assert given["seed"] == 5
-    batches = given["batches"]
-    assert isinstance(batches.sampler, EpochSampler)
-    assert len(batches) == 4  # 24 videos
-    clips, labels = next(iter(batches))
-    assert [clip.shape[:3] for clip in clips] == [(6, 3, frames) for frames in (4, 8, 16)]
-    assert len(labels) == 6
+    return configuration(
+        training={"epochs": 2, "batch_size": 4, "warmup_epochs": 1, **training}, experiments=experiments
+    )
 
 
-def test_the_distillation_weight_reaches_the_loss(
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A training of TSM. Tests copy its folder before they change it."""
+    job = make_job(tmp_path_factory.mktemp("finished"), data, short(), "tsm")
+    run_job(job)
+    return job
+
+
+@pytest.fixture
+def copied(finished: Job, tmp_path: Path) -> Job:
+    """A copy of the finished training, below `tmp_path`."""
+    root = finished.state.parent
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    return dataclasses.replace(
+        finished, run=tmp_path / finished.run.relative_to(root), state=tmp_path / "state"
+    )
+
+
+def read_record(job: Job) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((job.output / "run.json").read_text())
+    return record
+
+
+def test_the_files_of_a_network(finished: Job, data: Path) -> None:
+    record, network = read_record(finished), load_checkpoint(finished.output / "model.pt")
+    digest = tensors_digest(network.state_dict())
+    assert (finished.output / "model.sha256").read_text().strip() == record["model"] == digest
+    settings, code = read_run(finished.run)
+    assert record["settings"] == settings.model_dump(mode="json")
+    assert (record["run"], record["seed"], record["code"]) == (finished.run.name, 5, code)
+    assert record["data"] == (data / "results/manifest/manifest.sha256").read_text().strip()
+    assert record["videos"] == 24
+    assert record["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    assert (record["device"], record["precision"], record["start"]) == ("cpu", "float32", None)
+    history = pd.read_parquet(finished.output / "history.parquet")
+    assert record["wall_seconds"] == pytest.approx(history["seconds"].sum())
+    scores = {name: history[name] for name in ("validation_top1_4f", "validation_top5_4f")}
+    assert record["best_epoch"] == 1 + int(np.argmax(scores["validation_top1_4f"]))
+    assert record["best"] == {name: column[record["best_epoch"] - 1] for name, column in scores.items()}
+    assert record["last"] == {name: column.iloc[-1] for name, column in scores.items()}
+    (state,) = finished.state.glob("*/*")
+    assert state.relative_to(finished.state) == Path(finished.run.name, f"seed5-{record['data'][:8]}")
+
+
+def test_validation_counts_each_video_once(finished: Job, data: Path) -> None:
+    manifest = pd.read_parquet(data / "results/manifest/validation.parquet")
+    clips = ClipDataset(
+        manifest=manifest, videos=finished.videos, open_video=open_video, frame_counts=(4,), size=32,
+        short_side=40, crop="centre",
+    )  # fmt: skip
+    network = load_checkpoint(finished.output / "model.pt").eval()
+    ranks = []
+    for index, label in enumerate(manifest["class"]):
+        with torch.inference_mode():
+            logits = network(normalise(clips[index][0][4][None]))[0]
+        ranks.append(int((logits > logits[label]).sum()))
+    assert len(ranks) == 12
+    best = read_record(finished)["best"]
+    assert best["validation_top1_4f"] == pytest.approx(100 / 12 * sum(rank < 1 for rank in ranks))
+    assert best["validation_top5_4f"] == pytest.approx(100 / 12 * sum(rank < 5 for rank in ranks))
+
+
+def test_a_finished_network_is_written_out_again_without_videos(
+    copied: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = parsed(data, tmp_path)
-    logits = [torch.randn(4, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    labels = torch.tensor([0, 3, 7, 11])
-    totals = []
-    for weight in (0.0, 1.0, 2.5):
-        arguments.settings["distillation_weight"] = weight
-        loss = handed_on(arguments, monkeypatch)["compute_loss"](logits, labels)
-        totals.append(loss.total.item())
-    assert totals[2] - totals[0] == pytest.approx(2.5 * (totals[1] - totals[0]), rel=1e-4)
-    assert totals[1] > totals[0] + 0.1
+    """Snakemake deletes the outputs of a job that it runs again. What the network was made with stays as it was."""
+
+    def content() -> dict[str, Any]:
+        # A file of torch holds its own temporary name.
+        network = tensors_digest(load_checkpoint(copied.output / "model.pt").state_dict())
+        files = [path for path in copied.output.iterdir() if path.suffix != ".pt"]
+        return {"model.pt": network, **{path.name: path.read_bytes() for path in files}}
+
+    before = content()
+    shutil.rmtree(copied.output)
+    monkeypatch.setattr(job_module, "provenance", lambda device: {"device": "another machine"})  # noqa: ARG005
+    run_job(dataclasses.replace(copied, videos=Path("not/there")))
+    assert content() == before
 
 
-def key_of_run(arguments: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, code: str) -> str:
-    def stop(*_: Any) -> None:
+def test_code_that_was_edited_after_the_job_was_planned(copied: Job) -> None:
+    run = copied.run.rename(copied.run.with_name("tsm-12345678"))
+    with pytest.raises(
+        UserError, match=r"tsm-12345678: the code in recipe/ now makes the key .* edited after"
+    ):
+        run_job(dataclasses.replace(copied, run=run))
+    assert not (copied.state / "tsm-12345678").exists()
+
+
+# --- Videos that went bad after the index
+
+
+@pytest.mark.parametrize(
+    ("split", "allowed", "message"),
+    [
+        ("train", 0.01, None),
+        ("train", 0.0, r"1 of 24 videos could not be read .* more than `data\.max_bad_fraction` 0 allows"),
+        ("validation", 0.5, "evaluation counts each video once"),
+    ],
+)
+def test_a_video_that_went_bad(
+    data: Path, tmp_path: Path, split: str, allowed: float, message: str | None
+) -> None:
+    shutil.copytree(data / "data/videos", tmp_path / "videos")
+    row = pd.read_parquet(data / f"results/manifest/{split}.parquet").iloc[0]
+    (tmp_path / "videos" / row["path"]).write_bytes(b"<html>404</html>")
+    job = make_job(
+        tmp_path, data, short(epochs=1, warmup_epochs=0), "tsm", videos=tmp_path / "videos", max_bad_fraction=allowed,
+    )  # fmt: skip
+    if message is None:
+        run_job(job)
+        assert pd.read_parquet(job.output / "history.parquet")["bad_videos"].tolist() == [1]
+    else:
+        with pytest.raises(UserError, match=message):
+            run_job(job)
+
+
+# --- A training that starts from the network of another run
+
+
+def make_tuned(copied: Job, data: Path, tmp_path: Path) -> Job:
+    return make_job(tmp_path, data, short(), "tuned", start=copied.output / "model.pt")
+
+
+def test_a_training_starts_from_the_network_of_another_run(
+    copied: Job, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {}
+
+    def see(*, model: torch.nn.Module, **_: Any) -> None:
+        first.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
         raise Unfinished("enough")
 
-    monkeypatch.setattr(experiment, "train_experiment", stop)
-    monkeypatch.setattr("ffnrepro.decides.code_digests", lambda *_: {"training": code})
-    with pytest.raises(Unfinished):
-        run_experiment(arguments, Path("workflow/scripts/train_ffn.py"))
-    (key,) = (path.name for path in arguments.state.iterdir())
-    arguments.state = arguments.state.parent / (arguments.state.name + "x")
-    return key
+    job = make_tuned(copied, data, tmp_path)
+    monkeypatch.setattr(job_module, "train", see)
+    with pytest.raises(Unfinished, match="enough"):
+        run_job(job)
+    start = load_checkpoint(copied.output / "model.pt").state_dict()
+    assert first.keys() == start.keys()
+    assert all(torch.equal(first[name], start[name]) for name in start)
 
 
-def test_the_state_is_kept_by_settings_data_weights_and_code(
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_training_does_not_continue_from_the_state_of_another_start(
+    copied: Job, data: Path, tmp_path: Path
 ) -> None:
-    arguments = parsed(data, tmp_path)
-    first = key_of_run(arguments, monkeypatch, "a")
-    arguments.workers, arguments.save_minutes, arguments.threads = 3, 1.0, torch.get_num_threads()
-    assert key_of_run(arguments, monkeypatch, "a") == first
-    keys = [first, key_of_run(arguments, monkeypatch, "b")]
-    other = json.loads(json.dumps(arguments.settings))
-    other["training"]["clip_norm"] = None
-    arguments.settings, settings = other, arguments.settings
-    keys.append(key_of_run(arguments, monkeypatch, "a"))
-    arguments.settings = settings
-    arguments.manifest = tmp_path / "manifest"
-    arguments.manifest.mkdir()
-    (arguments.manifest / "manifest.sha256").write_text("another\n")
-    keys.append(key_of_run(arguments, monkeypatch, "a"))
-    arguments.weights = tmp_path / "resnet50.pth"
-    for digest in ("1", "2"):
-        (tmp_path / "resnet50.sha256").write_text(digest)
-        keys.append(key_of_run(arguments, monkeypatch, "a"))
-    assert len(set(keys)) == len(keys) == 6
+    job = make_tuned(copied, data, tmp_path)
+    run_job(job)
+    record, digest = read_record(job), (copied.output / "model.sha256").read_text().strip()
+    assert (record["start"], record["start_model"]) == (str(copied.output / "model.pt"), digest)
+    # The same network in a file that was written again.
+    network = load_checkpoint(copied.output / "model.pt")
+    save_checkpoint(copied.output / "model.pt", network)
+    run_job(job)
+    bias = network.fc.bias[0].item()
+    with torch.no_grad():
+        network.fc.bias[0] += 1
+    save_checkpoint(copied.output / "model.pt", network)
+    before = (job.output / "model.pt").read_bytes()
+    message = f"began from the network {digest}, .* ffnrepro runs prune {job.run.name}$"
+    for _ in range(2):
+        with pytest.raises(UserError, match=message):
+            run_job(job)
+    assert (job.output / "model.pt").read_bytes() == before
+    # It is no permanent failure: with the earlier network the training continues.
+    with torch.no_grad():
+        network.fc.bias[0] = bias
+    save_checkpoint(copied.output / "model.pt", network)
+    run_job(job)
+
+
+# --- Faults
+
+
+@pytest.mark.parametrize(
+    ("split", "rows", "message"),
+    [
+        ("train", 3, r"train\.parquet: 3 videos do not fill one batch of training\.batch_size 4"),
+        ("validation", 0, r"validation\.parquet: no videos, and validation chooses the best epoch"),
+    ],
+)
+def test_splits_that_are_too_small(data: Path, tmp_path: Path, split: str, rows: int, message: str) -> None:
+    for name in ("train", "validation"):
+        table = pd.read_parquet(data / f"results/manifest/{name}.parquet")
+        table[: rows if name == split else 4].to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(PermanentError, match=message):
+        check_splits(tmp_path, 4)
+
+
+def test_weights_that_do_not_fit_are_a_permanent_failure(copied: Job, data: Path, tmp_path: Path) -> None:
+    job = make_tuned(copied, data, tmp_path)
+    save_checkpoint(
+        copied.output / "model.pt", short().experiments["tsm"].method.build(5, short().network_of("tsm"))
+    )
+    for _ in range(2):
+        with pytest.raises(PermanentError, match=r"model\.pt"):
+            run_job(job)
+    assert len(list(job.state.glob("tuned-*/*/failed.json"))) == 1
 
 
 def test_a_signal_while_the_lease_is_given_back_is_only_noted(
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = parsed(data, tmp_path)
     is_mine = Lease.is_mine
 
-    def asked_again(lease: Lease) -> bool:
+    def terminate_again(lease: Lease) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         return is_mine(lease)
 
-    def stop(*_: Any) -> None:
-        monkeypatch.setattr(Lease, "is_mine", asked_again)
+    def stop(**_: Any) -> None:
+        monkeypatch.setattr(Lease, "is_mine", terminate_again)
         raise Unfinished("SIGTERM")
 
-    monkeypatch.setattr(experiment, "train_experiment", stop)
+    monkeypatch.setattr(job_module, "train", stop)
     with pytest.raises(Unfinished, match="SIGTERM"):
-        run_experiment(arguments, Path("workflow/scripts/train_ffn.py"))
-    (state,) = arguments.state.iterdir()
+        run_job(make_job(tmp_path, data, short(), "tsm"))
+    (state,) = tmp_path.glob("state/*/*")
     assert not (state / "lease.json").exists()
