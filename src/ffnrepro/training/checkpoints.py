@@ -171,12 +171,11 @@ class Checkpoints:
                 f"{self.folder}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write); "
                 "free some space and run again: it continues from the save before"
             ) from error
-        # Keep unreadable saves until two readable ones exist.
+        # Unreadable saves are kept until now, when two readable ones exist: `load` needs one, and this is another.
         readable = [old for old in generations if old not in self._unreadable]
-        if len(readable) >= GENERATIONS - 1:
-            for old in set(generations) - set(readable[: GENERATIONS - 1]):
-                with suppress(OSError):
-                    old.unlink()
+        for old in set(generations) - set(readable[: GENERATIONS - 1]):
+            with suppress(OSError):
+                old.unlink()
         self._saved_at = time.monotonic()
         self.save_seconds = max(self.save_seconds, self._saved_at - started)
 
@@ -266,13 +265,14 @@ def read_status(folder: Path) -> StateStatus:
         with suppress(FileNotFoundError):  # a training may delete it
             if file.is_file():
                 files.append(file.stat())
-    newest = max((file.st_mtime for file in files), default=time.time())
+    now = time.time()
+    newest = max((file.st_mtime for file in files), default=now)
     return StateStatus(
         epoch=about.get("epoch"),
         epochs=about.get("epochs"),
         step=about.get("step"),
         megabytes=sum(file.st_size for file in files) / 1e6,
-        age_hours=(time.time() - newest) / 3600,
+        age_hours=(now - newest) / 3600,
         lease=lease,
         stale=lease is not None and lease.owner_is_dead(),
         failure=failure.get("message") if failure.get("version") == __version__ else None,

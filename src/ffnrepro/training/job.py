@@ -41,9 +41,9 @@ class Job:
 
     Attributes:
         run: Folder of the run, such as `results/runs/ffn-1a2b3c4d`; holds `settings.json`.
-        seed: Of the training.
         videos: Folder that the manifest's paths start from.
         runtime: Device, cores, workers, and when to save and stop.
+        seed: Of the training.
         start: Pretrained weights, or the `model.pt` of the run that this one starts from; None: random weights.
         classes: The file `classes.csv`.
         manifest: Folder of the manifest.
@@ -52,9 +52,9 @@ class Job:
     """
 
     run: Path
-    seed: int
     videos: Path
     runtime: RuntimeSettings
+    seed: int = 0
     start: Path | None = None
     classes: Path = Path("results/labels/classes.csv")
     manifest: Path = Path("results/manifest")
