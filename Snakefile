@@ -32,6 +32,8 @@ rule all:
 
 # The name of an experiment is a target: its networks, evaluated.
 for experiment in CONFIG.experiments:
+    if workflow.is_rule(experiment):
+        sys.exit(f"error: config: experiments.{experiment} has the name of a rule; give it another name")
 
     rule:
         name:

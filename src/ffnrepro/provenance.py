@@ -98,6 +98,8 @@ def _chain(record: Path) -> Iterator[str]:
             settings = _read(root / path.parent.parent / "settings.json")
             yield f"    settings: {yaml.safe_dump(settings, default_flow_style=True, width=10_000).strip()}"
             yield f"    seed {run['seed']}, best epoch {run['best_epoch']}"
+            if "accepted_from" in run:
+                yield f"    taken over from {run['accepted_from']}, whose code is other than that of {run['run']}"
             yield from (f"    {line}" for line in _describe_job(run))
 
 

@@ -166,7 +166,7 @@ def _read_module(module: str) -> tuple[str, tuple[str, ...]]:
             imported += [alias.name for alias in node.names]
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [item for item in body if not _is_bare_string(item)]
+            body[:] = [item for item in body if not _is_bare_string(item)]
     return ast.unparse(tree), tuple(imported)
 
 

@@ -90,9 +90,9 @@ def save_checkpoint(path: Path, model: nn.Module) -> None:
         model: the network.
     """
     kind = next(name for name, kind in _KINDS.items() if type(model) is kind)
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
-        "architecture": {"method": kind, **model.architecture},
+        "architecture": {"method": kind, **model.architecture},  # type: ignore[dict-item]
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
     }
     with replacing(path) as temporary:

@@ -18,6 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from ffnrepro.data.decode import DecodeError
 from ffnrepro.errors import UserError
 from ffnrepro.logs import run
+from ffnrepro.recipe.clips import collate_clips
 from ffnrepro.training import loader as module
 from ffnrepro.training.loader import VideoBatches
 
@@ -251,7 +252,7 @@ def test_deaths_between_which_batches_come_do_not_stop_the_run(
                 wait_for(tmp_path / f"received {first - 4}")
             (tmp_path / f"died {first}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return collate(samples)
+        return collate_clips(samples)
 
     monkeypatch.setattr(module, "collate_clips", die_once)
     for _, labels in make(Numbers(20, tmp_path), workers=1).batches(keys_of(20)):

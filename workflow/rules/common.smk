@@ -4,21 +4,32 @@ import json
 import os
 import shlex
 import sys
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from ffnrepro.config import check_experiments, read_config
+from ffnrepro.data.labels import label_digests
+from ffnrepro.data.video_index import watch_digests
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest
 from ffnrepro.run_list import RunList
 from ffnrepro.runs import module_code, run_settings, scoring_code
+from ffnrepro.tables import check_published, read_published, read_rows
 
-try:
+
+@contextmanager
+def one_line_errors():
+    """Tell the user's errors in one line, and stop."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+with one_line_errors():
     CONFIG = read_config(config)
     RUN_LIST = RunList(CONFIG)
-except UserError as error:
-    # One line, before anything is planned.
-    sys.exit(f"error: {error}")
 
 PUBLISHED = os.path.relpath(os.path.join(workflow.basedir, "resources", "published.csv"))
 TRAINING = "results/runs/{run}/seed{seed}"
@@ -68,18 +79,15 @@ wildcard_constraints:
 
 
 def experiment_of(wildcards):
-    """The experiment of a run; settings that do not fit together are refused when one of its files is asked for."""
-    experiment = wildcards.run.rpartition("-")[0]
-    check([experiment])
-    return CONFIG.experiments[experiment]
+    """Name of a run's experiment."""
+    return wildcards.run.rpartition("-")[0]
 
 
-def check(experiments):
+@cache
+def check(*experiments):
     """Refuse experiments whose settings do not fit together, or are those of another one."""
-    try:
+    with one_line_errors():
         check_experiments(CONFIG, experiments)
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 def runs_of(family):
@@ -101,15 +109,32 @@ def evaluations_of(experiment, frame_counts):
     )
 
 
+def rows_of_table(name):
+    """Rows of a table, with the attributes of `ffnrepro.tables.TableRow`."""
+    table = CONFIG.tables[name]
+    return [
+        {
+            "label": row.label,
+            "published": row.published and [row.published.method, row.published.setting],
+            "evaluations": {n: evaluations_of(row.experiment_at(n), [n]) for n in table.frame_counts},
+        }
+        for row in table.rows
+    ]
+
+
+def evaluations_of_table(name):
+    """Records behind a table; what does not fit together is refused before anything runs."""
+    with one_line_errors():
+        check(*CONFIG.experiments_of(name))
+        rows = rows_of_table(name)
+        check_published(read_rows(json.dumps(rows)), read_published(Path(PUBLISHED)))
+    return sorted({path for row in rows for paths in row["evaluations"].values() for path in paths})
+
+
 def files_of_table(name):
     """Networks and evaluations that a table is made of."""
-    cells = [
-        (row.experiment_at(n), n)
-        for row in CONFIG.tables[name].rows
-        for n in CONFIG.tables[name].frame_counts
-    ]
-    records = {path for experiment, frames in cells for path in evaluations_of(experiment, [frames])}
-    return sorted(records | {os.path.join(os.path.dirname(path), "model.pt") for path in records})
+    records = evaluations_of_table(name)
+    return records + sorted({os.path.join(os.path.dirname(path), "model.pt") for path in records})
 
 
 def evaluations_of_experiment(experiment):
@@ -127,21 +152,22 @@ def evaluations_of_experiment(experiment):
 
 def start_file(wildcards):
     """The file that a training starts from: ImageNet weights, the user's own, or the network of another run."""
-    own = experiment_of(wildcards)
-    if own.start is not None:
-        return f"{TRAINING}/model.pt".format(
-            run=RUN_LIST.selected[own.start], seed=wildcards.get("seed", CONFIG.seeds[0])
-        )
-    weights = CONFIG.network.weights
+    experiment = experiment_of(wildcards)
+    check(experiment)
+    start, weights = CONFIG.experiments[experiment].start, CONFIG.network.weights
+    if start is not None:
+        seed = wildcards.get("seed", CONFIG.seeds[0])
+        return f"{TRAINING}/model.pt".format(run=RUN_LIST.selected[start], seed=seed)
     if weights == "imagenet":
-        return f"results/weights/resnet{CONFIG.network_of(wildcards.run.rpartition('-')[0]).depth}.pth"
-    # `onstart` says so where the user's own file is not there.
+        return f"results/weights/resnet{CONFIG.network_of(experiment).depth}.pth"
+    # `onstart` says so where the user's own file does not exist.
     return weights if weights is not None and os.path.exists(weights) else []
 
 
 def start_digest(wildcards):
-    """The digest of the network that a training starts from: of a run, it may change while its name stays."""
-    return f"{start_file(wildcards).removesuffix('.pt')}.sha256" if experiment_of(wildcards).start else []
+    """Digest of another run's network that a training starts from: it may change while its name stays."""
+    path = start_file(wildcards)
+    return path.replace(".pt", ".sha256") if CONFIG.experiments[experiment_of(wildcards)].start else []
 
 
 def start_argument(wildcards):
@@ -150,15 +176,32 @@ def start_argument(wildcards):
 
 
 def settings_of(wildcards):
-    return run_settings(CONFIG, wildcards.run.rpartition("-")[0]).model_dump_json()
+    return run_settings(CONFIG, experiment_of(wildcards)).model_dump_json()
 
 
 def training_note(wildcards):
     """What a training would do, for its message."""
-    return RUN_LIST.describe_training(wildcards.run.rpartition("-")[0], int(wildcards.seed))
+    return RUN_LIST.describe_training(experiment_of(wildcards), int(wildcards.seed))
 
 
 def tried_steps(wildcards):
     """Steps that are tried before a training: none on a cluster, where another machine trains, or of a finished one."""
     done = [RUN_LIST.progress(wildcards.run, seed) for seed in CONFIG.seeds]
     return 20 if workflow.local_exec and any(epoch < epochs for epoch, epochs in done) else 0
+
+
+@cache
+def digests_of_labels():
+    return label_digests(Path(CONFIG.data.labels))
+
+
+@cache
+def digests_of_shards():
+    data = CONFIG.data
+    try:
+        return watch_digests(
+            Path(data.videos), shards=data.index_shards, layout=data.layout, watch=data.watch
+        )
+    except UserError:
+        # A dry run plans without the videos; a run stops in onstart.
+        return ["no videos"] * data.index_shards

@@ -4,10 +4,10 @@
 # is in the folders of labels and videos is a param, by digest. `revision` is raised by hand where the output changes.
 
 from ffnrepro.data.labels import REVISION as LABELS_REVISION
-from ffnrepro.data.labels import check_counts, check_evaluable, label_digests, read_labels
+from ffnrepro.data.labels import check_counts, check_evaluable, read_labels
 from ffnrepro.data.manifest import REVISION as MANIFEST_REVISION
 from ffnrepro.data.video_index import REVISION as INDEX_REVISION
-from ffnrepro.data.video_index import list_videos, watch_digests
+from ffnrepro.data.video_index import list_videos
 
 
 localrules:
@@ -16,43 +16,19 @@ localrules:
     plot_manifest,
 
 
-@cache
-def digests_of_labels():
-    return label_digests(Path(CONFIG.data.labels))
-
-
-@cache
-def digests_of_shards():
-    data = CONFIG.data
-    try:
-        return watch_digests(
-            Path(data.videos), shards=data.index_shards, layout=data.layout, watch=data.watch
-        )
-    except UserError:
-        # A dry run plans without the videos; a run stops in onstart.
-        return ["no videos"] * data.index_shards
-
-
 onstart:
     # Wrong data is reported in one line before any job starts. A dry run does not come here, so it plans without the data.
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
-    try:
+    with one_line_errors():
         if "parse_labels" in planned:
             classes, labels = read_labels(Path(CONFIG.data.labels))
             check_counts(classes, labels, dataset=CONFIG.dataset, partial=CONFIG.data.partial)
             check_evaluable(labels, CONFIG.evaluation.split)
         if "index_videos" in planned:
             list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
-        if (
-            {"train_tsm", "train_ffn"} & planned
-            and CONFIG.own_weights
-            and not os.path.exists(CONFIG.own_weights)
-        ):
-            raise UserError(
-                f"{CONFIG.own_weights}: no such file; set network.weights to a file, imagenet or null"
-            )
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        own = CONFIG.own_weights
+        if {"train_tsm", "train_ffn"} & planned and own and not os.path.exists(own):
+            raise UserError(f"{own}: no such file; set network.weights to a file, imagenet or null")
 
 
 rule parse_labels:

@@ -1,41 +1,14 @@
 # Records of the evaluations -> a table of the configuration, and its picture.
 
-from ffnrepro.tables import check_published, read_published, read_rows
-
 
 localrules:
     assemble_table,
     plot_accuracy,
 
 
-def table_rows(wildcards):
-    """Rows of a table as JSON (`ffnrepro.tables.TableRow`)."""
-    table = CONFIG.tables[wildcards.table]
-    rows = [
-        {
-            "label": row.label,
-            "published": row.published and [row.published.method, row.published.setting],
-            "evaluations": {n: evaluations_of(row.experiment_at(n), [n]) for n in table.frame_counts},
-        }
-        for row in table.rows
-    ]
-    return json.dumps(rows)
-
-
-def table_evaluations(wildcards):
-    """The records behind a table; what does not fit together is refused before anything runs."""
-    try:
-        check(CONFIG.experiments_of(wildcards.table))
-        rows = read_rows(table_rows(wildcards))
-        check_published(rows, read_published(Path(PUBLISHED)))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    return sorted({str(path) for row in rows for paths in row.evaluations.values() for path in paths})
-
-
 rule assemble_table:
     input:
-        evaluations=table_evaluations,
+        evaluations=lambda wildcards: evaluations_of_table(wildcards.table),
         data="results/manifest/manifest.sha256",
         # By its digest below: a clone gives it a new time.
         published=ancient(PUBLISHED),
@@ -52,7 +25,7 @@ rule assemble_table:
         runtime=5,
         mem_mb=1000,
     params:
-        rows=table_rows,
+        rows=lambda wildcards: json.dumps(rows_of_table(wildcards.table)),
         dataset=CONFIG.dataset,
         split=CONFIG.evaluation.split,
         sizes=f"--short-side {CONFIG.data.short_side} --crop-size {CONFIG.data.crop_size}",

@@ -47,6 +47,7 @@ class Checkpoints:
         seed: of the training.
         epochs: of the whole training.
         data: digest of its data.
+        start: digest of the network that it begins from, where that is the network of another run.
         save_minutes: time between two saves within an epoch.
 
     Attributes:
@@ -54,12 +55,21 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, *, run: str, seed: int, epochs: int, data: str, save_minutes: float = 10.0
+        self,
+        folder: Path,
+        *,
+        run: str,
+        seed: int,
+        epochs: int,
+        data: str,
+        start: str | None = None,
+        save_minutes: float = 10.0,
     ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.save_seconds = 0.0
         self._about = {"run": run, "seed": seed, "epochs": epochs, "data": data}
+        self._start = start
         self._save_minutes = save_minutes
         self._saved_at = time.monotonic()
         self._unreadable: set[Path] = set()
@@ -138,7 +148,7 @@ class Checkpoints:
         """
         started = time.monotonic()
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save({**state, "start": self._start}, buffer)
         content = buffer.getbuffer()
         generations = self.generations()
         number = 1 + (int(generations[0].name.split("-")[1]) if generations else 0)
@@ -173,9 +183,15 @@ class Checkpoints:
         """Return the newest whole save, on the CPU, or None if there are no saves.
 
         Raises:
-            UserError: there are saves, but none can be read now. Training does not start anew in their place.
+            UserError: there are saves, but none can be read now, so training does not start anew in their place; or they
+                began from another network than this training does.
         """
         state = next((state for _, state in self._saves()), None)
+        if state is not None and (start := state.pop("start", None)) != self._start:
+            raise UserError(
+                f"{self.folder}: this training began from the network {start}, but now it would begin from {self._start}; "
+                f"to start it anew: ffnrepro runs prune {self._about['run']}"
+            )
         if state is None and self._unreadable:
             raise UserError(
                 f"{self.folder}: none of its saves can be read; check the disk and the permissions and run again, or start "

@@ -32,7 +32,7 @@ from ffnrepro.training.loader import VideoBatches
 from ffnrepro.training.loop import Trained, train
 from ffnrepro.training.processes import Processes, start_processes
 from ffnrepro.training.stopping import StopRequest, end_of_job
-from ffnrepro.weights import save_checkpoint, start_from, tensors_digest
+from ffnrepro.weights import load_checkpoint, save_checkpoint, start_from, tensors_digest
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,17 @@ def run_job(job: Job) -> None:
     check_precision(recipe.precision, device)
     torch.set_num_threads(runtime.threads)
     processes, device = start_processes(device, recipe.gpus)
-    # Now: while it trains, the checkout may move on.
+    # Read before the training, since the checkout may change meanwhile.
     made_here = provenance(device)
+    # Of pretrained weights, the run's key holds the digest.
+    start = tensors_digest(load_checkpoint(job.start).state_dict()) if job.start and settings.start else None
     checkpoints = Checkpoints(
         state_folder(job.state, job.run.name, job.seed, job.data),
         run=job.run.name,
         seed=job.seed,
         epochs=recipe.epochs,
         data=job.data,
+        start=start,
         save_minutes=runtime.save_minutes,
     )
     with ExitStack() as stack:
@@ -114,9 +117,17 @@ def run_job(job: Job) -> None:
         made_with = checkpoints.folder / "made_with.json"
         # A network that is only written out again was not made here and now.
         if not made_with.exists() or json.loads(made_with.read_text(encoding="utf-8"))["model"] != digest:
-            precision = precision_on(device, recipe.precision)
-            start = None if job.start is None else str(job.start)
-            write_json(made_with, {"model": digest, "precision": precision, "start": start, **made_here})
+            write_json(
+                made_with,
+                {
+                    "model": digest,
+                    "code": code,
+                    "precision": precision_on(device, recipe.precision),
+                    "start": job.start and str(job.start),
+                    "start_model": start,
+                    **made_here,
+                },
+            )
         write_record(
             job.output,
             trained,
@@ -124,8 +135,8 @@ def run_job(job: Job) -> None:
                 "run": job.run.name,
                 "seed": job.seed,
                 "settings": settings.model_dump(mode="json"),
-                "code": code,
                 "data": job.data,
+                "videos": len(pd.read_parquet(job.manifest / "train.parquet", columns=["id"])),
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 **json.loads(made_with.read_text(encoding="utf-8")),
             },
