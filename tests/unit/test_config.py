@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from ffnrepro.config import check_experiments, keys_markdown, read_config, read_files
+from ffnrepro.config import check_experiments, read_config, read_files
 from ffnrepro.errors import UserError
 from ffnrepro.recipe.methods.ffn import Ffn
 from ffnrepro.settings import Settings, read_settings
+
+from ..keys_table import keys_markdown
 
 FOLDER = Path(__file__).parents[2] / "config"
 
@@ -70,7 +72,7 @@ def test_the_demo_changes_no_method(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_readme_has_the_table_of_keys() -> None:
     assert keys_markdown() in (FOLDER / "README.md").read_text(encoding="utf-8"), (
-        "replace the table in config/README.md by the output of python -m ffnrepro.config"
+        "replace the table in config/README.md by the output of python -m tests.keys_table"
     )
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from ffnrepro.recipe.losses import Loss, frame_flexible_loss
 from torch.utils.data import Dataset, SequentialSampler
 
 from ffnrepro.errors import PermanentError, Unfinished
 from ffnrepro.evaluation import score
-from ffnrepro.recipe.losses import Loss, frame_flexible_loss
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.tsm import TSM
 from ffnrepro.training.checkpoints import StateDirectory

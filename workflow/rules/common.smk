@@ -62,11 +62,6 @@ if CONFIG.runtime.time_budget is not None:
 if CONFIG.runtime.cache_decoded:
     TRAINING_OPTIONS += " --cache-decoded"
 
-# On one machine, jobs that use GPUs run one after the other: each takes the first GPUs that it sees. On a cluster, SLURM
-# gives each job its own. The executor is not known yet; `nodes` is a cluster's only.
-if workflow.resource_settings.nodes is None:
-    workflow.register_resource("gpu_jobs", 1)
-
 
 wildcard_constraints:
     run="|".join(RUN_LIST.selected.values()),
@@ -184,13 +179,6 @@ def training_note(wildcards):
     return RUN_LIST.describe_training(experiment_of(wildcards), int(wildcards.seed))
 
 
-def tried_steps(wildcards):
-    """Steps that are tried before a training: none on a cluster, where another machine trains, or of a finished one."""
-    done = [RUN_LIST.progress(wildcards.run, seed) for seed in CONFIG.seeds]
-    return 20 if workflow.local_exec and any(epoch < epochs for epoch, epochs in done) else 0
-
-
-@cache
 def digests_of_labels():
     return label_digests(Path(CONFIG.data.labels))
 
