@@ -11,6 +11,7 @@ experiments of the requested tables alone, so that another table's mistake stops
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -335,11 +336,14 @@ class Config(Settings):
                 raise UserError(
                     f"config: {key} is {start!r}, which goes in a circle: {' -> '.join([*chain, start])}"
                 )
-            depth, own = (self.network_of(name).depth for name in (start, chain[-1]))
-            if depth != own:
+            theirs, own = (
+                (self.experiments[name].method.family, self.network_of(name).depth)
+                for name in (start, chain[-1])
+            )
+            if theirs != own:
                 raise UserError(
-                    f"config: {key} is {start!r}, which has depth {depth} while {chain[-1]} has {own}; "
-                    "give both the same depth"
+                    f"config: {key} is {start!r}, whose network is of kind {theirs[0]} and depth {theirs[1]} while that of "
+                    f"{chain[-1]} is of kind {own[0]} and depth {own[1]}; both must be the same"
                 )
             chain.append(start)
         return tuple(chain)
@@ -418,7 +422,12 @@ def check_experiments(config: Config, names: Iterable[str]) -> None:
             )
         found[settings] = name
     for warning in sorted(warnings):
-        logger.warning(warning)
+        _warn_once(warning)
+
+
+@cache
+def _warn_once(warning: str) -> None:
+    logger.warning(warning)
 
 
 def _training_key(name: str, key: str, experiment: Experiment) -> str:

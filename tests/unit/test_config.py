@@ -179,10 +179,10 @@ def test_text_is_read_as_yaml_where_no_text_is_legal(mapping: dict[str, Any]) ->
         ({"network.stem": 5}, r"does not fit experiments\.ffn .*stem 5"),
         ({"network.weights": "own.pth", "network.depth": 10}, r"network\.weights_sha256 is null; give the sha256"),
         ({"experiments.ffn.start": "tms"}, r"experiments\.ffn\.start names 'tms', which is not in experiments \(tsm, "),
-        ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', which has depth 18 while ffn"),
-        ({"experiments.ffn.start": "tsm", "experiments.tsm.start": "ffn"}, r"circle: ffn -> tsm -> ffn"),
+        ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', whose network is of kind tsm and depth 18 while"),
+        ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.start": "tsm_4f"}, r"circle: tsm_4f -> tsm -> tsm_4f"),
         # The settings that one starts from are checked with it.
-        ({"experiments.ffn.start": "tsm", "experiments.tsm.training": {"batchnorm_clips": 5}}, r"experiments\.tsm\.training"),
+        ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.training": {"batchnorm_clips": 5}}, r"experiments\.tsm\.training"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_together_are_refused(
@@ -191,7 +191,7 @@ def test_settings_that_do_not_fit_together_are_refused(
     for key, value in changes.items():
         put(mapping, key, value)
     with pytest.raises(UserError, match=says) as error:
-        check_experiments(read_config(mapping), ["ffn"])
+        check_experiments(read_config(mapping), ["ffn", "tsm_4f"])
     assert "\n" not in str(error.value)
 
 
