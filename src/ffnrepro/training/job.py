@@ -166,6 +166,8 @@ def train_network(
         PermanentError: too few videos, unfit weights, a loss that is not finite, gradients that float16 does not hold.
         Unfinished: asked to stop.
     """
+    # What has no effect has its default, so one key means one network.
+    settings = settings.effective()
     recipe, name = settings.training, job.run.name
     check_splits(job.manifest, recipe.batch_size)
     if (job.start is None) != (settings.weights is None and settings.start is None):
