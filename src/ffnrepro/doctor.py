@@ -215,14 +215,14 @@ def _try_steps(job: Job, settings: RunSettings, device: torch.device, steps: int
         return [*checks, Check(True, "step: one was done; too few videos to tell the time")]
     # The pauses in which data is waited for count, too.
     step = mean(spans)
-    frames = part.batch_size * sum(settings.method.frame_counts)
+    frames = recipe.batch_size * sum(settings.method.frame_counts)
     hours = step * per_epoch * recipe.epochs / 3600
     first = "; of the first epoch, which decodes: later ones are quicker" if job.runtime.cache_decoded else ""
     return [
         *checks,
         Check(
             True,
-            f"time: {step:.3f} s a step of {part.batch_size} clips ({frames / step:.0f} frames/s, {os.cpu_count()} "
+            f"time: {step:.3f} s a step of {recipe.batch_size} clips ({frames / step:.0f} frames/s, {os.cpu_count()} "
             f"cores): about {duration(hours)} for {recipe.epochs} epochs, validation not counted{first}",
         ),
     ]

@@ -18,6 +18,7 @@ from ffnrepro.data.decode import open_video
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.recipe.clips import ClipDataset
 from ffnrepro.recipe.transforms import normalise
+from ffnrepro.run_list import RunList
 from ffnrepro.runs import RUNS, read_run, run_name, run_settings, write_run
 from ffnrepro.training import job as job_module
 from ffnrepro.training.job import Job, check_splits, run_job
@@ -132,10 +133,33 @@ def test_a_finished_network_is_written_out_again_without_videos(
 def test_code_that_was_edited_after_the_job_was_planned(copied: Job) -> None:
     run = copied.run.rename(copied.run.with_name("tsm-12345678"))
     with pytest.raises(
-        UserError, match=r"tsm-12345678: the code in recipe/ now makes the key .* edited after"
+        UserError, match=r"tsm-12345678: code or settings.json now make the key .* edited after"
     ):
         run_job(dataclasses.replace(copied, run=run))
     assert not (copied.state / "tsm-12345678").exists()
+
+
+def test_an_accepted_network_is_written_out_again_without_videos(
+    copied: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was trained with other code, which its record says before and after."""
+    record = read_record(copied)
+    for path in (copied.run, copied.state / copied.run.name):
+        path.rename(path.with_name("tsm-01d0c0de"))
+    settings = tmp_path / "results/runs/tsm-01d0c0de/settings.json"
+    settings.write_text(settings.read_text().replace(record["code"]["ffnrepro.recipe.step"], "01d0c0de"))
+    made_with = next(copied.state.glob("*/*/made_with.json"))
+    made_with.write_text(made_with.read_text().replace(record["code"]["ffnrepro.recipe.step"], "01d0c0de"))
+    monkeypatch.chdir(tmp_path)
+    RunList(short()).accept("tsm-01d0c0de")
+    shutil.rmtree(copied.output)
+    run_job(dataclasses.replace(copied, videos=Path("not/there")))
+    again = read_record(copied)
+    assert again["accepted_from"] == "tsm-01d0c0de"
+    assert again["code"]["ffnrepro.recipe.step"] == "01d0c0de"
+    assert {key: value for key, value in again.items() if key not in ("accepted_from", "code")} == {
+        key: value for key, value in record.items() if key != "code"
+    }
 
 
 # --- Videos that went bad after the index

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ffnrepro.data.decode import open_video
-from ffnrepro.recipe.clips import ClipDataset
+from ffnrepro.recipe.clips import ClipDataset, collate_clips
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
-from ffnrepro.recipe.transforms import normalise
+from ffnrepro.recipe.scoring import clip_logits
 from ffnrepro.weights import save_checkpoint
 
 README = Path(__file__).parents[2] / "README.md"
@@ -40,8 +40,7 @@ def test_the_example_scores_a_video_as_the_evaluation_does(
     dataset = ClipDataset(
         manifest=manifest, videos=tmp_path, open_video=open_video, frame_counts=(8,), crop="centre"
     )
-    clips, _ = dataset[0]
-    with torch.inference_mode():
-        expected = network(normalise(clips[8][None]))
+    clips, _ = collate_clips([dataset[0]])
+    expected = clip_logits(network, clips)[8]
     torch.testing.assert_close(values["logits"], expected)
     assert capsys.readouterr().out == f"{names[int(expected.argmax())]}\n"
