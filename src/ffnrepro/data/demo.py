@@ -40,19 +40,11 @@ class Motion(NamedTuple):
 #: Raised by hand when the code below draws other clips for the same seed.
 RECIPE_VERSION: Final = 1
 SIZE: Final = 64
-FRAMES_PER_SECOND: Final = 12
 FAR: Final[Span] = (0.43, 0.61)
 SLIGHTLY: Final[Span] = (0.13, 0.20)
 RADIUS: Final[Span] = (0.13, 0.18)
-ZOOM: Final[Span] = (1.8, 2.8)
-#: The fraction of the clip during which the object moves; it rests before and after.
-DURATION: Final[Span] = (0.7, 1.0)
-#: Standard deviations of a pixel, of the brightness of a frame (a factor), of the position of a frame, of the background.
-SENSOR_NOISE: Final = 6 / 255
-FLICKER: Final = 0.02
+#: Standard deviation of the position of a frame.
 JITTER: Final = 0.8 / 48
-BACKGROUND_CONTRAST: Final = 0.04
-ENCODER: Final = {"crf": "32", "deadline": "realtime", "cpu-used": "8", "threads": "1"}
 
 #: Templates, in the form of the label files of Something-Something V2.
 CLASSES: Final[dict[str, Motion]] = {
@@ -69,22 +61,9 @@ CLASSES: Final[dict[str, Motion]] = {
     "[Something] growing": Motion("grow"),
     "[Something] shrinking": Motion("shrink"),
 }
-SPLITS: Final = ("train", "validation")
 SHAPES: Final = ("disc", "square", "triangle", "diamond", "hexagon", "cross", "ring")
 CORNERS: Final = {"triangle": 3, "square": 4, "hexagon": 6}
 TEXTURES: Final = ("striped", "checked", "banded")
-
-README: Final = """\
-Clips drawn by ffnrepro (ffnrepro.data.demo), in the layout of Something-Something V2.
-
-This data set is built to show one effect: a network trained at 16 frames fails at 4. A slight motion sampled at
-4 frames moves as far between frames as a far motion sampled at 16, so the two are confused by construction. A score on
-these clips is no evidence about Something-Something or any other videos.
-
-labels/   labels.json, train.json, validation.json
-videos/   one VP9 clip for each id
-recipe.json   the settings that the clips were drawn with; the same settings give the same files on the same machine
-"""
 
 
 @dataclass(frozen=True)
@@ -97,11 +76,6 @@ class Thing:
     angle: float
     waves: float
     path: Array
-
-    @property
-    def name(self) -> str:
-        """Its name in captions."""
-        return f"{self.texture} {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -145,17 +119,17 @@ def make_demo_data(
     Raises:
         UserError: The folder holds something else, or clips made with other arguments.
     """
-    counts = dict(zip(SPLITS, (train_per_class, validation_per_class), strict=True))
+    counts = {"train": train_per_class, "validation": validation_per_class}
     recipe = {"version": RECIPE_VERSION, "seed": seed, "clips_per_class": counts, "frames": frames}
     _claim(folder, recipe)
     clips = [
         Clip(seed, split, label, number, frames)
-        for split, name in enumerate(SPLITS)
+        for split, count in enumerate(counts.values())
         for label in range(len(CLASSES))
-        for number in range(counts[name])
+        for number in range(count)
     ]
     # Ids are in a random order, so that no listing is sorted by class.
-    ids = (np.random.default_rng([seed, len(SPLITS)]).permutation(len(clips)) + 1).tolist()
+    ids = (np.random.default_rng([seed, len(counts)]).permutation(len(clips)) + 1).tolist()
     named = sorted(zip(ids, clips, strict=True))
 
     missing = {path: clip for name, clip in named if not (path := folder / f"videos/{name}.webm").exists()}
@@ -165,10 +139,10 @@ def make_demo_data(
             pass
     classes = {template.replace("[", "").replace("]", ""): str(i) for i, template in enumerate(CLASSES)}
     write_json(folder / "labels/labels.json", classes)
-    for split, name in enumerate(SPLITS):
+    for split, name in enumerate(counts):
         rows = [_row(number, clip) for number, clip in named if clip.split == split]
         write_json(folder / f"labels/{name}.json", rows)
-    write_text(folder / "README.txt", README)
+    write_text(folder / "README.txt", f"Drawn by {__name__}.\n\n{__doc__}")
     return f"{folder}: {len(clips)} clips, {len(missing)} of them drawn now"
 
 
@@ -202,13 +176,14 @@ def plan(clip: Clip) -> tuple[list[Thing], np.random.Generator]:
 def draw(clip: Clip) -> NDArray[np.uint8]:
     """Draw the frames of a clip: (frames, SIZE, SIZE, 3)."""
     things, generator = plan(clip)
-    camera = generator.standard_normal((clip.frames, 2)) * JITTER
-    camera = camera.clip(-3 * JITTER, 3 * JITTER).astype(np.float32)
+    shaking = (generator.standard_normal((clip.frames, 2)) * JITTER).clip(-3 * JITTER, 3 * JITTER)
+    camera = shaking.astype(np.float32)
     pictures = _background(things[0].colours[0], camera, generator)
     for thing in things:
         _paint(pictures, thing, camera)
-    pictures *= 1 + FLICKER * generator.standard_normal((clip.frames, 1, 1, 1), dtype=np.float32)
-    pictures += SENSOR_NOISE * generator.standard_normal(pictures.shape, dtype=np.float32)
+    # The brightness flickers from frame to frame, and each pixel has the noise of a sensor.
+    pictures *= 1 + 0.02 * generator.standard_normal((clip.frames, 1, 1, 1), dtype=np.float32)
+    pictures += 6 / 255 * generator.standard_normal(pictures.shape, dtype=np.float32)
     pictures *= 255
     pictures += 0.5
     return np.clip(pictures, 0, 255, out=pictures).astype(np.uint8)
@@ -218,7 +193,8 @@ def encode(pictures: NDArray[np.uint8], path: Path) -> None:
     """Encode RGB frames (frames, H, W, 3) to VP9 ``.webm``: the same bytes for the same frames on the same machine."""
     # Without "bitexact" the muxer writes a random segment id.
     with av.open(str(path), "w", format="webm", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libvpx-vp9", rate=FRAMES_PER_SECOND, options=dict(ENCODER))
+        options = {"crf": "32", "deadline": "realtime", "cpu-used": "8", "threads": "1"}
+        stream = container.add_stream("libvpx-vp9", rate=12, options=options)
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = 0
@@ -231,7 +207,8 @@ def encode(pictures: NDArray[np.uint8], path: Path) -> None:
 
 
 def _progress(frames: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    duration = generator.uniform(*DURATION)
+    # The object moves during this fraction of the clip, and rests before and after.
+    duration = generator.uniform(0.7, 1)
     start = generator.uniform(0, 1 - duration)
     progress = np.clip((np.linspace(0, 1, frames) - start) / duration, 0, 1)
     if generator.random() < 0.5:
@@ -256,7 +233,7 @@ def _zoom(
 ) -> list[NDArray[np.float64]]:
     # The object has the usual radius in the middle of the motion.
     radius = generator.uniform(*RADIUS)
-    zoom = generator.uniform(*ZOOM)
+    zoom = generator.uniform(1.8, 2.8)
     largest = radius * zoom**0.5
     centre = generator.uniform(largest, 1 - largest, 2)
     power = progress - 0.5 if motion.kind == "grow" else 0.5 - progress
@@ -303,7 +280,7 @@ def _background(colour: Array, camera: Array, generator: np.random.Generator) ->
     margin = int(np.ceil(3 * JITTER * SIZE)) + 1
     grids = (generator.standard_normal((cells, cells, 3), dtype=np.float32) for cells in (4, 9, 20))
     noise = sum(_stretch(grid, SIZE + 2 * margin) for grid in grids)
-    scene = colour + BACKGROUND_CONTRAST * cast(Array, noise)
+    scene = colour + 0.04 * cast(Array, noise)
     pictures = np.empty((len(camera), SIZE, SIZE, 3), np.float32)
     whole = np.floor(camera * SIZE)
     rest = camera * SIZE - whole
@@ -326,28 +303,18 @@ def _stretch(grid: Array, size: int) -> Array:
 def _paint(pictures: Array, thing: Thing, camera: Array) -> None:
     """Paint an object into pictures (frames, SIZE, SIZE, 3), in place."""
     pixels = (np.arange(SIZE, dtype=np.float32) + np.float32(0.5)) / np.float32(SIZE)
-    radius = thing.path[:, 2]
-    across = (pixels - (thing.path[:, 0] - camera[:, 0])[:, None]) / radius[:, None]
-    down = (pixels - (thing.path[:, 1] - camera[:, 1])[:, None]) / radius[:, None]
-    # Only a window around the object is painted. It moves with the object and has the same size in every frame.
-    window = min(SIZE, int(np.ceil(2 * float(radius.max()) * SIZE)) + 2)
-    corner = (thing.path[:, :2] - camera) * SIZE - window / 2
-    left, top = np.clip(corner.round().astype(int), 0, SIZE - window).T
-    frames = np.arange(len(pictures))[:, None]
-    columns = left[:, None] + np.arange(window)
-    rows = top[:, None] + np.arange(window)
-    x = across[frames, columns][:, None, :]
-    y = down[frames, rows][:, :, None]
-
+    radius = thing.path[:, 2, None, None]
+    centre = (thing.path[:, :2] - camera)[:, :, None, None]
+    x = (pixels - centre[:, 0]) / radius
+    y = (pixels[:, None] - centre[:, 1]) / radius
     cosine, sine = np.float32(np.cos(thing.angle)), np.float32(np.sin(thing.angle))
-    u, v = x * cosine + y * sine, y * cosine - x * sine
-    edge = _distance_outside(thing.shape, u, v) * (radius * SIZE)[:, None, None]
+    u = cast(Array, x * cosine + y * sine)
+    v = cast(Array, y * cosine - x * sine)
+    edge = _distance_outside(thing.shape, u, v) * (radius * SIZE)
     cover = np.clip(0.5 - edge, 0, 1)[..., None]
     blend = _texture(thing.texture, u * np.float32(thing.waves), v * np.float32(thing.waves))[..., None]
     paint = thing.colours[1] + blend * (thing.colours[2] - thing.colours[1])
-    where = (frames[:, :, None], rows[:, :, None], columns[:, None, :])
-    under = pictures[where]
-    pictures[where] = under + cover * (paint - under)
+    pictures += cover * (paint - pictures)
 
 
 def _distance_outside(shape: str, u: Array, v: Array) -> Array:
@@ -406,7 +373,7 @@ def _write_clip(path: Path, clip: Clip) -> None:
 
 def _row(number: int, clip: Clip) -> dict[str, Any]:
     template = list(CLASSES)[clip.label]
-    things = [f"a {thing.name}" for thing in plan(clip)[0]]
+    things = [f"a {thing.texture} {thing.shape}" for thing in plan(clip)[0]]
     label = template.lower()
     for thing in things:
         label = label.replace("[something]", thing, 1)
