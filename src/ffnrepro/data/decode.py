@@ -111,11 +111,6 @@ class VideoReader(ABC):
 class _PyAVReader(VideoReader):
     """Decodes from the first frame on, which is exact whatever the key frames; a short clip needs no seeking."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        # A file that is no video is refused when it is opened.
-        _open_container(path).close()
-
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         reformatter = av.video.reformatter.VideoReformatter()
         pictures: list[NDArray[np.uint8]] = []
@@ -189,7 +184,7 @@ def open_video(path: Path | str) -> VideoReader:
         A reader for use in this process.
 
     Raises:
-        DecodeError: No decoder opens it.
+        DecodeError: There is no such file, or it is empty or cannot be read. What is no video is refused when frames are read.
     """
     path = Path(path)
     if is_folder(path):
@@ -250,7 +245,9 @@ def _count(path: Path, container: Any, *, decode: bool) -> tuple[Any, int, float
     nominal = 1 / float(stream.average_rate) if stream.average_rate else 0.0
     # The header of a Matroska file has one duration for all of its streams.
     others = stream.duration is None and len(container.streams) > 1
-    picture, frames, first, last, end = None, 0, None, None, None
+    picture, frames = None, 0
+    times: list[float] = []
+    ends: list[float] = []
     with _decoding(path):
         for packet in container.demux() if others else container.demux(stream):
             # The file ends within this packet.
@@ -259,7 +256,7 @@ def _count(path: Path, container: Any, *, decode: bool) -> tuple[Any, int, float
             if packet.stream.index != stream.index:
                 units: list[Any] = []
                 if packet.pts is not None and packet.duration:
-                    end = max(end or 0.0, float((packet.pts + packet.duration) * packet.time_base))
+                    ends.append(float((packet.pts + packet.duration) * packet.time_base))
             else:
                 units = packet.decode() if decode or picture is None else []
                 # Some decoders conceal damage and go on.
@@ -270,15 +267,12 @@ def _count(path: Path, container: Any, *, decode: bool) -> tuple[Any, int, float
                     units = [packet] if _is_shown(packet) else []
             for unit in units:
                 frames += 1
-                if unit.pts is None:
-                    continue
-                time = float(unit.pts * unit.time_base)
-                length = float(unit.duration * unit.time_base) if unit.duration else nominal
-                first = time if first is None else min(first, time)
-                last = time if last is None else max(last, time)
-                end = max(end or 0.0, time + length)
-    mean = (last - first) / (frames - 1) if frames > 1 and first is not None and last is not None else 0.0
-    return picture, frames, end, max(nominal, mean)
+                if unit.pts is not None:
+                    length = float(unit.duration * unit.time_base) if unit.duration else nominal
+                    times.append(float(unit.pts * unit.time_base))
+                    ends.append(times[-1] + length)
+    mean = (max(times) - min(times)) / (frames - 1) if frames > 1 and times else 0.0
+    return picture, frames, max(ends, default=None), max(nominal, mean)
 
 
 def _is_shown(packet: Any) -> bool:
@@ -390,25 +384,19 @@ def _reason_not_opened(path: Path) -> str:
 def _read_header(container: Any) -> VideoHeader:
     """Read the header, with the size of the frames as stored."""
     stream = container.streams.video[0]
-    duration = None
-    if container.duration is not None:
-        duration = container.duration / av.time_base
-    elif stream.duration is not None:
-        duration = float(stream.duration * stream.time_base)
     context = stream.codec_context
     return VideoHeader(
         width=context.width,
         height=context.height,
         fps=float(stream.average_rate) if stream.average_rate else None,
         codec=context.name if context.codec is None else context.codec.canonical_name,
-        duration=duration,
+        duration=None if container.duration is None else container.duration / av.time_base,
     )
 
 
 def _quarter_turns(frame: Any) -> int:
     """Return the quarter turns, anticlockwise, from the stored frame to the shown one."""
-    turns: int = round(frame.rotation / 90)
-    return turns % 4
+    return round(float(frame.rotation) / 90) % 4
 
 
 @contextlib.contextmanager

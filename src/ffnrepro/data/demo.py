@@ -191,9 +191,9 @@ def draw(clip: Clip) -> NDArray[np.uint8]:
 
 def encode(pictures: NDArray[np.uint8], path: Path) -> None:
     """Encode RGB frames (frames, H, W, 3) to VP9 ``.webm``: the same bytes for the same frames on the same machine."""
+    options = {"crf": "32", "deadline": "realtime", "cpu-used": "8", "threads": "1"}
     # Without "bitexact" the muxer writes a random segment id.
     with av.open(str(path), "w", format="webm", options={"fflags": "+bitexact"}) as container:
-        options = {"crf": "32", "deadline": "realtime", "cpu-used": "8", "threads": "1"}
         stream = container.add_stream("libvpx-vp9", rate=12, options=options)
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -351,19 +351,14 @@ def _texture(texture: str, u: Array, v: Array) -> Array:
 
 def _claim(folder: Path, recipe: dict[str, Any]) -> None:
     """Write the recipe into a new folder before all else; refuse a folder that holds something else."""
-    marker = folder / "recipe.json"
-    try:
-        known = json.loads(marker.read_bytes()) == recipe
-    except FileNotFoundError:
-        known = not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir())
-    except (OSError, ValueError):
-        known = False
-    if not known:
+    marker, text = folder / "recipe.json", json.dumps(recipe)
+    is_known = marker.is_file() and marker.read_bytes() == text.encode()
+    if not is_known and folder.exists() and (folder.is_file() or any(folder.glob("[!.]*"))):
         raise UserError(
             f"{folder}: holds other files, or demo data of other settings or another version than {recipe}: delete it or "
             "choose another folder"
         )
-    write_json(marker, recipe)
+    write_text(marker, text)
 
 
 def _write_clip(path: Path, clip: Clip) -> None:
@@ -374,7 +369,5 @@ def _write_clip(path: Path, clip: Clip) -> None:
 def _row(number: int, clip: Clip) -> dict[str, Any]:
     template = list(CLASSES)[clip.label]
     things = [f"a {thing.texture} {thing.shape}" for thing in plan(clip)[0]]
-    label = template.lower()
-    for thing in things:
-        label = label.replace("[something]", thing, 1)
+    label = template.lower().replace("[something]", "{}").format(*things)
     return {"id": str(number), "label": label, "template": template, "placeholders": things}

@@ -23,7 +23,6 @@ VIDEO_ENDINGS = (
 _SPLIT_WORD = re.compile(
     r"(?<![a-z])(train|val|test)(?:ing|id|idate|idation)?(?:list|set|split)?(?![a-z])", re.IGNORECASE
 )
-_SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
 _VIDEO_ENDING = re.compile(rf"({'|'.join(map(re.escape, VIDEO_ENDINGS))})$", re.IGNORECASE)
 
 _NUMBERED_CLASS = re.compile(r"(\d+)[ \t]*[ \t;,][ \t]*(\S.*)")
@@ -148,10 +147,11 @@ def is_named_as_classes(file: Path) -> bool:
     return any(word in file.stem.lower() for word in ("label", "class", "categor"))
 
 
-def split_in(words: str) -> str | None:
+def split_in(text: str) -> str | None:
     """Find the one split that a file name or a text names; None where there is none or more than one."""
-    found = {word.lower() for word in _SPLIT_WORD.findall(words)}
-    return _SPLIT_OF[found.pop()] if len(found) == 1 else None
+    words = [word.lower() for word in _SPLIT_WORD.findall(text)]
+    found = {split for split in SPLITS for word in words if split.startswith(word)}
+    return found.pop() if len(found) == 1 else None
 
 
 def id_of(path: str) -> str:

@@ -36,16 +36,12 @@ _OFFICIAL_COUNTS = {
 
 
 def list_label_files(folder: Path) -> list[Path]:
-    """List the label files of a folder by their endings, sorted; none if the folder cannot be read."""
-    try:
-        paths = list(folder.iterdir())
-    except OSError:
-        return []
+    """List the label files of a folder by their endings, sorted."""
     # Other systems leave hidden files behind, such as ._train.json in an archive from a Mac.
     ignored = (".", "readme", "licen", "copying")
     return sorted(
         path
-        for path in paths
+        for path in folder.iterdir()
         if path.name.lower().endswith(ENDINGS)
         and not path.name.lower().startswith(ignored)
         and path.is_file()
@@ -56,15 +52,9 @@ def label_digests(folder: Path) -> dict[str, str]:
     """Digest each label file of a folder.
 
     Returns:
-        SHA-256 by file name; ``unreadable`` for a file without permission, for which `read_labels` raises the error.
+        SHA-256 by file name; empty if there is no such folder, for which `read_labels` raises the error.
     """
-    digests = {}
-    for path in list_label_files(folder):
-        try:
-            digests[path.name] = file_digest(path)
-        except OSError:
-            digests[path.name] = "unreadable"
-    return digests
+    return {path.name: file_digest(path) for path in list_label_files(folder)} if folder.is_dir() else {}
 
 
 def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
@@ -85,12 +75,12 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
         UserError: A file is missing, damaged or contradicts another.
     """
     try:
-        next(folder.iterdir(), None)
+        files = list_label_files(folder)
     except OSError as error:
         raise UserError(
             f"{folder}: no such folder of label files ({error.strerror}): set `data.labels`, files from {SOURCE}"
         ) from error
-    contents = [read_label_file(file) for file in list_label_files(folder)]
+    contents = [read_label_file(file) for file in files]
     chosen = _chosen_list([content for content in contents if isinstance(content, ClassList)])
     parts = [content for content in contents if isinstance(content, LabelRows)]
     rows = [row for split in SPLITS for row in _rows_of_split(folder, parts, split)]

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from contextlib import closing
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from tqdm import tqdm
 
@@ -44,58 +44,57 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
         UserError: A part is missing or damaged, the archive holds something else than plain files inside its folder or
             another number of files, or a file cannot be written.
     """
-    parts = _find_parts(folder)
     files: set[Path] = set()
     written = 0
-    with tqdm(total=expect, desc="unpacking", disable=not progress) as bar, closing(_Joined(parts)) as joined:
-        try:
+    try:
+        parts = _find_parts(folder)
+        with (
+            tqdm(total=expect, desc="unpacking", disable=not progress) as bar,
+            closing(_Joined(parts)) as joined,
             # GzipFile checks the sum at the end, and that there is an end; tarfile's own mode "r|gz" checks neither.
-            with (
-                gzip.GzipFile(fileobj=joined, mode="rb") as stream,  # type: ignore[call-overload]
-                tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK) as archive,
-            ):
-                while (member := archive.next()) is not None:
-                    # Otherwise tarfile keeps all members in memory.
-                    archive.members = []  # type: ignore[attr-defined]
-                    # The filter refuses what is no plain file, and what leads out of the folder.
-                    member = tarfile.data_filter(member, str(into))
-                    if member.isdir():
-                        continue
-                    # This refuses links.
-                    content = archive.extractfile(member)
-                    assert content is not None
-                    target = into / member.name
-                    files.add(target)
-                    bar.update()
-                    if not (target.is_file() and target.stat().st_size == member.size):
-                        with replacing(target) as temporary, temporary.open("wb") as file:
-                            shutil.copyfileobj(content, file, _CHUNK)
-                        written += 1
-                while stream.read(_CHUNK):
-                    pass
-        except (tarfile.FilterError, tarfile.StreamError) as error:
-            raise UserError(
-                f"{parts[0]}: refused, because {member and member.name!r} is not a plain file inside its folder ({error}): "
-                "download the archive from its publisher"
-            ) from error
-        except (
-            EOFError,
-            zlib.error,
-            gzip.BadGzipFile,
-            zipfile.BadZipFile,
-            tarfile.TarError,
-            RuntimeError,
-        ) as error:
-            raise UserError(
-                f"{parts[joined.number]}: the archive cannot be read on in this part ({error}): this part or one before it is "
-                "incomplete or damaged (all but the last have the same size), or parts behind it are missing: download "
-                f"them again, delete what is unpacked in {into}, and repeat the command"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or into}: {error.strerror or error}: fix this (disk full? quota?), then repeat "
-                "the command: what is unpacked stays"
-            ) from error
+            gzip.GzipFile(fileobj=joined, mode="rb") as stream,  # type: ignore[call-overload]
+            tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK) as archive,
+        ):
+            while (member := archive.next()) is not None:
+                # Otherwise tarfile keeps all members in memory.
+                archive.members = []  # type: ignore[attr-defined]
+                # The filter refuses what is no plain file, and what leads out of the folder; extractfile refuses links.
+                member = tarfile.data_filter(member, str(into))
+                if member.isdir():
+                    continue
+                content = cast(IO[bytes], archive.extractfile(member))
+                target = into / member.name
+                files.add(target)
+                bar.update()
+                if not (target.is_file() and target.stat().st_size == member.size):
+                    with replacing(target) as temporary, temporary.open("wb") as file:
+                        shutil.copyfileobj(content, file, _CHUNK)
+                    written += 1
+            while stream.read(_CHUNK):
+                pass
+    except (tarfile.FilterError, tarfile.StreamError) as error:
+        raise UserError(
+            f"{parts[0]}: refused, because {member and member.name!r} is not a plain file inside its folder ({error}): "
+            "download the archive from its publisher"
+        ) from error
+    except (
+        EOFError,
+        zlib.error,
+        gzip.BadGzipFile,
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        RuntimeError,
+    ) as error:
+        raise UserError(
+            f"{parts[joined.number]}: the archive cannot be read on in this part ({error}): this part or one before it is "
+            "incomplete or damaged (all but the last have the same size), or parts behind it are missing: download "
+            f"them again, delete what is unpacked in {into}, and repeat the command"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or into}: {error.strerror or error}: fix this (no such folder? disk full? quota?), then repeat "
+            "the command: what is unpacked stays"
+        ) from error
     if len(files) != expect:
         raise UserError(
             f"{folder}: {len(files):,} files were unpacked instead of {expect:,}: check that these are the parts of this "
@@ -110,12 +109,10 @@ def _find_parts(folder: Path) -> list[Path]:
 
     Other files are passed over, such as `scan-2024-11`.
     """
-    try:
-        names = [path.name for path in folder.iterdir() if path.is_file()]
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}: give the folder of the downloads") from error
     # The zip of a part sorts behind the part itself and replaces it, because a zip has a check sum.
-    matches = [match for name in sorted(names) if (match := _PART.fullmatch(name))]
+    matches = [
+        match for path in sorted(folder.iterdir()) if path.is_file() and (match := _PART.fullmatch(path.name))
+    ]
     stems = {match["stem"] for match in matches if int(match["number"]) == 0}
     if len(stems) != 1:
         raise UserError(
