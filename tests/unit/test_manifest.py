@@ -263,7 +263,7 @@ def many(reason, count=30, strangers=0):
         (
             "no video file",
             25,
-            r"such as '0' and 'straya\.webm', which has no label\).*names.*unzipped",
+            r"such as '0'; 'straya\.webm' has no label\).*names.*unzipped",
         ),
         ("truncated", 0, r"such as '0\.webm'\).*damaged: unpack the archive again.*unzipped"),
         ("a web page, not a video", 0, r"downloads have failed"),

@@ -234,18 +234,17 @@ def _check_excluded(
     if not empty and len(lost) <= max_excluded * labelled:
         return
     count_of = lost["reason"].value_counts()
-    counts = ", ".join(f"{reason}: {count:,}" for reason, count in count_of.items())
     reason = str(count_of.index[0]) if len(lost) else NO_LABEL
-    examples = [
-        repr(row["path"] or row["id"]) for _, row in lost[lost["reason"] == reason].head(1).iterrows()
+    details = [f"{reason}: {count:,}" for reason, count in count_of.items()] + [f"{len(index):,} files found"]
+    for _, row in lost[lost["reason"] == reason].head(1).iterrows():
+        details.append(f"such as {row['path'] or row['id']!r}")
+    details += [
+        f"{path!r} has no label" for path in excluded.loc[excluded["reason"] == NO_LABEL, "path"].head(1)
     ]
-    unlabelled = excluded.loc[excluded["reason"] == NO_LABEL, "path"]
-    examples += [f"{path!r}, which has no label" for path in unlabelled.head(1)]
     fix = next(fix for start, fix in _FIXES.items() if reason.startswith(start))
     raise TooManyExcluded(
         f"manifest: {len(lost):,} of the {labelled:,} labelled videos of {', '.join(concerned)} cannot be used, and "
-        f"`data.max_excluded` is {max_excluded:g} ({counts}; {len(index):,} files found; such as {' and '.join(examples)}): "
-        f"{fix}",
+        f"`data.max_excluded` is {max_excluded:g} ({'; '.join(details)}): {fix}",
         excluded,
     )
 
