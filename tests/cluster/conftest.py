@@ -28,7 +28,7 @@ import yaml
 
 from ..workflow.conftest import ROOT, make_workflow
 
-EPOCHS = 12
+EPOCHS = 8
 STEPS = 3 * EPOCHS  # 24 videos, 8 a step
 
 # What the tests know of the layout of the workflow stands here, and nowhere else.
@@ -94,11 +94,12 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
+SlurmdDebug=debug
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 MpiDefault=none
-SchedulerParameters=sched_interval=2,bf_interval=2
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=100
@@ -240,10 +241,16 @@ class Cluster:
         jobs = self.all_jobs()[self.jobs_before :]
         return [job for job in jobs if job.get("Comment", "").startswith(f"rule_{rule}")]
 
-    def processes_ended(self, job: dict[str, str]) -> bool:
-        """Whether the node has finished a job's first run, both its batch script and its step."""
-        log = (self.folder / "slurmd.log").read_text()
-        return all(f"[{job['JobId']}.{part}] done with job" in log for part in ("batch", "0"))
+    def signals(self, job: dict[str, str]) -> int:
+        """How often SLURM has sent SIGTERM to the processes of a job."""
+        return self._node_log().count(f"Sent signal 15 to StepId={job['JobId']}.0")
+
+    def ends(self, job: dict[str, str]) -> int:
+        """How often the node has finished a job; SLURM holds a job that returns to a node before that."""
+        return self._node_log().count(f"completed epilog for jobid {job['JobId']}\n")
+
+    def _node_log(self) -> str:
+        return (self.folder / "slurmd.log").read_text()
 
     def update(self, *arguments: str) -> None:
         """Change something as an administrator, by scontrol."""
