@@ -24,8 +24,8 @@ demo: $(READY)  ## make the built-in data set and run the whole workflow on it (
 test: $(READY)  ## run all tests that do not need SLURM
 	$(BIN)/pytest -n $(CORES)
 
-test-cluster: $(READY)  ## run the workflow on a temporary SLURM cluster on this machine (apt-get install slurm-wlm munge)
-	$(BIN)/pytest -m cluster tests/cluster
+test-cluster: $(READY)  ## run the workflow on temporary SLURM clusters here (apt-get install slurm-wlm munge)
+	$(BIN)/pytest -n 4 -m cluster tests/cluster
 
 lint: $(READY)  ## check style and types, and run Snakemake's linter
 	$(BIN)/ruff check .
