@@ -163,15 +163,14 @@ def doctor_command(
         workflow: Its place and configuration.
         steps: Training steps that are tried; 0: none, and this machine's device and memory are not checked.
     """
-    from ffnrepro.doctor import configured_job, examine, report  # noqa: PLC0415
+    from ffnrepro.doctor import configured_job, examine  # noqa: PLC0415
     from ffnrepro.runs import run_settings  # noqa: PLC0415
 
     config = workflow.config()
     if experiment not in config.experiments:
         raise UserError(f"no experiment {experiment}; there are {', '.join(config.experiments)}")
     with workflow.enter():
-        checks = examine(configured_job(config, experiment), run_settings(config, experiment), steps=steps)
-    print(report(checks))
+        print(examine(configured_job(config, experiment), run_settings(config, experiment), steps=steps))
 
 
 def runs_command(

@@ -196,18 +196,11 @@ class Row(Settings):
 
     label: str
     """Name of the row in the table; each row has its own."""
-    experiments: str | dict[int, str]
+    # On the command line (`--config`) the keys of a mapping arrive as text.
+    experiments: str | dict[Annotated[int, Field(strict=False)], str]
     """Name of an experiment, or a name for each of the table's frame counts, such as `{4: tsm_4f, 8: tsm_8f,
     16: tsm}`."""
     published: Published | None = None
-
-    @field_validator("experiments", mode="before")
-    @classmethod
-    def _read_frame_counts(cls, value: Any) -> Any:
-        # On the command line (`--config`) the keys of a mapping arrive as text.
-        if isinstance(value, Mapping):
-            return {int(key) if str(key).isdecimal() else key: name for key, name in value.items()}
-        return value
 
     def experiment_at(self, frames: int) -> str:
         """Name of the experiment that is evaluated at `frames` frames."""

@@ -8,12 +8,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -36,13 +33,6 @@ MOST_SECONDS = 60.0
 """Seconds of steps after which no further step is tried, though more were asked for: the machine may be very slow."""
 
 
-class Check(NamedTuple):
-    """Result of one check."""
-
-    good: bool
-    text: str
-
-
 class _SomeSteps(StopRequest):
     """Stops a training after a number of steps, and records when each ended."""
 
@@ -58,41 +48,31 @@ class _SomeSteps(StopRequest):
         return "enough" if long or len(self.ends) >= self.steps else super().reason(reserve)
 
 
-def examine(job: Job, settings: RunSettings, *, steps: int) -> list[Check]:
-    """Check what a training needs, and try some steps of it.
+def examine(job: Job, settings: RunSettings, *, steps: int) -> str:
+    """Check what a training needs, try some steps of it, and return one line for each check.
 
     Args:
         job: The training.
         settings: Of its run.
         steps: Steps that are tried; 0: another machine trains, so this machine's device and memory are not checked.
+
+    Raises:
+        UserError: The training would not run; the message holds all problems, with their fixes.
     """
     checks = {"disk": _check_disk, "weights": _check_weights, "videos": _check_videos}
     if steps:
         checks = {"device": _check_device, "shared memory": _check_shared_memory, **checks}
-    found = [_run(name, partial(check, job, settings)) for name, check in checks.items()]
-    if steps and all(check.good for check in found):
-        found.append(_run("steps", partial(_try_steps, job, settings, steps)))
-    return found
-
-
-def _run(name: str, check: Callable[[], str]) -> Check:
-    """Run a check, which gives its finding or raises an error with the problem and its fix."""
-    try:
-        return Check(True, f"{name}: {check()}")
-    except (UserError, DecodeError) as error:
-        return Check(False, f"{name}: {error}")
-
-
-def report(checks: list[Check]) -> str:
-    """One line per check.
-
-    Raises:
-        UserError: Some failed; the message holds their texts.
-    """
-    problems = [check.text for check in checks if not check.good]
+    lines, problems = [], []
+    for name, check in checks.items():
+        try:
+            lines.append(f"ok  {name}: {check(job, settings)}")
+        except (UserError, DecodeError) as error:
+            problems.append(f"{name}: {error}")
     if problems:
         raise UserError(f"this training would not run as it is: {'; '.join(problems)}")
-    return "\n".join(f"ok  {check.text}" for check in checks)
+    if steps:
+        lines.append(f"ok  steps: {_try_steps(job, settings, steps)}")
+    return "\n".join(lines)
 
 
 def configured_job(config: Config, experiment: str) -> Job:

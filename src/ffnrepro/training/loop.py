@@ -30,7 +30,7 @@ from ffnrepro.training.checkpoints import Checkpoints
 from ffnrepro.training.devices import move
 from ffnrepro.training.loader import VideoBatches
 from ffnrepro.training.processes import Processes
-from ffnrepro.training.progress import epoch_line, warn_of_norms, warnings, write_scalars
+from ffnrepro.training.progress import epoch_line, warnings, write_scalars
 from ffnrepro.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -162,9 +162,6 @@ def train(
                 clip_norm=settings.clip_norm,
                 batchnorm_clips=settings.batchnorm_clips,
             )
-            if step == first_step:
-                # Whatever puts a BatchNorm into the other mode may do so in the forward pass only.
-                warn_of_norms(model, training=True)
             _check_step(result, scaler, optimizer, checkpoints, f"{name}: epoch {epoch + 1}, step {step + 1}")
             _count_step(sums, result, targets, frames=sum(len(clip) * n for n, clip in clips.items()))
             sums["bad_videos"] = bad_before + loader.bad_videos
@@ -192,7 +189,6 @@ def train(
         started = time.perf_counter()
         share_running_statistics(model)
         scores = validate(model)
-        warn_of_norms(model, training=False)
         sums["seconds_validation"] = time.perf_counter() - started
         totals = defaultdict(float, processes.total(sums))
         row = {"epoch": epoch + 1, "learning_rate": optimizer.param_groups[0]["lr"]}
