@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from tabulate import tabulate
@@ -124,8 +124,7 @@ def _videos_of(path: Path) -> list[Path]:
     """Files of a folder of videos, or folders of frames of a folder of such; else the path itself."""
     if not is_folder(path):
         return [path]
-    layouts: tuple[Layout, ...] = ("videos", "frames")
-    for layout in layouts:
+    for layout in get_args(Layout):
         with contextlib.suppress(UserError, OSError):
             found = [path / name for name in list_videos(path, layout)]
             if layout == "videos" or any(map(holds_frames, found)):

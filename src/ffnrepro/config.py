@@ -390,12 +390,19 @@ def check_experiments(config: Config, names: Iterable[str]) -> None:
     for name in dict.fromkeys(link for first in names for link in config.chain_of(first)):
         experiment, training = config.experiments[name], config.training_of(name)
         _check_training(name, config)
-        _check_weights(name, config)
+        network = config.network_of(name)
+        if config.network.weights == "imagenet" and (
+            network.depth == 10 or network.width != 64 or network.stem != 7
+        ):
+            raise UserError(
+                f"config: network.weights is imagenet, which does not fit experiments.{name} (depth {network.depth}, width "
+                f"{network.width}, stem {network.stem}); set network.weights: null, or depth 18, 50 or 101, width 64, stem 7"
+            )
         late = set(config._all_training_of(name).milestones) - set(training.milestones)
         if late and training.schedule == "step":
             key = _training_key(name, "milestones", experiment)
             _warn_once(f"config: {key}: {sorted(late)} has no effect in {training.epochs} epochs")
-        settings = (experiment.method.effective(), config.network_of(name), training, experiment.start)
+        settings = (experiment.method.effective(), network, training, experiment.start)
         if settings in found:
             raise UserError(
                 f"config: experiments.{name} is the same as {found[settings]}; remove one of them"
@@ -437,13 +444,3 @@ def _check_training(name: str, config: Config) -> None:
                 f"experiments.{name}.training_shift: authors shifts pieces of {longest} frames, so the clips that a "
                 f"GPU takes together must be a multiple of {multiple}",
             )
-
-
-def _check_weights(name: str, config: Config) -> None:
-    """Refuse pretrained weights that do not fit an experiment's network."""
-    network, weights = config.network_of(name), config.network.weights
-    if weights == "imagenet" and (network.depth == 10 or network.width != 64 or network.stem != 7):
-        raise UserError(
-            f"config: network.weights is imagenet, which does not fit experiments.{name} (depth {network.depth}, width "
-            f"{network.width}, stem {network.stem}); set network.weights: null, or depth 18, 50 or 101, width 64, stem 7"
-        )

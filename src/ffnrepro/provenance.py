@@ -1,6 +1,5 @@
 """What a number was made with: versions, revision and device; and the files behind the numbers of a table."""
 
-import json
 import os
 import platform
 import subprocess
@@ -13,16 +12,15 @@ import torch
 import yaml
 
 from ffnrepro.errors import UserError
-
-PACKAGES = ("ffnrepro", "torch", "torchvision", "decord", "eva-decord", "av", "numpy")
+from ffnrepro.files import read_record
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, git revision of the package's checkout, and device, as plain values."""
-    packages = {found.name: found.version for found in distributions() if found.name in PACKAGES}
+    names = {"ffnrepro", "torch", "torchvision", "decord", "eva-decord", "av", "numpy"}
     return {
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": {found.name: found.version for found in distributions() if found.name in names},
         "git_revision": _git_revision(),
         "host": platform.node(),
         "platform": platform.platform(),
@@ -88,11 +86,10 @@ def chain_of_table(table: Path) -> str:
     return yaml.safe_dump(chain, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+def _read(path: Path) -> dict[str, Any]:
+    record = read_record(path)
+    if not record:
         raise UserError(
-            f"{path}: cannot be read ({error}); give the path of a table, such as results/table1.csv, and run "
-            "snakemake for it"
-        ) from error
+            f"{path}: cannot be read; give the path of a table, such as results/table1.csv, and run snakemake for it"
+        )
+    return record

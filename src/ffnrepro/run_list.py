@@ -17,9 +17,9 @@ from ffnrepro.runs import (
     RunSettings,
     differences,
     read_run,
+    run_name,
     run_settings,
     scoring_code,
-    selected_runs,
     state_folder,
     write_run,
 )
@@ -40,7 +40,7 @@ class RunList:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.selected = selected_runs(config)
+        self.selected = {experiment: run_name(config, experiment) for experiment in config.experiments}
         self._on_gpu = config.runtime.device != "cpu"
 
     # --- list
@@ -89,7 +89,10 @@ class RunList:
     def describe_training(self, experiment: str, seed: int) -> str:
         """What a training of a selected run means: what differs from the last run, its progress, and its hours."""
         words = []
-        if previous := self._previous(experiment):
+        files = RUNS.glob(f"{experiment}-????????/settings.json")
+        others = [path for path in files if path.parent.name != self.selected[experiment]]
+        if others:
+            previous = max(others, key=lambda path: path.stat().st_mtime).parent
             with suppress(UserError):
                 changes = differences(previous, run_settings(self.config, experiment))
                 words.append(f"differs from {previous.name} in {', '.join(changes)}")
@@ -101,12 +104,6 @@ class RunList:
         hours, basis = self.hours(experiment, seed)
         about = "" if hours is None else f"about {duration(hours, gpu=self._on_gpu)}"
         return "; ".join([*words, f"{about or 'hours unknown'} ({basis})"])
-
-    def _previous(self, experiment: str) -> Path | None:
-        """Folder of the latest other run of an experiment."""
-        files = RUNS.glob(f"{experiment}-????????/settings.json")
-        others = [path for path in files if path.parent.name != self.selected[experiment]]
-        return max(others, key=lambda path: path.stat().st_mtime).parent if others else None
 
     def progress(self, run: str, seed: int) -> tuple[int, int]:
         """Finished epochs of a selected run's training on the data as it is now, and epochs in all."""
@@ -120,10 +117,12 @@ class RunList:
 
     def hours(self, experiment: str, seed: int) -> Estimate:
         """GPU hours that are left of a training of a selected run."""
-        settings = run_settings(self.config, experiment)
+        import pyarrow.parquet  # noqa: PLC0415
+
+        settings, train = run_settings(self.config, experiment), MANIFEST / "train.parquet"
         whole = estimate(
             settings,
-            videos=_rows_of(MANIFEST / "train.parquet"),
+            videos=pyarrow.parquet.read_metadata(train).num_rows if train.exists() else None,
             cores=self.config.runtime.threads,
             past=self._past(settings),
             gpu=self._on_gpu,
@@ -279,13 +278,6 @@ def _take_over(files: Iterable[Path], folder: Path, changes: Mapping[str, str]) 
             except OSError:
                 # Some file systems have no links.
                 shutil.copy2(file, target)
-
-
-def _rows_of(path: Path) -> int | None:
-    """Rows of a Parquet file; None: there is no such file."""
-    import pyarrow.parquet  # noqa: PLC0415
-
-    return int(pyarrow.parquet.read_metadata(path).num_rows) if path.exists() else None
 
 
 def _megabytes(folders: Iterable[Path]) -> float:

@@ -6,7 +6,7 @@ means. A validator of a model raises `ValueError` with the words that follow "co
 
 import difflib
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -164,8 +164,7 @@ def _describe(error: ErrorDetails, mapping: Any, key: str) -> str:
 
 def _dotted(error: ErrorDetails, mapping: Any, key: str) -> str:
     """The dotted key of an error, without the parts of pydantic's location that name a type."""
-    location: Sequence[int | str] = error["loc"]
-    found, here = key, mapping
+    location, found, here = error["loc"], key, mapping
     for i, part in enumerate(location):
         last = i == len(location) - 1
         if isinstance(here, list | tuple) and isinstance(part, int):

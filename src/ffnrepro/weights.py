@@ -37,7 +37,6 @@ _KINDS: dict[str, type[Network]] = {
 }
 """Names of the networks in our own files, as `method` of their architecture."""
 
-_DROPOUT = 0.5  # of every published network; their files do not say
 _scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
 _NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     # Other people's checkpoints hold numpy scalars (`best_prec1`), under the name of numpy 1 or of numpy 2.
@@ -206,7 +205,8 @@ def _architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "depth": depths[f"{block.__name__} {stages}"],
         "width": state["conv1.weight"].shape[0],
         "stem": state["conv1.weight"].shape[-1],
-        "dropout": _DROPOUT,
+        # Of every published network; their files do not say.
+        "dropout": 0.5,
         **({"frame_counts": frame_counts} if frame_counts else {}),
     }
 
@@ -251,11 +251,12 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> No
         _require_match(path, model.state_dict(), state)
         model.load_state_dict(state)
         return
+    state = _tensors(path, _read(path))
     check_pretrained(path, digest)
     # Their files are older than the count of batches, which starts at zero.
     found = {
         name: tensor
-        for name, tensor in _tensors(path, _read(path)).items()
+        for name, tensor in state.items()
         if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
     }
     _require_match(path, {name: copies[0] for name, copies in pretrained_targets(model).items()}, found)
@@ -266,10 +267,8 @@ def check_pretrained(path: Path, sha256_prefix: str) -> None:
     """Check that a file's SHA-256 begins as it must.
 
     Raises:
-        UserError: the file is missing, or is another one.
+        UserError: it is another file.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; fetch the pretrained weights first")
     found = file_digest(path)
     if not found.startswith(sha256_prefix):
         raise UserError(

@@ -56,7 +56,7 @@ class Noise(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[dict[int, Tensor], int]:
         if key[1] in self.bad:
-            raise DecodeError(f"{key[1]}.webm: does not decode")
+            raise DecodeError(f"{key[1]}.webm")
         generator = torch.Generator().manual_seed(1000 * key[0] + key[1])
         clips = {
             frames: torch.randint(0, 256, (3, frames, 16, 16), generator=generator, dtype=torch.uint8)

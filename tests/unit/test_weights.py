@@ -461,6 +461,8 @@ def test_start_from_pretrained_weights(image_weights, tmp_path, counted):
     digest = saved(path, image_weights if counted else _without(image_weights, "num_batches_tracked"))
     model = TSM(classes=7, depth=18)
     classifier = model.fc.weight.clone()
+    with pytest.raises(UserError, match="SHA-256"):
+        start_from(model, path, digest="01234567")
     start_from(model, path, digest=digest[:8])
     state = model.state_dict()
     assert all(
@@ -494,8 +496,6 @@ def test_pretrained_weights_that_do_not_fit(image_weights, tmp_path, change, mes
         start_from(model, path, digest=digest)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="SHA-256"):
-        start_from(model, path, digest="01234567")
     assert tensors_digest(model.state_dict()) == before
 
 
@@ -524,8 +524,6 @@ def test_check_pretrained(tmp_path):
     check_pretrained(path, found[:8])
     with pytest.raises(UserError, match=f"SHA-256 {found[:8]}... in place of 01234567"):
         check_pretrained(path, "01234567")
-    with pytest.raises(UserError, match="no such file"):
-        check_pretrained(tmp_path / "y.pth", found[:8])
 
 
 @pytest.fixture

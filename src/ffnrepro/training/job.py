@@ -80,7 +80,7 @@ def run_job(job: Job) -> None:
         Unfinished: stopped in time, or another process is at work on the same training.
     """
     settings, code = read_run(job.run)
-    check_key(job.run)
+    check_key(job.run, settings)
     recipe, runtime = settings.training, job.runtime
     device = choose_device(runtime.device)
     check_precision(recipe.precision, device)

@@ -202,10 +202,11 @@ class ShiftedResNet(nn.Module):
         Raises:
             ValueError: the clips have another shape, or are not of a floating-point type.
         """
-        if clip.dim() != 5 or clip.shape[1] != 3:
-            raise ValueError(f"clips must have the shape (N, 3, T, H, W), not {tuple(clip.shape)}")
-        if not clip.is_floating_point():
-            raise ValueError(f"clips must be normalised floating-point values, not {clip.dtype}")
+        if clip.dim() != 5 or clip.shape[1] != 3 or not clip.is_floating_point():
+            raise ValueError(
+                f"clips must be normalised, of a floating-point type and the shape (N, 3, T, H, W), not {clip.dtype} "
+                f"{tuple(clip.shape)}"
+            )
         clips, _, frames = clip.shape[:3]
         x = clip.transpose(1, 2).flatten(0, 1)
         x = self.maxpool(F.relu(self.bn1(self.conv1(x), subnetwork), inplace=True))
