@@ -59,7 +59,7 @@ def test_what_one_process_meets_ends_both_after_the_save(tmp_path: Path) -> None
     assert second["signal"] == "tsm: SIGTERM, saved at epoch 1 of 4, step 1"
     assert first["saved"] == second["saved"] == 1  # the first process took its time
     for end in (first, second):
-        assert "at epoch 1, step 2" in end["not finite"]
+        assert "epoch 1, step 2: " in end["not finite"]
         assert "and the gradient's norm nan" in end["not finite"]
 
 
