@@ -36,7 +36,7 @@ STEPS = 3 * EPOCHS  # 24 videos, 8 a step
 CHANGES: dict[str, Any] = {
     "data": {"index_shards": 1},
     "training": {"epochs": EPOCHS},
-    "evaluation": {"frame_counts": [4]},
+    "tables": {"table1": {"frame_counts": [4]}},
 }
 """What the tests change in the configuration, by section."""
 TIMES = ["seconds", "frames_per_second", "data_wait"]
@@ -46,28 +46,30 @@ TRAIN_TSM = ("--until", "train_tsm")
 """Arguments of snakemake that train TSM and do nothing after it."""
 
 
+def run_folder(folder: Path, experiment: str) -> Path:
+    """The only run of an experiment, in a working directory."""
+    (found,) = folder.glob(f"results/runs/{experiment}-????????")
+    return found
+
+
 def check_file(folder: Path, experiment: str) -> Path:
     """What was checked before the trainings of an experiment."""
-    return folder / f"results/checks/{experiment}.txt"
+    return run_folder(folder, experiment) / "checked.txt"
 
 
 def result_folder(folder: Path, experiment: str) -> Path:
-    """The results of one training, in a working directory."""
-    return folder / f"results/experiments/{experiment}/seed0"
+    """The results of one training."""
+    return run_folder(folder, experiment) / "seed0"
 
 
 def training_log(folder: Path, experiment: str) -> str:
     """What a training logged in all of its attempts."""
-    return "".join(
-        text
-        for path in folder.glob("state/train/*/log.txt")
-        if f"{experiment}: " in (text := path.read_text())
-    )
+    return "".join(path.read_text() for path in folder.glob(f"state/{experiment}-*/seed0-*/log.txt"))
 
 
 def log_of_last_attempt(folder: Path, experiment: str) -> str:
     """What the last successful attempt of a training logged."""
-    return (folder / f"logs/train/{experiment}/seed0.log").read_text()
+    return (folder / f"logs/train/{run_folder(folder, experiment).name}/seed0.log").read_text()
 
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -362,7 +364,7 @@ class ClusterWorkflow:
     def files(self) -> list[str]:
         return [
             "--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.folder),
-            "--configfile", str(ROOT / "config/config.yaml"), str(ROOT / "config/demo.yaml"),
+            "--configfile", str(ROOT / "config/demo.yaml"),
             str(self.folder / "tiny.yaml"),
         ]  # fmt: skip
 
