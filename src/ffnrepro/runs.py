@@ -225,7 +225,7 @@ def _check_name(folder: Path, settings: RunSettings) -> None:
     key = run_key(settings)
     if not folder.name.endswith(f"-{key}"):
         raise UserError(
-            f"{folder}: the code in recipe/ now makes the key {key}: it was edited after this job was planned. Nothing was "
+            f"{folder}: code or settings.json now make the key {key}: one was edited after this job was planned. Nothing was "
             "computed; run snakemake again"
         )
 

@@ -36,6 +36,11 @@ TRAINING = "results/runs/{run}/seed{seed}"
 EVALUATION = f"{TRAINING}/{{split}}_{{frames}}f"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
+# A plan is made without the data, too; a run stops before its first job.
+for path in (CONFIG.data.labels, CONFIG.data.videos, CONFIG.own_weights):
+    if path and not os.path.exists(path):
+        print(f"{path}: not there yet", file=sys.stderr)
+
 # Scripts run by the Python that runs snakemake. SLURM sends SIGTERM to all processes of a job, and kills those that are
 # left once the shell has ended, so the shell waits.
 PREFIX = f"set -euo pipefail; trap : TERM; export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; "

@@ -4,7 +4,7 @@ The script of the training rules calls `run_job`; `ffnrepro doctor` tries some s
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -166,6 +166,8 @@ def train_network(
         PermanentError: too few videos, unfit weights, a loss that is not finite, gradients that float16 does not hold.
         Unfinished: asked to stop.
     """
+    # What has no effect has its default, so one key means one network.
+    settings = settings.effective()
     recipe, name = settings.training, job.run.name
     check_splits(job.manifest, recipe.batch_size)
     if (job.start is None) != (settings.weights is None and settings.start is None):
@@ -212,6 +214,7 @@ def train_network(
             validate=partial(
                 validate,
                 loader=validation,
+                frame_counts=settings.method.frame_counts,
                 batch_size=recipe.batch_size // processes.count,
                 device=device,
                 stop_reason=stop.reason,
@@ -232,6 +235,7 @@ def validate(
     model: nn.Module,
     *,
     loader: VideoBatches,
+    frame_counts: Sequence[int],
     batch_size: int,
     device: torch.device,
     stop_reason: Callable[[], str | None],
@@ -246,7 +250,8 @@ def validate(
     plan = evaluation_batches(
         len(loader.dataset), batch_size=batch_size, rank=processes.rank, processes=processes.count
     )
-    sums: dict[str, float] = {"videos": 0}
+    # The same names in all processes, also in one that has no videos.
+    sums = dict.fromkeys(["videos", *(f"top{k}_{n}f" for n in frame_counts for k in (1, 5))], 0.0)
     reason = None
     bar = tqdm(loader.batches(plan), total=len(plan), desc=name, leave=False, disable=None, unit="step")
     for clips, labels in bar:
@@ -257,13 +262,12 @@ def validate(
         ).items():
             classes = best_classes(logits).cpu()
             for k in (1, 5):
-                key = f"top{k}_{frames}f"
-                sums[key] = sums.get(key, 0) + 100 * correct_within(classes, labels, k)
+                sums[f"top{k}_{frames}f"] += 100 * correct_within(classes, labels, k)
         sums["videos"] += len(labels)
     # A process that stops still comes here: the others, which have more steps or fewer, wait here for its sums.
     totals = processes.total({**sums, "stops": reason is not None})
     if totals.pop("stops"):
-        raise Unfinished(f"{name}: {reason or 'another process stops'}; what was done before is saved")
+        raise Unfinished(f"{name}: {reason or 'another process stops'}; earlier work is saved")
     videos = totals.pop("videos")
     return {key: total / videos for key, total in totals.items()}
 
