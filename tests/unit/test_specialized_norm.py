@@ -1,6 +1,6 @@
 import torch
 
-from ffnrepro.recipe.models.specialized_norm import SharedBatchNorm2d, SpecializedBatchNorm2d
+from ffnrepro.recipe.models.specialized_norm import SpecializedBatchNorm2d
 
 
 def test_each_frame_count_normalises_with_its_own_weights():
@@ -31,10 +31,3 @@ def test_keys_name_the_frame_counts():
     assert keys[0] == "16.weight"
     assert "4.running_var" in keys
     assert len(keys) == 10
-
-
-def test_shared_norm_is_batch_norm_whatever_the_subnetwork():
-    norm, usual = SharedBatchNorm2d(3), torch.nn.BatchNorm2d(3)
-    x = torch.randn(6, 3, 2, 2)
-    assert torch.equal(norm(x, 8), usual(x))
-    assert list(norm.state_dict()) == list(usual.state_dict())

@@ -20,20 +20,15 @@ def test_parameters(depth, channels, known):
         assert parameters(TSM(classes=174, depth=depth)) == known + 174 * (channels + 1)
 
 
-@pytest.mark.parametrize("frames", [3, 4, 6, 8, 12, 16])
-def test_shapes_at_full_size(frames):
-    with torch.device("meta"):  # shapes without the arithmetic
-        assert TSM(classes=174)(torch.empty(2, 3, frames, 224, 224)).shape == (2, 174)
+def test_shapes_at_full_size():
+    # Shapes without the arithmetic.
+    with torch.device("meta"):
+        model = TSM(classes=174)
+        for frames in (3, 8, 16):
+            assert model(torch.empty(2, 3, frames, 224, 224)).shape == (2, 174)
 
 
-def test_runs_at_full_size():
-    with torch.no_grad():
-        logits = TSM(classes=174).eval()(torch.randn(2, 3, 3, 224, 224))
-    assert logits.shape == (2, 174)
-    assert logits.isfinite().all()
-
-
-@pytest.mark.parametrize("depth", [18, 50, 101])
+@pytest.mark.parametrize("depth", [18, 50])
 def test_is_torchvisions_network_but_for_the_shift(depth, monkeypatch):
     theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None, num_classes=7).eval()
     ours = TSM(classes=7, depth=depth).eval()

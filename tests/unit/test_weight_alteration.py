@@ -40,10 +40,3 @@ def test_names_its_weights_by_frame_count():
         "alteration.16",
         "alteration.4",
     ]
-
-
-def test_is_an_ordinary_convolution_without_frame_counts():
-    conv = AlteredConv2d(8, 4, 3, stride=2)
-    x = torch.randn(2, 8, 6, 6)
-    assert list(conv.state_dict()) == ["weight"]
-    assert torch.equal(conv(x, 16), F.conv2d(x, conv.weight, stride=2, padding=1))

@@ -12,7 +12,8 @@ import torchvision
 
 from ffnrepro import weights
 from ffnrepro.errors import UserError
-from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
+from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork, SeparateNetworks
+from ffnrepro.recipe.models.pretrained import load_pretrained
 from ffnrepro.recipe.models.tsm import TSM
 from ffnrepro.weights import (
     PRETRAINED,
@@ -20,8 +21,8 @@ from ffnrepro.weights import (
     check_pretrained,
     fetch_pretrained,
     load_checkpoint,
-    load_pretrained,
     save_checkpoint,
+    start_from,
     tensors_digest,
 )
 
@@ -81,8 +82,7 @@ def equal_states(first, second):
 def golden_networks(tmp_path_factory):
     """Networks loaded from files that the originals' code would have written, by the name of their figures."""
     folder = tmp_path_factory.mktemp("golden")
-    authors, mit = golden_figures("authors_figures"), golden_figures("tsm_figures")
-    mit_weights = formula_weights(mit["keys"])
+    authors = golden_figures("authors_figures")
     files = {
         "authors/tsm": {
             "epoch": 50,
@@ -96,12 +96,11 @@ def golden_networks(tmp_path_factory):
             "state_dict": formula_weights(authors["keys"]["tsm_ffn"]),
             "best_prec1": np.float64(63.6),
         },
-        "mit/tsm": {"epoch": 50, "state_dict": mit_weights, "best_prec1": np.float32(61.0)},
-        "mmaction2/tsm": {
-            "meta": {"epoch": 50},
-            "state_dict": {to_mmaction2(name): tensor for name, tensor in mit_weights.items()},
+        "mit/tsm": {
+            "epoch": 50,
+            "state_dict": formula_weights(golden_figures("tsm_figures")["keys"]),
+            "best_prec1": np.float32(61.0),
         },
-        "mmaction2-old/tsm": {to_mmaction2(name, net=""): tensor for name, tensor in mit_weights.items()},
     }
     networks = {}
     for name, content in files.items():
@@ -113,15 +112,9 @@ def golden_networks(tmp_path_factory):
 
 
 FIGURES = [
-    *(
-        (f"authors/{network}", "authors", network, frames)
-        for network in ("tsm", "tsm_ffn")
-        for frames in (4, 8, 16)
-    ),
-    *(
-        (source, "tsm", "tsm", frames)
-        for source, frames in (("mit/tsm", 8), ("mit/tsm", 16), ("mmaction2/tsm", 8))
-    ),
+    ("authors/tsm", "authors", "tsm", 8),
+    *(("authors/tsm_ffn", "authors", "tsm_ffn", frames) for frames in (4, 8, 16)),
+    ("mit/tsm", "tsm", "tsm", 16),
 ]
 
 
@@ -135,9 +128,6 @@ def test_logits_are_the_original_networks(golden_networks, source, file, network
 
 def test_golden_networks_are_what_their_files_say(golden_networks):
     assert all(isinstance(model, TSM) == name.endswith("/tsm") for name, model in golden_networks.items())
-    same = golden_networks["mit/tsm"].state_dict()
-    assert equal_states(golden_networks["mmaction2/tsm"].state_dict(), same)
-    assert equal_states(golden_networks["mmaction2-old/tsm"].state_dict(), same)
     assert golden_networks["authors/tsm_ffn"].architecture == {
         "classes": 174,
         "depth": 50,
@@ -145,7 +135,34 @@ def test_golden_networks_are_what_their_files_say(golden_networks):
         "stem": 7,
         "dropout": 0.5,
         "frame_counts": [4, 8, 16],
+        "specialized_normalization": True,
+        "weight_alteration": True,
     }
+
+
+def test_mmaction2_files_make_the_network_of_mit_han_lab(tmp_path):
+    """With their names, and an eighth of the channels."""
+    shapes = {
+        name: [n if n < 64 or n == 174 else n // 8 for n in shape]
+        for name, shape in golden_figures("tsm_figures")["keys"].items()
+    }
+    theirs = formula_weights(shapes)
+    contents = [
+        theirs,
+        {
+            "meta": {"epoch": 50},
+            "state_dict": {to_mmaction2(name): tensor for name, tensor in theirs.items()},
+        },
+        {to_mmaction2(name, net=""): tensor for name, tensor in theirs.items()},
+    ]
+    networks = []
+    for content in contents:
+        torch.save(content, tmp_path / "x.pth")
+        networks.append(load_checkpoint(tmp_path / "x.pth"))
+    assert networks[0].architecture == TSM(classes=174, width=8).architecture
+    for network in networks[1:]:
+        assert network.architecture == networks[0].architecture
+        assert equal_states(network.state_dict(), networks[0].state_dict())
 
 
 # --- Our own files ---------------------------------------------------------------------------------------------
@@ -157,7 +174,11 @@ def test_golden_networks_are_what_their_files_say(golden_networks):
         TSM(**SMALL, dropout=0.2),
         FrameFlexibleNetwork(**SMALL, frame_counts=(16, 2), dropout=0.1),
         FrameFlexibleNetwork(classes=3, depth=50, width=8).to(memory_format=torch.channels_last),
+        FrameFlexibleNetwork(**SMALL, frame_counts=(2, 4), specialized_normalization=False),
+        FrameFlexibleNetwork(**SMALL, frame_counts=(2, 4), weight_alteration=False),
+        SeparateNetworks(**SMALL, frame_counts=(4, 2), weight_alteration=False, dropout=0.1),
     ],
+    ids=["tsm", "ffn", "ffn 50", "one normalisation", "no alteration", "separate"],
 )
 def test_own_checkpoint_comes_back_as_it_was(model, tmp_path):
     clip = torch.randn(1, 3, 3, 32, 32)
@@ -178,6 +199,20 @@ def test_own_checkpoint_comes_back_as_it_was(model, tmp_path):
     assert content["epoch"] == 3
     assert content["settings"] == {"depth": 10, "seed": None}
     assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_a_file_of_version_1_is_read(small_ffn, tmp_path):
+    content = {
+        "format": "ffnrepro checkpoint 1",
+        "architecture": {"method": "ffn", **SMALL, "dropout": 0.25, "frame_counts": [4, 8]},
+        "state_dict": small_ffn.state_dict(),
+        "epoch": 3,
+        "settings": {"training": {"epochs": 50}},
+    }
+    torch.save(content, tmp_path / "model.pt")
+    loaded = load_checkpoint(tmp_path / "model.pt")
+    assert equal_states(loaded.state_dict(), small_ffn.state_dict())
+    assert loaded.architecture == {**small_ffn.architecture, "dropout": 0.25}
 
 
 def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -224,7 +259,7 @@ def test_with_and_without_wrappers(small_ffn, tmp_path, prefix, wrapped):
     assert not loaded.training
 
 
-@pytest.mark.parametrize("depth", [18, 101])
+@pytest.mark.parametrize("depth", [101])
 def test_depth_is_seen_from_the_weights(tmp_path, depth):
     model = TSM(classes=7, depth=depth, width=8)
     torch.save(authors_state(model), tmp_path / "x.pth")
@@ -413,38 +448,49 @@ def image_weights():
     return model.state_dict()
 
 
-def test_pretrained_weights_are_cloned_into_every_private_norm(image_weights):
-    model = FrameFlexibleNetwork(classes=7, depth=18)
+def saved(path, state):
+    """The digest of a file that holds `state`."""
+    torch.save(state, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("make", [FrameFlexibleNetwork, SeparateNetworks])
+def test_pretrained_weights_are_cloned_into_every_private_layer(image_weights, make):
+    model = make(classes=7, depth=18)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     load_pretrained(model, image_weights)
     after = model.state_dict()
     for name, tensor in image_weights.items():
         if name.startswith("fc.") or name.endswith("num_batches_tracked"):
             continue
-        if "bn" in name or "downsample.1" in name:
-            module, _, kind = name.rpartition(".")
-            for count in (4, 8, 16):
-                assert torch.equal(after.pop(f"{module}.{count}.{kind}"), tensor)
-        else:
-            assert torch.equal(after.pop(name), tensor)
-    rest = _without(after, "num_batches_tracked")
-    assert len(rest) == 2 + 8 * 3
+        for count in (4, 8, 16):
+            ours = re.sub(r"(bn\d|downsample\.1)\.(\w+)$", rf"\1.{count}.\2", name)
+            if make is SeparateNetworks:
+                ours = f"subnetworks.{count}.{ours}"
+            assert torch.equal(after[ours], tensor)
+            before.pop(ours, None)
+    rest = _without(before, "num_batches_tracked")
+    assert len(rest) == 8 * 3 + (2 if make is FrameFlexibleNetwork else 6)
     for name, tensor in rest.items():
-        assert name.startswith("fc.") or ".alteration." in name
-        assert torch.equal(tensor, before[name])
-    model.bn1["4"].weight.data.zero_()
-    assert model.bn1["8"].weight.any()  # copies, not one tensor
+        assert re.search(r"(^|\.)(fc|alteration)\.", name)
+        assert torch.equal(tensor, after[name])
+    # Copies, not one tensor.
+    parameters = list(model.parameters())
+    assert len({parameter.data_ptr() for parameter in parameters}) == len(parameters)
 
 
-def test_pretrained_weights_from_a_file_without_counted_batches(image_weights, tmp_path):
+@pytest.mark.parametrize("counted", [True, False])
+def test_start_from_pretrained_weights(image_weights, tmp_path, counted):
     path = tmp_path / "resnet18.pth"
-    torch.save(_without(image_weights, "num_batches_tracked"), path)
+    digest = saved(path, image_weights if counted else _without(image_weights, "num_batches_tracked"))
     model = TSM(classes=7, depth=18)
-    load_pretrained(model, path)
+    classifier = model.fc.weight.clone()
+    start_from(model, path, digest=digest[:8])
     state = model.state_dict()
     assert all(
         torch.equal(state[name], x) for name, x in image_weights.items() if not re.search("fc|num_b", name)
     )
+    assert torch.equal(state["fc.weight"], classifier)
     assert state["bn1.num_batches_tracked"] == 0
 
 
@@ -465,20 +511,32 @@ def test_pretrained_weights_from_a_file_without_counted_batches(image_weights, t
 )
 def test_pretrained_weights_that_do_not_fit(image_weights, tmp_path, change, message):
     path = tmp_path / "weights.pth"
-    torch.save(change(image_weights), path)
+    digest = saved(path, change(image_weights))
     model = FrameFlexibleNetwork(classes=7, depth=18)
     before = tensors_digest(model.state_dict())
-    for source, label in ((path, str(path)), (change(image_weights), "the pretrained weights")):
-        with pytest.raises(UserError, match=message) as error:
-            load_pretrained(model, source)
-        assert str(error.value).startswith(f"{label}: ")
-        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=message) as error:
+        start_from(model, path, digest=digest)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="SHA-256"):
+        start_from(model, path, digest="01234567")
     assert tensors_digest(model.state_dict()) == before
+
+
+def test_start_from_a_trained_network(small_ffn, tmp_path):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, small_ffn)
+    model = FrameFlexibleNetwork(**SMALL, frame_counts=(4, 8))
+    start_from(model, path)
+    assert equal_states(model.state_dict(), small_ffn.state_dict())
+    assert model.training
+    for other in (TSM(**SMALL), FrameFlexibleNetwork(**{**SMALL, "classes": 6}, frame_counts=(4, 8))):
+        with pytest.raises(UserError, match="do not fit the network"):
+            start_from(other, path)
 
 
 def test_pretrained_files_are_named_by_their_hash():
     assert PRETRAINED.keys() == {18, 50, 101}
-    assert PRETRAINED[50].file == "resnet50-0676ba61.pth"
     assert PRETRAINED[50].sha256_prefix == "0676ba61"
     assert PRETRAINED[50].url.endswith("/resnet50-0676ba61.pth")
 
@@ -499,13 +557,14 @@ def served(tmp_path, monkeypatch):
     """Weights of ResNet-50 to be fetched from a file."""
     (tmp_path / "served.pth").write_bytes(b"weights")
     prefix = hashlib.sha256(b"weights").hexdigest()[:8]
-    served = Pretrained(f"resnet50-{prefix}.pth", prefix, (tmp_path / "served.pth").as_uri())
+    served = Pretrained(prefix, (tmp_path / "served.pth").as_uri())
     monkeypatch.setitem(PRETRAINED, 50, served)
     return served
 
 
-def test_fetch_pretrained_once(served, tmp_path):
-    path = tmp_path / "new folder" / served.file
+@pytest.mark.usefixtures("served")
+def test_fetch_pretrained_once(tmp_path):
+    path = tmp_path / "new folder" / "resnet50.pth"
     fetch_pretrained(50, path)
     assert path.read_bytes() == b"weights"
     assert list(path.parent.iterdir()) == [path]
@@ -513,9 +572,10 @@ def test_fetch_pretrained_once(served, tmp_path):
     fetch_pretrained(50, path)  # there already
 
 
-def test_fetch_pretrained_of_another_hash(served, tmp_path):
+@pytest.mark.usefixtures("served")
+def test_fetch_pretrained_of_another_hash(tmp_path):
     (tmp_path / "served.pth").write_bytes(b"an error page")
-    path = tmp_path / "new folder" / served.file
+    path = tmp_path / "new folder" / "resnet50.pth"
     with pytest.raises(UserError, match=r"cannot be downloaded.*hash.*and name it in network.weights"):
         fetch_pretrained(50, path)
     assert not list(path.parent.iterdir())

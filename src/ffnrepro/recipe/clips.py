@@ -181,7 +181,7 @@ def training_batches(
     sequence = np.random.SeedSequence([seed, epoch], spawn_key=(0,))
     order = np.random.default_rng(sequence).permutation(length)
     steps = length // batch_size
-    parts = order[: steps * batch_size].reshape(steps, processes, -1)[:, rank]
+    parts = order[: steps * batch_size].reshape(steps, processes, batch_size // processes)[:, rank]
     return [[(epoch, index) for index in part] for part in parts.tolist()]
 
 
