@@ -95,6 +95,8 @@ def _chain(record: Path) -> Iterator[str]:
             yield f"  network {path}: {run['model']}"
             if models != {run["model"]}:
                 yield "    THE NETWORK WAS TRAINED AGAIN after it was evaluated; run snakemake"
+            if "accepted_from" in run:
+                yield f"    taken over from {run['accepted_from']}, whose code is another, by ffnrepro runs accept"
             settings = _read(root / path.parent.parent / "settings.json")
             yield f"    settings: {yaml.safe_dump(settings, default_flow_style=True, width=10_000).strip()}"
             yield f"    seed {run['seed']}, best epoch {run['best_epoch']}"

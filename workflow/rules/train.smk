@@ -35,25 +35,27 @@ rule write_settings:
         "../../environment.yml"
     resources:
         script=script("write_settings"),
+        # The name of the run stands for them: a new option with its default writes nothing again.
+        settings=settings_of,
         runtime=5,
         mem_mb=1000,
-    params:
-        settings=settings_of,
     message:
         "Writing the settings of {wildcards.run}"
     shell:
-        "python {resources.script:q} --settings {params.settings:q} --output {output} --log {log}"
+        "python {resources.script:q} --settings {resources.settings:q} --output {output} --log {log}"
 
 
 rule check_training:
     input:
+        # All are ancient, and the output goes after the training: where a job runs for a reason of its own, Snakemake does
+        # not judge the jobs behind it, and an ancient file between them does not make them run, either.
         settings=ancient("results/runs/{run}/settings.json"),
-        classes="results/labels/classes.csv",
-        data="results/manifest/manifest.sha256",
+        classes=ancient("results/labels/classes.csv"),
+        data=ancient("results/manifest/manifest.sha256"),
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
         start=ancient(start_file),
     output:
-        "results/runs/{run}/checked.txt",
+        temp("results/runs/{run}/checked.txt"),
     log:
         "logs/check_training/{run}.log",
     conda:
