@@ -1,4 +1,4 @@
-# Each target sets up .venv by itself; only Python 3.11+ and make are needed.
+# Each target sets up .venv first if need be. Python 3.11 or newer and make are all that is needed.
 PYTHON ?= python3
 CORES ?= 2
 SEED ?= 0
@@ -11,35 +11,35 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("ffnrepro needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; call make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("ffnrepro needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; run make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## make the built-in data set and run the whole workflow on it, to demo/results/table1.csv (ARGS=... go to snakemake)
+demo: $(READY)  ## make the built-in data set and run the whole workflow on it (ARGS=... goes to snakemake)
 	@$(BIN)/ffnrepro make-demo-data demo/data
-	@$(BIN)/snakemake --directory demo --configfile config/config.yaml config/demo.yaml --config 'seeds=[$(SEED)]' --cores $(CORES) --quiet host --rerun-incomplete $(ARGS)
-	$(if $(strip $(ARGS)),,@echo && cat demo/results/table1.md && echo && echo "demo/results/table1.csv, table1.md and figures/accuracy.png are up to date.")
+	@$(BIN)/snakemake --directory demo --configfile config/demo.yaml --config 'seeds=[$(SEED)]' --cores $(CORES) --quiet host --rerun-incomplete $(ARGS)
+	$(if $(strip $(ARGS)),,@echo && cat demo/results/table1.md && echo && echo "demo/results: table1.csv, table1.md and figures/table1.png are up to date.")
 
-test: $(READY)  ## run all tests that need no SLURM
+test: $(READY)  ## run all tests that do not need SLURM
 	$(BIN)/pytest -n $(CORES)
 
-test-cluster: $(READY)  ## run the workflow on a throwaway SLURM cluster here (apt-get install slurm-wlm munge)
-	$(BIN)/pytest -m cluster tests/cluster
+test-cluster: $(READY)  ## run the workflow on temporary SLURM clusters here (apt-get install slurm-wlm munge)
+	$(BIN)/pytest -n 4 -m cluster tests/cluster
 
-lint: $(READY)  ## style, types, and the workflow's own linter
+lint: $(READY)  ## check style and types, and run Snakemake's linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-format: $(READY)  ## bring every file into its form
+format: $(READY)  ## reformat all files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
 
-bench: $(READY)  ## measure against the goals, into benchmarks/RESULTS.md
+bench: $(READY)  ## measure the data stages and compare with the goals, into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/full_scale.py
 
 clean-demo:  ## delete the demo's data and results

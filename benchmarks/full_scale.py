@@ -1,13 +1,12 @@
-"""The data stages at the size of Something-Something V2: seconds, videos a second, peak memory, and goals.
+"""The data stages at the size of Something-Something V2: seconds, videos per second, peak memory, and goals.
 
-Label files of the official sizes are made up, and 220,847 links to a few hundred made clips of 427x240. Everything
-is run as a user runs it (scripts and snakemake), on two cores. The last line gives the figures; the exit code is 1
-when a goal is missed. The figures go into RESULTS.md, beside the machine that they are from.
+The benchmark generates label files of the official sizes, a few hundred clips of 427x240, and 220,847 links to these
+clips. It runs everything as a user would (scripts and snakemake), on two cores. The last line of the output has the
+figures, and the exit code is 1 if a goal is missed. The figures also go into RESULTS.md, with the machine.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import re
@@ -38,7 +37,7 @@ TARGETS = ["results/manifest/manifest.sha256", "results/figures/class_counts.png
 
 @dataclass(frozen=True)
 class Measured:
-    """A command that has ended."""
+    """Time, memory and output of a finished command."""
 
     seconds: float
     cpu_seconds: float
@@ -47,7 +46,7 @@ class Measured:
 
 
 def measure(command: list[object], folder: Path) -> Measured:
-    """Run a command; its memory is that of its largest process."""
+    """Run a command and measure it; the memory is that of the largest process."""
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=output, stderr=output)
@@ -63,7 +62,7 @@ def measure(command: list[object], folder: Path) -> Measured:
 
 
 def make_labels(folder: Path) -> None:
-    """Write label files in today's naming, of the official sizes."""
+    """Write label files of the official sizes, named as in the current release."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     templates = [f"Moving [something] {n} times, and [something else] not" for n in range(CLASSES)]
@@ -85,7 +84,7 @@ def make_labels(folder: Path) -> None:
 
 
 def make_clip(path: Path, seed: int) -> None:
-    """Write a clip like the data set's: VP9, 427x240, 12 frames a second, 2 to 6 s, about 90 kB."""
+    """Write a clip like those of the data set: VP9, 427x240, 12 frames per second, 2 to 6 s."""
     random = np.random.default_rng(seed)
     coarse = random.uniform(0, 255, (40, 60, 3))
     scene = np.kron(coarse, np.ones((12, 12, 1)))
@@ -104,13 +103,14 @@ def make_clip(path: Path, seed: int) -> None:
 
 
 def make_videos(folder: Path, clips: int) -> float:
-    """Write the clips, and link every id to one of them; give the mean size of a clip in kB."""
+    """Write the clips and link every id to one of them; return the mean size of a clip in kB."""
     folder.mkdir(parents=True)
-    made = folder.with_name("clips")
-    made.mkdir(exist_ok=True)
-    paths = [made / f"{n}.webm" for n in range(clips)]
+    generated = folder.with_name("clips")
+    generated.mkdir(exist_ok=True)
+    paths = [generated / f"{n}.webm" for n in range(clips)]
     for n, path in enumerate(paths):
-        if not path.exists():  # of an earlier call, which ended before it was ready
+        # An earlier call that was interrupted may have written some.
+        if not path.exists():
             make_clip(path, n)
     for number in range(sum(SPLITS.values())):
         os.link(paths[number % clips], folder / f"{number + 1}.webm")
@@ -118,7 +118,7 @@ def make_videos(folder: Path, clips: int) -> float:
 
 
 def decode_bare(paths: list[str]) -> float:
-    """Decode files and do nothing else; give the seconds."""
+    """Decode files and do nothing else; return the seconds."""
     started = time.perf_counter()
     for path in paths:
         with av.open(path) as container:
@@ -129,24 +129,21 @@ def decode_bare(paths: list[str]) -> float:
 
 
 def bare_rate(folder: Path, names: list[str]) -> float:
-    """Videos a second of bare decoding on all cores, the start of its processes not counted."""
-    parts = [[str(folder / name) for name in names[core::CORES]] for core in range(CORES)]
-    with multiprocessing.get_context("spawn").Pool(CORES) as pool:
-        pool.map(decode_bare, [part[:2] for part in parts], chunksize=1)  # the processes are up
-        return len(names) / max(pool.map(decode_bare, parts, chunksize=1))
+    """Videos per second of bare decoding on one core."""
+    return len(names) / decode_bare([str(folder / name) for name in names])
 
 
 def index_rate(folder: Path, names: list[str], entries: Path) -> float:
-    """Videos a second of the index on all cores, with everything that it does."""
+    """Videos per second that the index of one shard decodes, on one core."""
     started = time.perf_counter()
-    table = index_videos(folder, names, workers=CORES, entries=entries)
+    table = index_videos(folder, names, entries=entries)
     seconds = time.perf_counter() - started
     assert (table["status"] == "ok").all()
     return len(names) / seconds
 
 
 def write_section(file: Path, title: str, text: str) -> None:
-    """Replace one section of a file of results, and leave the others as they are."""
+    """Replace one section of a results file and keep the others."""
     old = file.read_text() if file.exists() else "# Results of the benchmarks\n"
     sections = re.split(r"(?m)^(?=## )", old)
     kept = [section.rstrip() for section in sections if not section.startswith(f"## {title}\n")]
@@ -154,19 +151,22 @@ def write_section(file: Path, title: str, text: str) -> None:
 
 
 def main() -> int:
-    """Make the data, run the stages, compare with the goals."""
+    """Generate the data, run the stages, compare with the goals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--folder", type=Path, default=ROOT / "benchmarks/work/full_scale", help="of the data, made once"
+        "--folder",
+        type=Path,
+        default=ROOT / "benchmarks/work/full_scale",
+        help="of the data, which is generated once",
     )
-    parser.add_argument("--clips", type=int, default=300, help="clips that are made (default 300)")
+    parser.add_argument("--clips", type=int, default=300, help="clips that are generated (default 300)")
     parser.add_argument("--sample", type=int, help="videos that are decoded (default: one shard of 64)")
     arguments = parser.parse_args()
     return benchmark(arguments.folder.resolve(), arguments.clips, arguments.sample)
 
 
 def benchmark(folder: Path, clips: int, sample: int | None) -> int:
-    """Run everything in a folder; give the exit code."""
+    """Run everything in a folder and return the exit code."""
     for name in ("results", "state", "logs", "alone", "decoded", ".snakemake"):
         shutil.rmtree(folder / name, ignore_errors=True)
     say = partial(print, flush=True)
@@ -183,7 +183,7 @@ def benchmark(folder: Path, clips: int, sample: int | None) -> int:
     scripts = ROOT / "workflow/scripts"
     labels = measure(
         [sys.executable, scripts / "parse_labels.py", "--labels", "data/labels", "--dataset", "something-something-v2", "--classes", "alone/classes.csv",
-         "--table", "alone/labels.parquet", "--made", "alone/made.json"],
+         "--table", "alone/labels.parquet"],
         folder,
     )  # fmt: skip
     say(f"labels: {labels.seconds:.1f} s ({labels.cpu_seconds:.1f} s of CPU), {labels.gigabytes:.2f} GB")
@@ -194,7 +194,7 @@ def benchmark(folder: Path, clips: int, sample: int | None) -> int:
     (folder / "full_scale.yaml").write_text(yaml.safe_dump(config))
     snakemake = [
         sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder, "--cores", CORES,
-        "--configfile", ROOT / "config/config.yaml", folder / "full_scale.yaml", "--",
+        "--configfile", folder / "full_scale.yaml", "--",
     ]  # fmt: skip
     index = [f"results/video_index/part-{shard}.parquet" for shard in range(16)]
     packets = measure([*snakemake, *index], folder)
@@ -207,7 +207,7 @@ def benchmark(folder: Path, clips: int, sample: int | None) -> int:
 
     videos = folder / "data/videos"
     names = shard_of(list_videos(videos), 0, 64)[:sample]
-    # In halves, bare and index, index and bare: the machine may have other work, and clocks change.
+    # In two halves, in opposite order: the machine may be busy with other work, and its clock rate changes.
     first, second = names[::2], names[1::2]
     bare_first = bare_rate(videos, first)
     index_first = index_rate(videos, first, folder / "decoded" / "0-of-64.jsonl")
@@ -228,8 +228,8 @@ def benchmark(folder: Path, clips: int, sample: int | None) -> int:
         f"| index, packets, {total / packets.seconds:.0f} videos/s | {packets.seconds:.0f} s | {packets.cpu_seconds:.0f} s | {packets.gigabytes:.2f} GB |",
         f"| labels, manifest and pictures by snakemake | {manifest.seconds:.1f} s | {manifest.cpu_seconds:.1f} s | {manifest.gigabytes:.2f} GB |",
         f"| `snakemake -n`, nothing to do | {plan.seconds:.1f} s | {plan.cpu_seconds:.1f} s | {plan.gigabytes:.2f} GB |",
-        f"| index, decode, {len(names):,} videos | {indexed:.1f} videos/s | | |",
-        f"| bare decoding of the same on the same cores | {bare:.1f} videos/s | | |",
+        f"| index, decode, {len(names):,} videos on one core | {indexed:.1f} videos/s | | |",
+        f"| bare decoding of the same videos on one core | {bare:.1f} videos/s | | |",
     ]
     met = [
         f"| {what} | {value:.2f} {unit}| {goal} | {'yes' if ok else '**no**'} |"
@@ -240,17 +240,17 @@ def benchmark(folder: Path, clips: int, sample: int | None) -> int:
         "full_scale.py",
         f"{total:,} links to {clips} clips of {size:.0f} kB; {CORES} cores of {platform.system()} on {platform.machine()}, Python "
         f"{platform.python_version()}, PyAV {av.__version__}. Decoding all {total:,} at that rate takes "
-        f"{total / indexed / 3600:.1f} h on {CORES} cores.\n\n"
+        f"{total / indexed / 3600:.1f} h on one core.\n\n"
         + "\n".join(["| stage | time | CPU time | memory |", "|---|---|---|---|", *rows])
         + "\n\n"
         + "\n".join(["| goal | measured | | met |", "|---|---|---|---|", *met])
         + "\n",
     )
-    told = (
+    summary = (
         f"{what} {value:.2f} {unit}({goal}{'' if ok else ': MISSED'})"
         for what, value, unit, ok, goal in goals
     )
-    say("; ".join(told))
+    say("; ".join(summary))
     return 0 if all(ok for *_, ok, _ in goals) else 1
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ffnrepro.logs import stop_logging
 
+from .trainings import make_data
+
 VideoWriter = Callable[..., Path]
 
 # A shell lets what it starts in the background, and all that this starts, ignore Ctrl-C, which tests send.
@@ -72,3 +74,9 @@ def numbered_frames() -> Callable[..., NDArray[np.uint8]]:
         return np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).copy()
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory of the workflow, made up to the manifest (`trainings.make_data`). Tests only read it."""
+    return make_data(tmp_path_factory.mktemp("data"))

@@ -1,19 +1,17 @@
 """The configuration: one model for each section, and the functions that read and check it.
 
 Each key stands here (or in `recipe/network.py` and `recipe/methods/`) once, with its type, bounds, default and
-description; `python -m ffnrepro.config` prints the table of keys of config/README.md. The declared defaults are the
+description; `python -m tests.keys_table` prints the table of keys of config/README.md. The declared defaults are the
 paper's recipe and never change: a run's key is made of the settings that differ from them.
 
 Each key is checked whenever a configuration is read. `check_experiments` makes the checks across keys, for the
 experiments of the requested tables alone, so that another table's mistake stops nothing.
 """
 
-import json
 import logging
 import math
-import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -72,8 +70,9 @@ class DataSettings(Settings):
     verify: Literal["decode", "packets"] = "decode"
     """`decode`: decode every frame of each video; `packets`: decode the first frame, and only read the rest."""
     watch: Literal["names", "stat", "none"] = "names"
-    """What makes the index read a video again: `names`: a file was added, removed or renamed; `stat`: its
-    size or time changed, too (slow on a network file system); `none`: nothing."""
+    """What makes the index examine videos again: `names`: a file was added, removed or renamed (or the first file of
+    a shard has another size); `stat`: the size or time of a file changed, too (slow on a network file system); `none`:
+    only another value of `data.videos`."""
     index_shards: PositiveInt = 64
     """Jobs that the index of the videos is split into; a new video repeats one of them. 64 suits
     Something-Something; 1 or 2 suit a few hundred videos."""
@@ -337,11 +336,14 @@ class Config(Settings):
                 raise UserError(
                     f"config: {key} is {start!r}, which goes in a circle: {' -> '.join([*chain, start])}"
                 )
-            depth, own = (self.network_of(name).depth for name in (start, chain[-1]))
-            if depth != own:
+            theirs, own = (
+                (self.experiments[name].method.family, self.network_of(name).depth)
+                for name in (start, chain[-1])
+            )
+            if theirs != own:
                 raise UserError(
-                    f"config: {key} is {start!r}, which has depth {depth} while {chain[-1]} has {own}; "
-                    "give both the same depth"
+                    f"config: {key} is {start!r}, whose network is of kind {theirs[0]} and depth {theirs[1]} while that of "
+                    f"{chain[-1]} is of kind {own[0]} and depth {own[1]}; both must be the same"
                 )
             chain.append(start)
         return tuple(chain)
@@ -420,7 +422,12 @@ def check_experiments(config: Config, names: Iterable[str]) -> None:
             )
         found[settings] = name
     for warning in sorted(warnings):
-        logger.warning(warning)
+        _warn_once(warning)
+
+
+@cache
+def _warn_once(warning: str) -> None:
+    logger.warning(warning)
 
 
 def _training_key(name: str, key: str, experiment: Experiment) -> str:
@@ -466,64 +473,3 @@ def _check_weights(name: str, config: Config) -> None:
         )
     if config.own_weights and config.network.weights_sha256 is None and network.depth == 10:
         raise UserError("config: network.weights_sha256 is null; give the sha256 of network.weights")
-
-
-def keys_markdown() -> str:
-    """The table of keys of config/README.md."""
-    schema = Config.model_json_schema()
-    lines = ["| key | values | default | what it is |", "|---|---|---|---|"]
-    for key, field in dict(_list_keys(schema, schema["$defs"], "")).items():
-        default = f"`{json.dumps(field['default'])}`".replace('"', "") if "default" in field else "required"
-        description = " ".join(field["description"].split())
-        lines.append(f"| `{key}` | {_legal_values(field)} | {default} | {description} |")
-    return "\n".join(lines) + "\n"
-
-
-def _list_keys(model: Any, models: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Dotted key and JSON schema of each setting of a model and of the models in it."""
-    for name, field in model["properties"].items():
-        inner = [models[ref] for ref in re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(field))]
-        step = {"array": f"{name}[].", "object": f"{name}.NAME."}.get(field.get("type"), f"{name}.")
-        if "discriminator" in field:
-            # The settings of all methods stand flat in an experiment.
-            step = ""
-        for schema in inner:
-            yield from _list_keys(schema, models, f"{prefix}{step}")
-        if "discriminator" in field:
-            yield f"{prefix}{name}", {"enum": list(CLASSES), "description": "Method of the experiment."}
-        elif not inner:
-            yield f"{prefix}{name}", field
-
-
-def _legal_values(schema: Any) -> str:
-    """Type and bounds of a JSON schema in words."""
-    if "anyOf" in schema:
-        return " or ".join(map(_legal_values, schema["anyOf"]))
-    if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
-    kind = schema.get("type")
-    if kind == "array":
-        return f"list of {_legal_values(schema['items'])}".replace("number", "numbers")
-    words = [_TYPES[kind], *(text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema)]
-    return ", ".join(words)
-
-
-_TYPES = {
-    "boolean": "`true` or `false`",
-    "integer": "whole number",
-    "number": "number",
-    "string": "text",
-    "null": "`null`",
-    "object": "mapping",
-}
-_BOUNDS = {
-    "exclusiveMinimum": "above {}",
-    "minimum": "{} or more",
-    "exclusiveMaximum": "below {}",
-    "maximum": "at most {}",
-    "multipleOf": "multiple of {}",
-}
-
-
-if __name__ == "__main__":
-    sys.stdout.write(keys_markdown())

@@ -1,7 +1,7 @@
 """`ffnrepro doctor`: whether a training would run on this machine, and for how long, before it waits in a queue.
 
-It checks the device, shared memory, decoder, weights and disk, and then trains some real steps, by the loop of the real
-training and on its videos, in a folder that is thrown away.
+It checks device, shared memory, decoder, weights and disk, and then trains some steps: by the same loop and on the same
+videos as the real training, in a folder that is deleted afterwards.
 """
 
 import os
@@ -19,7 +19,7 @@ from ffnrepro.config import Config
 from ffnrepro.data.decode import DecodeError, open_video
 from ffnrepro.errors import Unfinished, UserError
 from ffnrepro.estimate import duration
-from ffnrepro.runs import RunSettings, run_name
+from ffnrepro.runs import RUNS, RunSettings, run_name
 from ffnrepro.training.checkpoints import GENERATIONS, Checkpoints
 from ffnrepro.training.devices import check_precision, choose_device
 from ffnrepro.training.job import Job, check_splits, train_network
@@ -29,8 +29,8 @@ from ffnrepro.training.stopping import StopRequest
 PREFETCHED = 2
 """Batches that each loader worker holds ready: PyTorch's default."""
 
-ENOUGH_SECONDS = 60.0
-"""Of tried steps, after which fewer than asked for are enough: the machine may be too slow for the network."""
+MOST_SECONDS = 60.0
+"""Seconds of steps after which no further step is tried, though more were asked for: the machine may be very slow."""
 
 
 class Check(NamedTuple):
@@ -41,7 +41,7 @@ class Check(NamedTuple):
 
 
 class _SomeSteps(StopRequest):
-    """Stops after so many steps, and notes when each ended."""
+    """Stops a training after a number of steps, and records when each ended."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -51,17 +51,17 @@ class _SomeSteps(StopRequest):
     def reason(self, reserve: float = 0.0) -> str | None:
         """Why to stop now, or None."""
         self.ends.append(time.perf_counter())
-        long = len(self.ends) > 2 and self.ends[-1] - self.ends[0] > ENOUGH_SECONDS
+        long = len(self.ends) > 2 and self.ends[-1] - self.ends[0] > MOST_SECONDS
         return "enough" if long or len(self.ends) >= self.steps else super().reason(reserve)
 
 
 def examine(job: Job, settings: RunSettings, *, steps: int) -> list[Check]:
-    """Check what a training needs, and try it.
+    """Check what a training needs, and try some steps of it.
 
     Args:
-        job: the training.
-        settings: of its run.
-        steps: that are tried; 0: another machine trains, so this machine's device and memory are not checked.
+        job: The training.
+        settings: Of its run.
+        steps: Steps that are tried; 0: another machine trains, so this machine's device and memory are not checked.
     """
     checks = []
     if steps:
@@ -74,17 +74,16 @@ def examine(job: Job, settings: RunSettings, *, steps: int) -> list[Check]:
         checks += [_check_device(device), _check_shared_memory(settings, job.runtime.workers)]
     checks.append(_check_disk(settings, job.state))
     if job.start is not None:
-        there = job.start.exists()
-        fix = (
-            "found"
-            if there
-            else "not there yet; snakemake --cores 1 --until fetch_weights fetches ImageNet weights"
+        exists = job.start.exists()
+        target = (
+            "fetch_weights fetches ImageNet weights" if settings.weights else "train_tsm train_ffn trains it"
         )
-        checks.append(Check(there, f"weights: {job.start} {fix}"))
+        missing = f"does not exist yet; snakemake --cores 1 --until {target}"
+        checks.append(Check(exists, f"weights: {job.start} {'exists' if exists else missing}"))
     table = job.manifest / "train.parquet"
     if not table.exists():
         fix = "snakemake --cores 1 --until build_manifest makes it"
-        return [*checks, Check(False, f"videos: no {table} yet; {fix}")]
+        return [*checks, Check(False, f"videos: {table} does not exist yet; {fix}")]
     try:
         check_splits(job.manifest, settings.training.batch_size)
     except UserError as error:
@@ -99,7 +98,7 @@ def report(checks: list[Check]) -> str:
     """One line per check.
 
     Raises:
-        UserError: one of them would stop the training; the message holds the texts of all such checks.
+        UserError: Some failed; the message holds their texts.
     """
     problems = [check.text for check in checks if not check.good]
     if problems:
@@ -107,24 +106,18 @@ def report(checks: list[Check]) -> str:
     return "\n".join(f"ok  {check.text}" for check in checks)
 
 
-def configured_job(config: Config, experiment: str, folder: Path) -> Job:
-    """The training of an experiment that the workflow in `folder` would start."""
-    start = None
-    own = config.experiments[experiment]
-    if own.start is not None:
-        start = folder / f"results/runs/{run_name(config, own.start)}/seed{config.seeds[0]}/model.pt"
-    elif config.network.weights == "imagenet":
-        start = folder / f"results/weights/resnet{config.network_of(experiment).depth}.pth"
-    elif config.network.weights is not None:
-        start = folder / config.network.weights
+def configured_job(config: Config, experiment: str) -> Job:
+    """The first training of an experiment that the workflow would start here."""
+    seed, first, weights = config.seeds[0], config.experiments[experiment].start, config.network.weights
+    if first is not None:
+        weights = f"{RUNS}/{run_name(config, first)}/seed{seed}/model.pt"
+    elif weights == "imagenet":
+        weights = f"results/weights/resnet{config.network_of(experiment).depth}.pth"
     return Job(
-        run=folder / "results/runs" / run_name(config, experiment),
-        seed=config.seeds[0],
-        classes=folder / "results/labels/classes.csv",
-        manifest=folder / "results/manifest",
-        videos=folder / config.data.videos,
-        start=start,
-        state=folder / "state",
+        run=RUNS / run_name(config, experiment),
+        seed=seed,
+        videos=Path(config.data.videos),
+        start=None if weights is None else Path(weights),
         runtime=config.runtime,
         max_bad_fraction=config.data.max_bad_fraction,
     )
@@ -222,14 +215,14 @@ def _try_steps(job: Job, settings: RunSettings, device: torch.device, steps: int
         return [*checks, Check(True, "step: one was done; too few videos to tell the time")]
     # The pauses in which data is waited for count, too.
     step = mean(spans)
-    frames = part.batch_size * sum(settings.method.frame_counts)
+    frames = recipe.batch_size * sum(settings.method.frame_counts)
     hours = step * per_epoch * recipe.epochs / 3600
     first = "; of the first epoch, which decodes: later ones are quicker" if job.runtime.cache_decoded else ""
     return [
         *checks,
         Check(
             True,
-            f"time: {step:.3f} s a step of {part.batch_size} clips ({frames / step:.0f} frames/s, {os.cpu_count()} "
+            f"time: {step:.3f} s a step of {recipe.batch_size} clips ({frames / step:.0f} frames/s, {os.cpu_count()} "
             f"cores): about {duration(hours)} for {recipe.epochs} epochs, validation not counted{first}",
         ),
     ]

@@ -1,11 +1,10 @@
 """How long a training takes: on the GPU, and to decode its videos. The slower of the two decides."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 from ffnrepro.recipe.network import NetworkSettings
 from ffnrepro.runs import RunSettings
-from ffnrepro.settings import read_settings
 
 FRAMES_PER_SECOND = {"tsm": 5293, "ffn": 4758}
 """Frames that one H200 trains in a second: ResNet-50, 224 px, float16, batches of 32 clips."""
@@ -14,7 +13,7 @@ DECODED_PER_SECOND = 16
 """Training samples that one core decodes in a second: videos of about 48 frames, 427x240 px."""
 
 GFLOPS = {10: 0.9, 18: 1.8, 50: 4.1, 101: 7.8}
-"""Multiply-adds of one frame at 224 px, in thousand millions, by depth."""
+"""Billions of multiply-adds of one frame at 224 px, by depth."""
 
 VIDEOS = {"something-something-v1": 86_017, "something-something-v2": 168_913, "kinetics-400": 240_000}
 """Videos of the training splits."""
@@ -27,34 +26,50 @@ class Estimate(NamedTuple):
     basis: str
 
 
+class PastTraining(NamedTuple):
+    """A finished training.
+
+    Attributes:
+        name: Run and seed.
+        settings: Of the run.
+        videos: Of the training split.
+        hours: That it took, on all its GPUs together.
+    """
+
+    name: str
+    settings: RunSettings
+    videos: int
+    hours: float
+
+
 def estimate(
-    settings: RunSettings, *, videos: int | None, cores: int, gpu: bool, past: Mapping[str, Any] | None
+    settings: RunSettings, *, videos: int | None, cores: int, gpu: bool, past: PastTraining | None
 ) -> Estimate:
     """Estimate a whole training.
 
     Args:
-        settings: of the run.
-        videos: of the training split; None: as of the data set, where its size is known.
-        cores: that decode.
-        gpu: whether a GPU trains; for other devices nothing is known beforehand.
-        past: `run.json` of an earlier training of the same family; its time is scaled by the estimates of both.
+        settings: Of the run.
+        videos: Of the training split; None: as many as the data set has, where that is known.
+        cores: CPU cores that decode.
+        gpu: Whether a GPU trains; for a CPU nothing is known beforehand, and decoding takes no time beside training.
+        past: An earlier training of the same family, whose measured time is scaled.
     """
     videos = videos or VIDEOS.get(settings.dataset)
+    if videos is None:
+        return Estimate(None, "the videos are not counted yet")
+    decoders = cores if gpu else math.inf
+    seconds = _seconds(settings, videos, decoders)
+    gpus = settings.training.gpus
     if past is not None:
-        earlier = read_settings(RunSettings, past["settings"])
-        ratio = _seconds(settings, 1, cores) / _seconds(earlier, 1, cores)
-        hours = past["wall_seconds"] / 3600 * settings.training.gpus * ratio
-        return Estimate(hours, f"measured on {past['run']}, seed {past['seed']}")
-    if videos is None or not gpu:
+        ratio = seconds / _seconds(past.settings, past.videos, decoders)
+        return Estimate(past.hours * ratio * gpus, f"measured on {past.name}")
+    if not gpu:
         return Estimate(None, "nothing like it was trained here")
-    seconds = _seconds(settings, videos, cores)
-    side = "decoding" if seconds > _seconds(settings, videos, cores=10**6) else "the GPU"
-    return Estimate(
-        seconds / 3600 * settings.training.gpus, f"on an H200 with {cores} cores, limited by {side}"
-    )
+    side = "decoding" if seconds > _seconds(settings, videos, math.inf) else "the GPU"
+    return Estimate(seconds / 3600 * gpus, f"on an H200 with {cores} cores, limited by {side}")
 
 
-def _seconds(settings: RunSettings, videos: int, cores: int) -> float:
+def _seconds(settings: RunSettings, videos: int, cores: float) -> float:
     frames = sum(settings.method.frame_counts)
     cost = _cost(settings.network) * (settings.crop_size / 224) ** 2
     computing = frames * cost / FRAMES_PER_SECOND[settings.method.family] / settings.training.gpus

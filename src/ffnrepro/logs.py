@@ -1,4 +1,4 @@
-"""What a script says: to the screen, and the same to its log file."""
+"""Messages of the scripts, on the screen and in log files, and their exit codes."""
 
 import logging
 import os
@@ -17,13 +17,13 @@ logger = logging.getLogger("ffnrepro")
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 UNFINISHED = 75
-"""Exit code of work that stopped in time and is to be run again (`EX_TEMPFAIL`)."""
+"""Exit code of work that stopped early and has to be run again (`EX_TEMPFAIL`)."""
 
 
 class _ScreenHandler(logging.Handler):
     """Writes above a progress bar instead of through it.
 
-    The screen may be gone: its terminal was closed, or what read it through a pipe ended by the same Ctrl-C. Work goes on.
+    The screen may be gone (a closed terminal, or a pipe whose reader ended by the same Ctrl-C); the work goes on.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -46,14 +46,14 @@ def start_logging(log: Path | None = None) -> None:
 
 
 def stop_logging() -> None:
-    """Close the files that messages go to; nobody gets them any more."""
+    """Close the log files and remove all handlers."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
 
 
 def also_log_to(file: Path) -> None:
-    """Append what is said from now on to a file, too: Snakemake deletes a job's own log with each attempt."""
+    """Append all further messages to a file, too: Snakemake deletes a job's own log before each attempt."""
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT))
     logger.addHandler(handler)
@@ -62,13 +62,12 @@ def also_log_to(file: Path) -> None:
 def run(work: Callable[[], object], log: Path | None = None) -> int:
     """Run a script's work and return its exit code.
 
-    A `UserError` ends in one line and code 1, `Unfinished` in one line and code 75 ("temporary failure"), Ctrl-C in one line
-    and code 130. Anything else is a fault of ours: its traceback goes to the log file, too, since the screen of a cluster
-    job is seldom kept.
+    A `UserError` ends in one line and code 1, `Unfinished` in one line and code 75, Ctrl-C in one line and code 130. Any
+    other exception is a fault of this project; its traceback goes to the log file, too, since the screen of a cluster job
+    is seldom kept.
     """
-    if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
-        log = None
-    start_logging(log)
+    # Of several processes only the first one writes the log file.
+    start_logging(None if int(os.environ.get("RANK", "0")) else log)
     try:
         work()
     except UserError as error:

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -51,9 +50,9 @@ def _git_revision() -> str | None:
 
 
 def chain_of_table(table: Path) -> str:
-    """Describe, for each number of a table, the evaluations that it is the mean of and the networks behind them.
+    """Give, as YAML, each number of a table with the records of the evaluations and networks behind it.
 
-    A line in capitals warns of a file that was made again after the number.
+    A `WARNING` stands where an evaluation or a network was made again after the table.
 
     Args:
         table: `results/{table}.csv`; the files behind it lie in `results/runs`.
@@ -61,67 +60,36 @@ def chain_of_table(table: Path) -> str:
     Raises:
         UserError: one of the files cannot be read, or is of another version.
     """
+    root = table.parent.parent
+    chain: dict[str, dict[str, Any]] = {}
     try:
-        return "\n".join(_chain(table.with_suffix(".json")))
+        for row in _read(table.with_suffix(".json"))["rows"]:
+            numbers, of_row = row["numbers"], chain.setdefault(row["label"], {})
+            networks: dict[str, Any] = {}
+            for frames, paths in row["evaluations"].items():
+                evaluations = {path: _read(root / path) for path in paths}
+                runs = {str(Path(path).with_name("run.json")): path for path in paths}
+                networks |= {run: _read(root / run) for run in runs}
+                names = [f"{name}_{frames}f" for name in ("top1", "deviation", "published", "difference")]
+                cell = of_row[f"{frames} frames"] = {name: numbers[name] for name in names if name in numbers}
+                mean = fmean(evaluation["top1"] for evaluation in evaluations.values())
+                evaluated = {evaluation["model"] for evaluation in evaluations.values()}
+                trained = {networks[run]["model"] for run in runs}
+                if round(mean, 2) != numbers[f"top1_{frames}f"] or not evaluated <= set(
+                    numbers["checkpoint"].split()
+                ):
+                    cell["WARNING"] = (
+                        f"evaluated again after the table was made (now {mean:.2f}); run snakemake"
+                    )
+                elif evaluated != trained:
+                    cell["WARNING"] = "the network was trained again after it was evaluated; run snakemake"
+                cell["evaluations"] = evaluations
+            of_row["networks"] = networks
     except (KeyError, TypeError, AttributeError) as error:
-        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{table} or a file behind it is of another version ({problem}); run snakemake for it"
+            f"{table} or a file behind it is of another version ({error!r}); run snakemake for it"
         ) from error
-
-
-def _chain(record: Path) -> Iterator[str]:
-    root = record.parent.parent
-    for row in _read(record)["rows"]:
-        numbers = row["numbers"]
-        yield row["label"]
-        evaluated: dict[Path, set[str]] = {}
-        for frames, paths in row["evaluations"].items():
-            evaluations = {path: _read(root / path) for path in paths}
-            mean = fmean(evaluation["top1"] for evaluation in evaluations.values())
-            yield f"  {frames} frames: {_describe_number(numbers, frames)}"
-            if abs(mean - numbers[f"top1_{frames}f"]) > 0.006:
-                yield f"    THE MEAN IS NOW {mean:.2f}: an evaluation was made again after the table; run snakemake"
-            for path, evaluation in evaluations.items():
-                top1, videos, model = evaluation["top1"], evaluation["videos"], evaluation["model"]
-                yield f"    evaluation {path}: top-1 {top1:.4f} of {videos} videos"
-                if model not in numbers["checkpoint"].split():
-                    yield "      ANOTHER NETWORK WAS EVALUATED after the table was made; run snakemake"
-                yield f"      network {model}, scoring code {evaluation['code']}"
-                yield from (f"      {line}" for line in _describe_job(evaluation))
-                evaluated.setdefault(Path(path).with_name("run.json"), set()).add(model)
-        for path, models in evaluated.items():
-            run = _read(root / path)
-            yield f"  network {path}: {run['model']}"
-            if models != {run["model"]}:
-                yield "    THE NETWORK WAS TRAINED AGAIN after it was evaluated; run snakemake"
-            if "accepted_from" in run:
-                yield f"    taken over from {run['accepted_from']}, whose code is another, by ffnrepro runs accept"
-            settings = _read(root / path.parent.parent / "settings.json")
-            yield f"    settings: {yaml.safe_dump(settings, default_flow_style=True, width=10_000).strip()}"
-            yield f"    seed {run['seed']}, best epoch {run['best_epoch']}"
-            yield from (f"    {line}" for line in _describe_job(run))
-
-
-def _describe_number(numbers: dict[str, Any], frames: str) -> str:
-    """A number of the table, and the numbers beside it there."""
-    values = {
-        "top-1": numbers[f"top1_{frames}f"],
-        **{name: numbers.get(f"{name}_{frames}f") for name in ("deviation", "published", "difference")},
-    }
-    return ", ".join(f"{name} {value:.2f}" for name, value in values.items() if value is not None)
-
-
-def _describe_job(record: dict[str, Any]) -> list[str]:
-    """The lines that `run.json` and the record of an evaluation have in common."""
-    packages = ", ".join(f"{name} {number}" for name, number in record["packages"].items())
-    job = f", SLURM job {record['slurm_job']}" if record["slurm_job"] else ""
-    return [
-        f"data {record['data']}",
-        f"git revision {record['git_revision'] or 'unknown'}",
-        f"versions: Python {record['python']}, {packages}",
-        f"device {record['device']} on {record['host']} ({record['platform']}){job}, {record['wall_seconds']:.0f} s",
-    ]
+    return yaml.safe_dump(chain, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _read(path: Path) -> Any:

@@ -1,66 +1,71 @@
-"""What runs there are, and what is done with them by hand: list, plan, accept, retry, prune."""
+"""The runs of a working directory: list, plan, accept, retry and prune them by hand."""
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ffnrepro.config import Config
 from ffnrepro.errors import UserError
-from ffnrepro.estimate import Estimate, duration, estimate
+from ffnrepro.estimate import Estimate, PastTraining, duration, estimate
 from ffnrepro.files import write_json
 from ffnrepro.runs import (
     RUNS,
     STATE,
     RunSettings,
     differences,
-    method_code,
     read_run,
     run_settings,
     scoring_code,
     selected_runs,
+    state_folder,
     write_run,
 )
 
+MANIFEST = Path("results/manifest")
+
 
 class RunList:
-    """The runs of a working directory, beside the configuration.
+    """The runs of the working directory, and those that the configuration selects.
 
     Args:
-        config: of the workflow.
-        folder: where the workflow runs.
+        config: Of the workflow.
+
+    Attributes:
+        selected: The run of each experiment, as configuration and code are now.
     """
 
-    def __init__(self, config: Config, folder: Path = Path()) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
-        self.folder = folder
         self.selected = selected_runs(config)
 
-    # --- what is there
+    # --- list
 
     def rows(self) -> list[dict[str, str]]:
-        """A row for each training: progress, top-1, size, lease, failure, and what differs from the selected run."""
-        # Imported here: the workflow plans without torch.
+        """One row for each training: progress, top-1, size, lease, failure, and differences from the selected run."""
+        # The workflow plans without torch.
         from ffnrepro.training.checkpoints import read_status  # noqa: PLC0415
 
         rows = []
         for run, seed in self._trainings():
-            record, states = self._record(run, seed), self._states(run, seed)
+            output, states = RUNS / run / f"seed{seed}", self._states(run, seed)
             status = read_status(states[-1]) if states else None
-            best = record.get("best", {})
-            top1 = {name: value for name, value in best.items() if name.startswith("validation_top1_")}
+            best = _read_json(output / "run.json").get("best", {})
+            top1 = [value for name, value in best.items() if name.startswith("validation_top1_")]
+            lease = status and status.lease
             rows.append(
                 {
                     "run": run,
                     "seed": str(seed),
-                    "epoch": "" if status is None else f"{status.epoch}/{status.epochs}",
-                    "top-1": f"{list(top1.values())[-1]:.1f}" if top1 else "",
-                    "megabytes": f"{_megabytes([self._output(run, seed), *states]):.0f}",
-                    "at work": "" if status is None or status.lease is None else _lease_words(status),
-                    "failure": "" if status is None else status.failure or "",
+                    "epoch": f"{status.epoch or 0}/{status.epochs}" if status and status.epochs else "",
+                    "top-1": f"{top1[-1]:.1f}" if top1 else "",
+                    "megabytes": f"{_megabytes([output, *states]):.0f}",
+                    "process": f"{'ended: ' if status.stale else ''}{lease.name}" if status and lease else "",
+                    "failure": (status and status.failure) or "",
                     "selected": "yes" if run in self.selected.values() else "",
                     "differs in": ", ".join(self._differs(run)),
                 }
@@ -74,189 +79,193 @@ class RunList:
         if experiment not in self.selected:
             return ["its experiment is not in the configuration"]
         try:
-            return differences(self.folder / RUNS / run, run_settings(self.config, experiment))
-        except UserError as error:
-            return [str(error)]
+            return differences(RUNS / run, run_settings(self.config, experiment))
+        except UserError:
+            return ["its settings.json cannot be read"]
 
     def _trainings(self) -> list[tuple[str, int]]:
         found = set()
-        for root in (RUNS, STATE):
-            for path in (self.folder / root).glob("*-????????/seed*"):
-                seed = path.name.removeprefix("seed").partition("-")[0]
-                if seed.isdecimal():
-                    found.add((path.parent.name, int(seed)))
+        for path in (path for root in (RUNS, STATE) for path in root.glob("*-????????/seed*")):
+            if (seed := path.name.removeprefix("seed").partition("-")[0]).isdecimal():
+                found.add((path.parent.name, int(seed)))
         return sorted(found)
 
-    def _output(self, run: str, seed: int) -> Path:
-        return self.folder / RUNS / run / f"seed{seed}"
-
     def _states(self, run: str, seed: int) -> list[Path]:
-        """Folders of the states of a training, one for each data that it was trained on, the latest last."""
-        found = (self.folder / STATE / run).glob(f"seed{seed}-*")
-        return sorted(found, key=lambda path: path.stat().st_mtime)
+        """Folders of the states of a training, one for each data set that it was trained on, the latest last."""
+        return sorted((STATE / run).glob(f"seed{seed}-*"), key=lambda path: path.stat().st_mtime)
 
-    def _record(self, run: str, seed: int) -> dict[str, Any]:
-        return _read_json(self._output(run, seed) / "run.json")
-
-    # --- what is planned
+    # --- plan
 
     def describe_training(self, experiment: str, seed: int) -> str:
-        """What a training of an experiment's selected run means: what is new, how far it came, how long it takes."""
-        run = self.selected[experiment]
+        """What a training of a selected run means: what differs from the last run, its progress, and its hours."""
         words = []
         if previous := self._previous(experiment):
             with suppress(UserError):
                 changes = differences(previous, run_settings(self.config, experiment))
                 words.append(f"differs from {previous.name} in {', '.join(changes)}")
-        done, epochs = self.progress(run, seed)
+        done, epochs = self.progress(self.selected[experiment], seed)
         if done == epochs:
-            return "; ".join([*words, "already trained if the data is the same, and only written out again"])
+            return "; ".join([*words, "already trained on this data, and only written out again"])
         if done:
             words.append(f"continues after epoch {done} of {epochs}")
         hours, basis = self.hours(experiment, seed)
-        gpu = self.config.runtime.device != "cpu"
-        words.append(
-            f"hours unknown: {basis}" if hours is None else f"about {duration(hours, gpu=gpu)} ({basis})"
-        )
-        return "; ".join(words)
+        about = "" if hours is None else f"about {duration(hours, gpu=self._on_gpu)}"
+        return "; ".join([*words, f"{about or 'hours unknown'} ({basis})"])
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.config.runtime.device != "cpu"
 
     def _previous(self, experiment: str) -> Path | None:
         """Folder of the latest other run of an experiment."""
-        folders = (self.folder / RUNS).glob(f"{experiment}-????????")
-        others = [path for path in folders if path.name != self.selected[experiment]]
-        dated = [(path / "settings.json", path) for path in others if (path / "settings.json").exists()]
-        return max(dated, key=lambda pair: pair[0].stat().st_mtime)[1] if dated else None
+        files = RUNS.glob(f"{experiment}-????????/settings.json")
+        others = [path for path in files if path.parent.name != self.selected[experiment]]
+        return max(others, key=lambda path: path.stat().st_mtime).parent if others else None
 
     def progress(self, run: str, seed: int) -> tuple[int, int]:
-        """Finished epochs of a training on the data as it is now, and epochs in all."""
-        data = self.folder / "results/manifest/manifest.sha256"
+        """Finished epochs of a selected run's training on the data as it is now, and epochs in all."""
         epochs = self.config.training_of(run.rpartition("-")[0]).epochs
-        if not data.exists():
+        if (data := _data()) is None:
             return 0, epochs
-        name = f"seed{seed}-{data.read_text(encoding='utf-8')[:8]}"
-        return int(_read_json(self.folder / STATE / run / name / "about.json").get("epoch", 0)), epochs
+        about = _read_json(state_folder(STATE, run, seed, data) / "about.json")
+        return int(about.get("epoch", 0)), epochs
 
     def hours(self, experiment: str, seed: int) -> Estimate:
-        """GPU hours that are left of a training."""
+        """GPU hours that are left of a training of a selected run."""
         settings = run_settings(self.config, experiment)
         whole = estimate(
             settings,
-            videos=_rows_of(self.folder / "results/manifest/train.parquet"),
+            videos=_rows_of(MANIFEST / "train.parquet"),
             cores=self.config.runtime.threads,
             past=self._past(settings),
-            gpu=self.config.runtime.device != "cpu",
+            gpu=self._on_gpu,
         )
         done, epochs = self.progress(self.selected[experiment], seed)
         return whole._replace(hours=whole.hours and whole.hours * (1 - done / epochs))
 
-    def _past(self, settings: RunSettings) -> dict[str, Any] | None:
-        """`run.json` of the latest training of the same family."""
-        records = []
-        for path in (self.folder / RUNS).glob("*/*/run.json"):
+    def _past(self, settings: RunSettings) -> PastTraining | None:
+        """The latest finished training of the same family, on the configured kind of device."""
+        found = []
+        for path in RUNS.glob("*/*/run.json"):
             record = _read_json(path)
             with suppress(KeyError, UserError):
-                if read_run(path.parents[1])[0].method.family == settings.method.family:
-                    records.append((path.stat().st_mtime, str(path), record))
-        return max(records)[-1] if records else None
+                past = PastTraining(
+                    name=f"{record['run']}, seed {record['seed']}",
+                    settings=read_run(path.parents[1])[0],
+                    videos=record["videos"],
+                    hours=record["wall_seconds"] / 3600,
+                )
+                device = self.config.runtime.device
+                same_device = device == "auto" or (device == "cpu") == (record["device"] == "cpu")
+                if same_device and past.settings.method.family == settings.method.family:
+                    found.append((path.stat().st_mtime, past))
+        return max(found, key=lambda pair: pair[0])[1] if found else None
 
     def plan(self, table: str) -> tuple[list[dict[str, str]], float]:
-        """The trainings that a table needs, a row each, and the GPU hours that are left of all.
+        """The trainings behind a table, one row each, and the GPU hours that are left of all, where they are known.
 
         Raises:
-            UserError: no such table.
+            UserError: There is no such table.
         """
         if table not in self.config.tables:
             raise UserError(f"no table {table}; there are {', '.join(self.config.tables)}")
-        rows, total = [], 0.0
-        for experiment in self.config.experiments_of(table):
-            for seed in self.config.seeds:
-                run = self.selected[experiment]
-                trained = (self._output(run, seed) / "model.pt").exists()
-                done, epochs = self.progress(run, seed)
-                hours, basis = Estimate(0.0, "trained") if trained else self.hours(experiment, seed)
-                total += hours or 0.0
-                left = "unknown" if hours is None else f"{hours:.1f}"
-                rows.append(
-                    {
-                        "run": run,
-                        "seed": str(seed),
-                        "epoch": f"{done}/{epochs}",
-                        "GPU hours": left,
-                        "basis": basis,
-                    }
-                )
+        experiments = dict.fromkeys(
+            link
+            for experiment in self.config.experiments_of(table)
+            for link in reversed(self.config.chain_of(experiment))
+        )
+        rows, total, data = [], 0.0, _data()
+        for experiment, seed in ((name, seed) for name in experiments for seed in self.config.seeds):
+            run = self.selected[experiment]
+            record = _read_json(RUNS / run / f"seed{seed}/run.json")
+            trained = data is not None and record.get("data") == data
+            done, epochs = self.progress(run, seed)
+            hours, basis = Estimate(0.0, "trained") if trained else self.hours(experiment, seed)
+            total += hours or 0.0
+            rows.append(
+                {
+                    "run": run,
+                    "seed": str(seed),
+                    "epoch": f"{done}/{epochs}",
+                    "GPU hours": "unknown" if hours is None else f"{hours:.1f}",
+                    "basis": basis,
+                }
+            )
         return rows, total
 
-    # --- what is done
+    # --- accept, retry, prune
 
     def resolve(self, name: str) -> str:
-        """The run of a name: an experiment's name stands for its selected run.
+        """The run of a name: an experiment's name stands for its selected run. A path of a run's folder will do.
 
         Raises:
-            UserError: there is no such run.
+            UserError: There is no such run.
         """
-        run = self.selected.get(name, name)
-        if not any((self.folder / root / run).is_dir() for root in (RUNS, STATE)):
-            raise UserError(f"no run {run}; ffnrepro runs shows them")
+        run = self.selected.get(name) or Path(name).name
+        folders = [root / run for root in (RUNS, STATE)]
+        if not re.fullmatch("[A-Za-z0-9_-]+-[0-9a-f]{8}", run) or not any(map(Path.is_dir, folders)):
+            raise UserError(f"no run {run or name}; ffnrepro runs lists them")
         return run
 
     def accept(self, name: str) -> str:
-        """Take a run over into the folder of its experiment's selected run, where only code differs. It says so.
+        """Take the networks of a run over into its experiment's selected run, where only code differs.
 
-        The files are linked, and the old folder stays. `run.json` records where the network is from.
+        The finished networks, their states and those of their evaluations that today's code would repeat are linked
+        into the folders of the selected run, and the old ones stay. `run.json` records where a network is from.
+
+        Returns:
+            What was done.
 
         Raises:
-            UserError: settings differ, the run is not finished or is under lease, or the target exists.
+            UserError: Settings differ, nothing is finished, a process works on either run, or the selected run has
+                files of its own.
         """
         run = self.resolve(name)
         experiment = run.rpartition("-")[0]
         target = self.selected.get(experiment)
         if target is None or target == run:
-            raise UserError(f"{run}: is the selected run itself, or of no experiment of the configuration")
+            why = "its experiment is not in the configuration" if target is None else "it is the selected run"
+            raise UserError(f"{run}: cannot be accepted: {why}")
         settings = run_settings(self.config, experiment)
-        changes = differences(self.folder / RUNS / run, settings)
+        changes = differences(RUNS / run, settings)
         if other := [words for words in changes if not words.startswith("code of ")]:
-            raise UserError(f"{run}: not only the code differs from {target}, but {', '.join(other)}")
+            raise UserError(f"{run}: not only its code differs from that of {target}, but {', '.join(other)}")
         self._refuse_leases(run)
-        old, new = self.folder / RUNS / run, self.folder / RUNS / target
-        if list(new.glob("seed*/model.pt")):
-            raise UserError(f"{new}: has networks of its own; ffnrepro runs prune {target} deletes them")
-        networks = [path.parent for path in old.glob("seed*/run.json")]
+        self._refuse_leases(target)
+        if [*(RUNS / target).glob("seed*"), *(STATE / target).glob("seed*")]:
+            raise UserError(f"{target}: has files of its own; ffnrepro runs prune {target} deletes them")
+        networks = {path.parent: _read_json(path) for path in (RUNS / run).glob("seed*/run.json")}
         if not networks:
-            raise UserError(f"{old}: holds no finished network")
-        write_run(new, settings)
-        changed = {"run": target, "accepted_from": run}
-        for folder in networks:
+            raise UserError(f"{run}: has no finished network")
+        write_run(RUNS / target, settings)
+        origin = {"run": target, "accepted_from": run}
+        for folder, network in networks.items():
             evaluations = {path.stem: _read_json(path) for path in folder.glob("*_*f.json")}
             stale = {stem for stem, record in evaluations.items() if record.get("code") != scoring_code()}
-            for path in folder.iterdir():
-                if path.stem not in stale:
-                    _take_over(path, new / folder.name / path.name, changed)
-            record = new / folder.name / "run.json"
-            write_json(record, _read_json(record) | {"code": method_code(settings.method.method)})
-        for folder in (self.folder / STATE / run).glob("seed*"):
-            for path in folder.iterdir():
-                if path.is_file() and path.name != "lease.json":
-                    _take_over(path, self.folder / STATE / target / folder.name / path.name, changed)
-        return f"{run}: taken over into {new} ({', '.join(changes)})"
+            files = [path for path in folder.iterdir() if path.stem not in stale]
+            _take_over(files, RUNS / target / folder.name, origin)
+            # Where it was trained; it is linked, too, so that the training is not repeated for the same data.
+            old, new = (state_folder(STATE, name, network["seed"], network["data"]) for name in (run, target))
+            _take_over([path for path in old.glob("*") if path.is_file()], new, origin)
+        return f"{run}: taken over into {RUNS / target} ({', '.join(changes)})"
 
     def retry(self, name: str) -> str:
-        """Remove the marks of a permanent failure, so that the run is tried again. It says so."""
+        """Remove the marks of permanent failures of a run, so that it is tried again, and say what was done."""
         run = self.resolve(name)
-        marks = list((self.folder / STATE / run).glob("*/failed.json"))
+        marks = list((STATE / run).glob("*/failed.json"))
         for mark in marks:
             mark.unlink()
-        return f"{run}: may be tried again" if marks else f"{run}: has not failed for good; nothing to do"
+        return f"{run}: will be tried again" if marks else f"{run}: has no mark of a failure; nothing to do"
 
     def prune(self, name: str) -> str:
-        """Delete a run: its networks, evaluations and states. It says so.
+        """Delete a run (networks, evaluations and states), and say what was done.
 
         Raises:
-            UserError: a process is at work on it.
+            UserError: A process works on it.
         """
         run = self.resolve(name)
         self._refuse_leases(run)
-        folders = [path for root in (RUNS, STATE) if (path := self.folder / root / run).exists()]
+        folders = [path for root in (RUNS, STATE) if (path := root / run).exists()]
         size = _megabytes(folders)
         for path in folders:
             shutil.rmtree(path)
@@ -265,41 +274,47 @@ class RunList:
     def _refuse_leases(self, run: str) -> None:
         from ffnrepro.training.lease import read_lease  # noqa: PLC0415
 
-        for path in (self.folder / STATE / run).glob("*/lease.json"):
+        for path in (STATE / run).glob("*/lease.json"):
             lease = read_lease(path)
             if lease is not None and not lease.owner_is_dead():
-                raise UserError(f"{run}: {lease.name} is at work on it, as far as is known; end it first")
+                raise UserError(f"{run}: {lease.name} works on it; end that process first")
 
 
-def _take_over(source: Path, target: Path, changes: Mapping[str, str]) -> None:
-    """Link a file, or write a record with changes; with the times of the source, so that nothing counts as newer."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix == ".json":
-        write_json(target, _read_json(source) | changes)
-        shutil.copystat(source, target)
-        return
-    try:
-        os.link(source, target)
-    except OSError:
-        # File systems without links.
-        shutil.copy2(source, target)
+def _take_over(files: Iterable[Path], folder: Path, changes: Mapping[str, str]) -> None:
+    """Link files into a folder and write records with changes; all with the old times, so that nothing counts as newer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        target = folder / file.name
+        if file.suffix == ".json":
+            write_json(target, {**_read_json(file), **changes})
+            shutil.copystat(file, target)
+        elif file.suffix == ".txt":
+            # A log is appended to, and a link would change the old one.
+            shutil.copy2(file, target)
+        else:
+            try:
+                os.link(file, target)
+            except OSError:
+                # Some file systems have no links.
+                shutil.copy2(file, target)
 
 
-def _lease_words(status: Any) -> str:
-    return f"{'stale: ' if status.stale else ''}{status.lease.name}"
+def _data() -> str | None:
+    """Digest of the data as it is now; None: there is no manifest yet."""
+    path = MANIFEST / "manifest.sha256"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def _rows_of(path: Path) -> int | None:
-    """Rows of a Parquet file, or None where there is none."""
+    """Rows of a Parquet file; None: there is no such file."""
     import pyarrow.parquet  # noqa: PLC0415
 
     return int(pyarrow.parquet.read_metadata(path).num_rows) if path.exists() else None
 
 
-def _megabytes(folders: list[Path]) -> float:
-    files: Iterator[Path] = (path for folder in folders for path in folder.rglob("*"))
+def _megabytes(folders: Iterable[Path]) -> float:
     total = 0
-    for path in files:
+    for path in (path for folder in folders for path in folder.rglob("*")):
         # A training may be replacing its saves.
         with suppress(FileNotFoundError):
             total += path.stat().st_size if path.is_file() else 0
@@ -307,6 +322,7 @@ def _megabytes(folders: list[Path]) -> float:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """A record; empty if it is missing or cannot be read."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -166,7 +166,7 @@ def _read_module(module: str) -> tuple[str, tuple[str, ...]]:
             imported += [alias.name for alias in node.names]
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [item for item in body if not _is_bare_string(item)]
+            body[:] = [item for item in body if not _is_bare_string(item)]
     return ast.unparse(tree), tuple(imported)
 
 
@@ -225,7 +225,7 @@ def _check_name(folder: Path, settings: RunSettings) -> None:
     key = run_key(settings)
     if not folder.name.endswith(f"-{key}"):
         raise UserError(
-            f"{folder}: the code in recipe/ now makes the key {key}: it was edited after this job was planned. Nothing was "
+            f"{folder}: code or settings.json now make the key {key}: one was edited after this job was planned. Nothing was "
             "computed; run snakemake again"
         )
 

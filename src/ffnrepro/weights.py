@@ -38,7 +38,6 @@ _KINDS: dict[str, type[Network]] = {
 """Names of the networks in our own files, as `method` of their architecture."""
 
 _DROPOUT = 0.5  # of every published network; their files do not say
-_PLAIN = (type(None), bool, int, float, str)
 _scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
 _NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     # Other people's checkpoints hold numpy scalars (`best_prec1`), under the name of numpy 1 or of numpy 2.
@@ -83,43 +82,21 @@ def tensors_digest(state_dict: Mapping[str, Tensor]) -> str:
 # --- Our own files ---------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: Path | str, model: nn.Module, **extra: Any) -> None:
+def save_checkpoint(path: Path, model: nn.Module) -> None:
     """Write a network, as `load_checkpoint` reads it: tensors and plain values, in one step.
 
     Args:
         path: the file to write; its folder is made if need be.
-        model: the network, without a wrapper for several devices.
-        extra: what else the file keeps, as plain values (numbers, strings, lists, dictionaries) or tensors.
-
-    Raises:
-        TypeError: the network has no method, or an extra value is not plain.
+        model: the network.
     """
-    path = Path(path)
-    method = next((name for name, kind in _KINDS.items() if type(model) is kind), None)
-    if method is None:
-        raise TypeError(f"cannot save a {type(model).__name__}: give the TSM or FrameFlexibleNetwork itself")
-    content = {
+    kind = next(name for name, kind in _KINDS.items() if type(model) is kind)
+    content: dict[str, Any] = {
         "format": FORMAT,
-        "architecture": {"method": method, **model.architecture},
+        "architecture": {"method": kind, **model.architecture},  # type: ignore[dict-item]
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
     }
-    for name, value in extra.items():
-        if name in content or not _is_plain(value):
-            raise TypeError(
-                f"cannot keep {name!r} in a checkpoint: its name is taken, or its value not plain"
-            )
-        content[name] = value
     with replacing(path) as temporary:
         torch.save(content, temporary)
-
-
-def _is_plain(value: Any) -> bool:
-    if type(value) is dict:
-        return all(_is_plain(item) for pair in value.items() for item in pair)
-    if type(value) in (list, tuple):
-        return all(map(_is_plain, value))
-    # By type and not isinstance: a numpy float is a float, and could not be loaded with weights_only.
-    return type(value) in (*_PLAIN, Tensor)
 
 
 def load_checkpoint(path: Path | str) -> Network:
@@ -305,7 +282,7 @@ def _some(names: list[str], limit: int = 5) -> str:
 # --- Pretrained on ImageNet ------------------------------------------------------------------------------------
 
 
-def start_from(model: nn.Module, path: Path | str, *, digest: str | None = None) -> None:
+def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> None:
     """Start a network from ImageNet weights, or from a trained network of the same architecture.
 
     Args:
@@ -316,7 +293,6 @@ def start_from(model: nn.Module, path: Path | str, *, digest: str | None = None)
     Raises:
         UserError: the file is missing, is another one, or its weights do not fit the network.
     """
-    path = Path(path)
     if digest is None:
         state = load_checkpoint(path).state_dict()
         _require_match(path, model.state_dict(), state)
@@ -333,13 +309,12 @@ def start_from(model: nn.Module, path: Path | str, *, digest: str | None = None)
     load_pretrained(model, found)
 
 
-def check_pretrained(path: Path | str, sha256_prefix: str) -> None:
+def check_pretrained(path: Path, sha256_prefix: str) -> None:
     """Check that a file's SHA-256 begins as it must.
 
     Raises:
         UserError: the file is missing, or is another one.
     """
-    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; fetch the pretrained weights first")
     found = file_digest(path)
@@ -350,7 +325,7 @@ def check_pretrained(path: Path | str, sha256_prefix: str) -> None:
         )
 
 
-def fetch_pretrained(depth: int, path: Path | str) -> None:
+def fetch_pretrained(depth: int, path: Path) -> None:
     """Download torchvision's ImageNet weights of a depth, unless the file is there; checked by its hash.
 
     Args:
@@ -360,7 +335,6 @@ def fetch_pretrained(depth: int, path: Path | str) -> None:
     Raises:
         UserError: there are no such weights, the file there is another one, or it cannot be downloaded.
     """
-    path = Path(path)
     if depth not in PRETRAINED:
         raise UserError(
             f"depth {depth}: torchvision has no ImageNet weights for it, only for {', '.join(map(str, PRETRAINED))}; "

@@ -1,7 +1,11 @@
-"""A throwaway SLURM cluster of one node on this machine, and the workflow on it through `profiles/slurm`."""
+"""A throwaway SLURM cluster of one node on this machine, and the workflow on it through `profiles/slurm`.
 
+`make test-cluster` runs several tests at once. Each worker of pytest-xdist has a cluster of its own, so a test can take
+its node down. The data and the results to compare with are made once, for all workers.
+"""
+
+import fcntl
 import getpass
-import json
 import os
 import platform
 import re
@@ -20,21 +24,61 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 import yaml
-
-from ffnrepro.training.loop import TIMES
-from ffnrepro.weights import tensors_digest
 
 from ..workflow.conftest import ROOT, make_workflow
 
+EPOCHS = 8
+STEPS = 3 * EPOCHS  # 24 videos, 8 a step
+
+# What the tests know of the layout of the workflow stands here, and nowhere else.
+
+CHANGES: dict[str, Any] = {
+    "data": {"index_shards": 1},
+    "training": {"epochs": EPOCHS},
+    "evaluation": {"frame_counts": [4]},
+}
+"""What the tests change in the configuration, by section."""
+TIMES = ["seconds", "frames_per_second", "data_wait"]
+"""Columns of the history that differ between two runs of the same training."""
+TABLE = "results/table1.csv"
+TRAIN_TSM = ("--until", "train_tsm")
+"""Arguments of snakemake that train TSM and do nothing after it."""
+
+
+def check_file(folder: Path, experiment: str) -> Path:
+    """What was checked before the trainings of an experiment."""
+    return folder / f"results/checks/{experiment}.txt"
+
+
+def result_folder(folder: Path, experiment: str) -> Path:
+    """The results of one training, in a working directory."""
+    return folder / f"results/experiments/{experiment}/seed0"
+
+
+def training_log(folder: Path, experiment: str) -> str:
+    """What a training logged in all of its attempts."""
+    return "".join(
+        text
+        for path in folder.glob("state/train/*/log.txt")
+        if f"{experiment}: " in (text := path.read_text())
+    )
+
+
+def log_of_last_attempt(folder: Path, experiment: str) -> str:
+    """What the last successful attempt of a training logged."""
+    return (folder / f"logs/train/{experiment}/seed0.log").read_text()
+
+
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-END_WITH_PYTEST = ("setpriv", "--pdeathsig", "TERM")  # also where pytest is killed
-HEARS_SIGNALS = ("env", "--default-signal=INT,HUP")  # also where pytest runs in the background, or by nohup
+# Ends also where pytest is killed.
+END_WITH_PYTEST = ("setpriv", "--pdeathsig", "TERM")
+# Receives signals also where pytest runs in the background or under nohup.
+DEFAULT_SIGNALS = ("env", "--default-signal=INT,HUP")
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
-# Two GPUs that compute nothing: SLURM deals out device files, here two that every machine has. A node of more cores than
-# the machine lets jobs run side by side on a small one. A job that is requeued waits for `cred_expire` seconds.
+# The two GPUs compute nothing: SLURM assigns device files, here two that every machine has. The node claims more cores than
+# the machine may have, so that jobs run side by side. A requeued job waits for `cred_expire` seconds.
 SLURM_CONF = """\
 ClusterName=throwaway
 SlurmctldHost={host}(127.0.0.1)
@@ -50,11 +94,12 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
+SlurmdDebug=debug
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 MpiDefault=none
-SchedulerParameters=sched_interval=2,bf_interval=2
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=100
@@ -71,7 +116,7 @@ PartitionName=gpu Nodes=ALL State=UP
 PartitionName=cpu Nodes=ALL State=UP Default=YES
 PartitionName=urgent Nodes=ALL State=UP PriorityTier=2
 """
-# No cgroups are used, but slurmd looks for a plugin, and this one starts in a container without them, too.
+# No cgroups are used, but slurmd demands a plugin; this one also starts in a container without cgroups.
 CGROUP_CONF = """\
 CgroupPlugin=cgroup/v1
 """
@@ -80,11 +125,20 @@ Name=gpu Type=h200 File=/dev/null
 Name=gpu Type=h200 File=/dev/zero
 """
 
-# The executor asks SLURM ever more seldom, every 3 minutes in the end. A test does not wait so long.
-IMPATIENT = (
-    "import asyncio, sys; sleep = asyncio.sleep; asyncio.sleep = lambda seconds: sleep(min(seconds, 1)); "
-    "from snakemake.cli import main; main(sys.argv[1:])"
-)
+# The executor waits longer and longer between two status checks, up to 3 minutes. Here it waits for `sys.argv[1]` seconds
+# at most, and appends to the file `sys.argv[2]` when it begins to wait.
+SHORT_WAITS = """\
+import asyncio, sys
+most, waits = float(sys.argv.pop(1)), sys.argv.pop(1)
+sleep = asyncio.sleep
+def short_sleep(seconds):
+    if seconds >= 1:
+        print("waits", file=open(waits, "a"))
+    return sleep(min(seconds, most))
+asyncio.sleep = short_sleep
+from snakemake.cli import main
+main(sys.argv[1:])
+"""
 
 
 def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
@@ -98,12 +152,12 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> A
 
 
 class Cluster:
-    """munged, slurmctld and slurmd in the foreground, in a folder of their own; nothing of the machine's is touched."""
+    """munged, slurmctld and slurmd in the foreground, in a folder of their own, apart from any SLURM of the machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.node = platform.node().split(".")[0]
-        self.seen = 0
+        self.jobs_before = 0
         self._daemons: list[subprocess.Popen[bytes]] = []
         # A job's inner snakemake drops SLURM_CONF, so `srun` is told where the configuration is.
         (folder / "bin").mkdir()
@@ -119,7 +173,6 @@ class Cluster:
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": f"{folder / 'bin'}:{PATH}",
             "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(Path(__file__).parent / "slow_steps")]),
-            "SECONDS_A_STEP": "0",
             "OMP_NUM_THREADS": "1",
         }
 
@@ -178,23 +231,29 @@ class Cluster:
         wait_for("the jobs' end", lambda: not self.command("squeue", "--noheader"))
 
     def all_jobs(self) -> list[dict[str, str]]:
-        """All jobs that there were and are, the oldest first, with what `scontrol show job` says of them."""
+        """All jobs, finished ones included, the oldest first, each with the fields of `scontrol show job`."""
         shown = self.command("scontrol", "--details", "--oneliner", "show", "jobs")
         jobs = [dict(re.findall(r"(\S+?)=(\S+)", line)) for line in shown.splitlines() if "JobId=" in line]
         return sorted(jobs, key=lambda job: int(job["JobId"]))
 
     def jobs(self, rule: str = "") -> list[dict[str, str]]:
-        """The jobs of a rule in this test."""
-        jobs = self.all_jobs()[self.seen :]
+        """The jobs of a rule in this test, the oldest first."""
+        jobs = self.all_jobs()[self.jobs_before :]
         return [job for job in jobs if job.get("Comment", "").startswith(f"rule_{rule}")]
 
-    def processes_ended(self, job: dict[str, str]) -> bool:
-        """Whether the node is through with the first run of a job: its batch script and its step."""
-        log = (self.folder / "slurmd.log").read_text()
-        return all(f"[{job['JobId']}.{part}] done with job" in log for part in ("batch", "0"))
+    def signals(self, job: dict[str, str]) -> int:
+        """How often SLURM has sent SIGTERM to the processes of a job."""
+        return self._node_log().count(f"Sent signal 15 to StepId={job['JobId']}.0")
+
+    def ends(self, job: dict[str, str]) -> int:
+        """How often the node has finished a job; SLURM holds a job that returns to a node before that."""
+        return self._node_log().count(f"completed epilog for jobid {job['JobId']}\n")
+
+    def _node_log(self) -> str:
+        return (self.folder / "slurmd.log").read_text()
 
     def update(self, *arguments: str) -> None:
-        """Change something, as an administrator does."""
+        """Change something as an administrator, by scontrol."""
         subprocess.run(["scontrol", *arguments], env=self.environment, timeout=60, check=True)
 
     def _daemon(self, name: str, *arguments: str) -> None:
@@ -244,7 +303,7 @@ class ClusterWorkflow:
         (self.folder / "tiny.yaml").write_text(yaml.safe_dump(config))
 
     def profile(self, **site: Any) -> Path:
-        """A copy of the profile with what a site changes, and with GPUs also for the device `cpu`, which asks for none."""
+        """A copy of the profile with a site's changes. Here it asks for a GPU also where the device is `cpu`."""
         text = (ROOT / "profiles/slurm/config.yaml").read_text()
         changes = {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 10, "local-cores": 1, **site}
         for name, value in changes.items():
@@ -257,25 +316,26 @@ class ClusterWorkflow:
         (target / "config.yaml").write_text(text)
         return target
 
-    def start(self, *targets: str, step: float = 0, patient: bool = False, **site: Any) -> "Controller":
-        """Start snakemake on the cluster; a training step takes `step` seconds more. Patient, it asks as seldom as it does."""
-        run = ["-m", "snakemake"] if patient else ["-c", IMPATIENT]
-        command = [
-            *END_WITH_PYTEST, *HEARS_SIGNALS, sys.executable, *run, *targets,
-            "--profile", str(self.profile(**site)), *self.files,
-        ]  # fmt: skip
+    def start(self, *targets: str, most_seconds_between_checks: float = 1, **site: Any) -> "Controller":
+        """Start snakemake on the cluster, with a site's changes of the profile."""
         screen = self.folder / f"screen{len(self.controllers)}.txt"
+        waits = self.folder / f"waits{len(self.controllers)}.txt"
+        command = [
+            *END_WITH_PYTEST, *DEFAULT_SIGNALS,
+            sys.executable, "-c", SHORT_WAITS, str(most_seconds_between_checks), str(waits),
+            *targets, "--profile", str(self.profile(**site)), *self.files,
+        ]  # fmt: skip
         with screen.open("w") as output:
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=self.cluster.environment | {"SECONDS_A_STEP": str(step)},
+                env=self.cluster.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.controllers.append(Controller(process, screen))
+        self.controllers.append(Controller(process, screen, waits))
         return self.controllers[-1]
 
     def local(self, *targets: str) -> None:
@@ -283,7 +343,7 @@ class ClusterWorkflow:
         self._run(*targets, "--cores", "2")
 
     def unlock(self) -> None:
-        """Take away the lock that a killed snakemake left."""
+        """Remove the lock that a killed snakemake left."""
         self._run("--unlock", "--profile", str(self.profile()))
 
     def _run(self, *arguments: str) -> None:
@@ -308,44 +368,47 @@ class ClusterWorkflow:
         ]  # fmt: skip
 
     def output_of(self, job: dict[str, str]) -> str:
-        """What a job wrote to the screen; SLURM's file of it, or the training's log where the job succeeded."""
+        """A job's screen output: SLURM's file, or the training's log where the job succeeded."""
         file = Path(job["StdOut"])
-        return (file if file.exists() else self.folder / "logs/train/tsm/seed0.log").read_text()
+        return file.read_text() if file.exists() else log_of_last_attempt(self.folder, "tsm")
 
-    def trained(self, experiment: str = "tsm") -> tuple[str, str, list[dict[str, Any]]]:
-        """What a training gives: the digests of its best and of its last network, and each epoch's loss and scores."""
-        folder = self.folder / f"results/experiments/{experiment}/seed0"
-        history = pd.read_parquet(folder / "history.parquet").drop(columns=list(TIMES))
-        key = json.loads((folder / "run.json").read_text())["state"]
-        saved = max((self.folder / "state/train" / key).glob("state-*-*.pt"))
-        last = torch.load(saved, weights_only=True)["model"]
-        return (folder / "model.sha256").read_text(), tensors_digest(last), history.to_dict("records")
+    def trained(self, experiment: str = "tsm") -> tuple[str, list[dict[str, Any]]]:
+        """What a training gives: the digest of its best network, and the loss and scores of each epoch.
+
+        The last epoch's loss and scores depend on every step before.
+        """
+        folder = result_folder(self.folder, experiment)
+        history = pd.read_parquet(folder / "history.parquet").drop(columns=TIMES)
+        return (folder / "model.sha256").read_text(), history.to_dict("records")
 
     def log(self) -> str:
-        """What the training said, in all its attempts."""
-        return "".join(path.read_text() for path in self.folder.glob("state/train/*/log.txt"))
+        """What TSM's training logged in all of its attempts."""
+        return training_log(self.folder, "tsm")
 
     def steps(self) -> list[tuple[str, str]]:
-        """The training steps that were made, in order: SLURM job, and the GPUs that it saw (`slow_steps`)."""
+        """The training steps so far, in order: SLURM job, and the GPUs that it saw (`slow_steps`)."""
         file = self.folder / "steps.txt"
         lines = file.read_text().splitlines() if file.exists() else []
         return [(job, devices) for job, devices in (line.split(" ") for line in lines)]
 
-    def hold(self, steps: int) -> None:
-        """Let training wait, alive, once so many steps are made."""
-        (self.folder / "hold").write_text(str(steps))
+    def slow_down(self, *, after: int, seconds: float = 1e9) -> None:
+        """Let each training step after so many take this long; without `seconds`, training waits there."""
+        pace = self.folder / "pace"
+        pace.with_suffix(".new").write_text(f"{after} {seconds}")
+        pace.with_suffix(".new").replace(pace)
 
-    def release(self) -> None:
-        """Let training go on."""
-        (self.folder / "hold").unlink()
+    def go_on(self) -> None:
+        """Let training go on at full speed."""
+        (self.folder / "pace").unlink(missing_ok=True)
 
 
 @dataclass
 class Controller:
-    """A snakemake that gives jobs to the cluster."""
+    """A snakemake that submits jobs to the cluster."""
 
     process: subprocess.Popen[bytes]
     screen: Path
+    waits: Path
 
     def text(self) -> str:
         return self.screen.read_text()
@@ -355,45 +418,70 @@ class Controller:
         return self.process.wait(seconds)
 
     def kill(self, number: signal.Signals) -> None:
-        """Send a signal, as to a terminal's whole group of processes."""
+        """Send a signal, as a terminal does, to the whole group of processes."""
         os.killpg(self.process.pid, number)
         self.process.wait(240)
 
+    def wait_for_pause(self) -> None:
+        """Wait until it begins to wait for its next status check."""
 
-TSM = "results/experiments/tsm/seed0/model.sha256"
-EPOCHS = 16
-STEPS = 3 * EPOCHS  # 24 videos, 8 a step
+        def count() -> int:
+            return len(self.waits.read_text().splitlines()) if self.waits.exists() else 0
+
+        before = count()
+        wait_for("a status check", lambda: count() > before)
+
+
+def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first worker to ask for it makes, and that the others share."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / name).exists():
+            make(root / f"{name} unfinished")
+            (root / f"{name} unfinished").rename(root / name)
+    return root / name
 
 
 @pytest.fixture(scope="session")
-def prepared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> ClusterWorkflow:
-    """A working directory in which all is made that TSM's training needs, locally. Tests copy it."""
-    workflow = ClusterWorkflow(make_workflow(tmp_path_factory.mktemp("prepared")).folder, cluster)
-    workflow.configure(training={"epochs": EPOCHS})
-    workflow.local("results/checks/tsm.txt")
-    return workflow
+def prepared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with all files that the trainings need, made locally. Tests copy it."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        workflow = ClusterWorkflow(make_workflow(folder).folder, cluster)
+        workflow.configure(**CHANGES)
+        workflow.local(*(str(check_file(Path(), experiment)) for experiment in ("tsm", "ffn")))
+
+    return make_once(tmp_path_factory, "prepared", make)
 
 
 @pytest.fixture(scope="session")
-def unbroken(prepared: ClusterWorkflow, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What a training gives that nothing interrupted, here without the cluster."""
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
-    shutil.copytree(prepared.folder, folder)
-    workflow = ClusterWorkflow(folder, prepared.cluster)
-    workflow.local(TSM)
-    assert len(workflow.steps()) == STEPS
-    return workflow.trained()
+def local(
+    cluster: Cluster, prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], ClusterWorkflow]:
+    """Gives the finished workflow of a run without cluster and without interruption; the first call runs it."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(prepared, folder)
+        workflow = ClusterWorkflow(folder, cluster)
+        workflow.local()
+        assert len(workflow.steps()) == 2 * STEPS
+
+    return lambda: ClusterWorkflow(make_once(tmp_path_factory, "local", make), cluster)
 
 
 @pytest.fixture
-def workflow(prepared: ClusterWorkflow, tmp_path: Path, cluster: Cluster) -> Iterator[ClusterWorkflow]:
-    """A working directory in which only the training is missing, on a cluster without jobs."""
-    shutil.copytree(prepared.folder, tmp_path / "run")
-    cluster.seen = len(cluster.all_jobs())
+def workflow(prepared: Path, tmp_path: Path, cluster: Cluster) -> Iterator[ClusterWorkflow]:
+    """A working directory in which only the trainings are missing, on a cluster without jobs."""
+    shutil.copytree(prepared, tmp_path / "run")
+    cluster.jobs_before = len(cluster.all_jobs())
     workflow = ClusterWorkflow(tmp_path / "run", cluster)
     yield workflow
     for controller in workflow.controllers:
         if controller.process.poll() is None:
             controller.kill(signal.SIGKILL)
-    (workflow.folder / "hold").unlink(missing_ok=True)
+    workflow.go_on()
     cluster.clear()

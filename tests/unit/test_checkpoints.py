@@ -1,7 +1,9 @@
-"""Saves: whole or not at all, two generations, and what is left of a run that failed for good."""
+"""Checkpoints: whole or not at all, two generations; and the mark of a training that failed permanently."""
 
 import errno
+import json
 import os
+import platform
 import resource
 import time
 from collections.abc import Callable
@@ -12,35 +14,43 @@ from typing import Any
 import pytest
 import torch
 
-from ffnrepro.cli import main
+from ffnrepro import __version__
 from ffnrepro.errors import PermanentError, Unfinished, UserError
-from ffnrepro.training.checkpoints import StateDirectory
+from ffnrepro.files import write_json
+from ffnrepro.training.checkpoints import Checkpoints, StateStatus, read_status
 from ffnrepro.training.lease import Lease
+
+DATA = "0123456789abcdef" * 4
 
 
 def content(number: int) -> dict[str, Any]:
     return {"epoch": number, "step": 0, "tensor": torch.full((1000,), float(number))}
 
 
-def saved(folder: Path, count: int) -> StateDirectory:
-    state = StateDirectory(folder / "train", {}, about={"experiment": "ffn", "seed": 3, "epochs": 50})
+def checkpoints(folder: Path, *, data: str = DATA, save_minutes: float = 10) -> Checkpoints:
+    return Checkpoints(
+        folder / f"seed3-{DATA[:8]}",
+        run="ffn-89abcdef",
+        seed=3,
+        epochs=50,
+        data=data,
+        save_minutes=save_minutes,
+    )
+
+
+def saved(folder: Path, count: int) -> Checkpoints:
+    state = checkpoints(folder)
     for number in range(count):
         state.save(content(number))
     return state
 
 
-def epoch_of(state: StateDirectory) -> int | None:
+def epoch_of(state: Checkpoints) -> int | None:
     loaded = state.load()
     if loaded is None:
         return None
     assert torch.equal(loaded["tensor"], content(loaded["epoch"])["tensor"])
     return int(loaded["epoch"])
-
-
-def test_state_of_other_settings_is_never_taken(tmp_path: Path) -> None:
-    StateDirectory(tmp_path, {"learning_rate": 0.1}).save(content(1))
-    assert StateDirectory(tmp_path, {"learning_rate": 0.2}).load() is None
-    assert epoch_of(StateDirectory(tmp_path, {"learning_rate": 0.1})) == 1
 
 
 def test_two_generations_are_kept(tmp_path: Path) -> None:
@@ -101,7 +111,7 @@ def test_an_unreadable_save_falls_back_to_the_one_before(
     assert kept == [2, 1]  # and not the unreadable one in the place of a good one
 
 
-def test_saves_that_cannot_be_read_for_a_while_are_not_begun_anew_over(
+def test_training_does_not_start_anew_while_its_saves_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = saved(tmp_path, 3)
@@ -112,16 +122,17 @@ def test_saves_that_cannot_be_read_for_a_while_are_not_begun_anew_over(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", read_bytes)
         with pytest.raises(
-            UserError, match=r"none of its saves can be read; see to the disk or the permissions"
+            UserError,
+            match=r"none of its saves can be read; check the disk .*ffnrepro runs prune ffn-89abcdef$",
         ):
             state.load()
     assert len(state.generations()) == 2
     assert epoch_of(state) == 2
 
 
-def test_what_is_known_of_the_saves_after_a_failure(tmp_path: Path) -> None:
+def test_the_newest_finite_save_is_named_after_a_failure(tmp_path: Path) -> None:
     state = saved(tmp_path, 0)
-    assert state.last_finite() == "No save is left without nan or inf in it"
+    assert state.last_finite() == "There is no save without nan or inf"
     state.save(content(4))
     state.save(content(5) | {"optimizer": {"state": [torch.tensor([1.0, float("nan")])]}})
     good = state.generations()[1]
@@ -129,7 +140,7 @@ def test_what_is_known_of_the_saves_after_a_failure(tmp_path: Path) -> None:
         f"The newest save without nan or inf is {good}, after epoch 4 and 0 steps;"
     )
     state.save(content(6) | {"model": {"fc": torch.tensor([float("inf")])}})
-    assert state.last_finite() == "No save is left without nan or inf in it"
+    assert state.last_finite() == "There is no save without nan or inf"
 
 
 def test_a_full_disk_during_a_save_leaves_the_one_before(tmp_path: Path) -> None:
@@ -138,30 +149,30 @@ def test_a_full_disk_during_a_save_leaves_the_one_before(tmp_path: Path) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(
-            UserError, match=r"cannot be saved \(File too large; 0 MB to write, \d+ MB free\); make room"
+            UserError, match=r"cannot be saved \(File too large; 0 MB to write\); free some space"
         ):
             state.save(content(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert epoch_of(state) == 1
     assert len(state.generations()) == 2
-    assert not list(state.path.glob(".*"))
+    assert not list(state.folder.glob(".*"))
     state.save(content(2))
     assert epoch_of(state) == 2
 
 
-def test_what_a_killed_save_left_is_cleared(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_save_are_deleted(tmp_path: Path) -> None:
     state = saved(tmp_path, 1)
-    (state.path / ".state-00000002-0123-abcdef.pt").write_bytes(b"half")
+    (state.folder / ".state-00000002-0123-abcdef.pt").write_bytes(b"half")
     with state.held():
-        assert not list(state.path.glob(".*"))
+        assert not list(state.folder.glob(".*"))
     assert epoch_of(state) == 0
 
 
-def test_a_save_is_due_after_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_is_due_after_save_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    state = StateDirectory(tmp_path, {}, save_minutes=2)
+    state = checkpoints(tmp_path, save_minutes=2)
     now += 119
     assert not state.is_due()
     now += 2
@@ -170,53 +181,69 @@ def test_a_save_is_due_after_so_many_minutes(tmp_path: Path, monkeypatch: pytest
     assert not state.is_due()
 
 
-def test_who_lost_the_lease_saves_no_more(tmp_path: Path) -> None:
+def test_a_process_that_lost_the_lease_does_not_save(tmp_path: Path) -> None:
     state = saved(tmp_path, 1)
     with state.held():
         state.save(content(1))
-        (state.path / "lease.json").write_text('{"token": "of another process"}')
+        (state.folder / "lease.json").write_text('{"token": "of another process"}')
         with pytest.raises(Unfinished, match="another process took over"):
             state.save(content(2))
     assert epoch_of(state) == 1
-    assert (state.path / "lease.json").exists()
+    assert (state.folder / "lease.json").exists()
 
 
-def fail(state: StateDirectory, error: Exception) -> None:
+def fail(state: Checkpoints, error: Exception) -> None:
     with state.held():
         raise error
 
 
-def test_a_permanent_failure_stops_the_next_try_with_the_same_words(tmp_path: Path) -> None:
+def test_a_permanent_failure_stops_the_next_attempt_with_the_same_words(tmp_path: Path) -> None:
     state = saved(tmp_path, 1)
     with pytest.raises(PermanentError):
         fail(state, PermanentError("the loss is nan at epoch 3"))
-    words = rf"^the loss is nan at epoch 3 \(.*ffnrepro state retry {state.key}\)$"
-    with pytest.raises(PermanentError, match=words), state.held():
+    message = r"^the loss is nan at epoch 3 \(.*: ffnrepro runs retry ffn-89abcdef\)$"
+    with pytest.raises(PermanentError, match=message), state.held():
         pytest.fail("it was tried again")
-    with StateDirectory(tmp_path / "train", {"learning_rate": 0.001}).held():
-        pass  # another configuration is another state
-    assert main(["state", "retry", state.key[:6], "--folder", str(tmp_path)]) == 0
+    assert read_status(state.folder).failure == "the loss is nan at epoch 3"
+    (state.folder / "failed.json").unlink()
     with state.held():
         assert epoch_of(state) == 0
 
 
-def test_a_failure_of_the_one_that_was_waited_for_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("changed", ["data", "version", "damaged"])
+def test_a_failure_with_other_data_or_another_version_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     state = saved(tmp_path, 1)
+    with pytest.raises(PermanentError):
+        fail(state, PermanentError("the loss is nan"))
+    if changed == "data":
+        state = checkpoints(tmp_path, data=DATA[:8] + 56 * "0")
+    elif changed == "version":
+        monkeypatch.setattr("ffnrepro.training.checkpoints.__version__", "9.9")
+        assert read_status(state.folder).failure is None
+    else:
+        (state.folder / "failed.json").write_text("{")
+    with state.held():
+        assert not (state.folder / "failed.json").exists()
 
-    class OfAnother(Lease):
+
+def test_a_failure_of_the_process_before_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = saved(tmp_path, 1)
+
+    class LeaseOfAnother(Lease):
         def held(self, check: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
-            (self.path.parent / "failed.json").write_text('{"message": "the loss is nan", "time": "now"}')
+            mark = {"message": "the loss is nan", "time": "now", "data": DATA, "version": __version__}
+            write_json(self.path.parent / "failed.json", mark)
             return super().held(check)
 
-    monkeypatch.setattr("ffnrepro.training.checkpoints.Lease", OfAnother)
-    with pytest.raises(PermanentError, match=r"^the loss is nan \(so it ended on now"), state.held():
+    monkeypatch.setattr("ffnrepro.training.checkpoints.Lease", LeaseOfAnother)
+    with pytest.raises(PermanentError, match=r"^the loss is nan \(it failed so on now"), state.held():
         pytest.fail("it was tried again")
-    assert not (state.path / "lease.json").exists()
+    assert not (state.folder / "lease.json").exists()
 
 
-def test_what_ended_a_training_is_said_though_the_disk_is_full(
+def test_a_full_disk_does_not_hide_why_a_training_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: Any) -> None:
@@ -227,10 +254,10 @@ def test_what_ended_a_training_is_said_though_the_disk_is_full(
     with pytest.raises(PermanentError, match=r"^the loss is nan$"):
         fail(state, PermanentError("the loss is nan"))
     assert "failed.json: cannot be written (No space left on device)" in caplog.text
-    assert not (state.path / "lease.json").exists()
+    assert not (state.folder / "lease.json").exists()
 
 
-def test_a_lease_that_cannot_be_given_back_hides_no_end(
+def test_a_lease_that_cannot_be_given_back_does_not_hide_why_a_training_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stale(_: Any) -> bool:
@@ -244,7 +271,7 @@ def test_a_lease_that_cannot_be_given_back_hides_no_end(
 
 
 @pytest.mark.parametrize("error", [UserError("disk full"), Unfinished("SIGTERM"), RuntimeError("a fault")])
-def test_other_ends_are_tried_again(tmp_path: Path, error: Exception) -> None:
+def test_other_failures_are_tried_again(tmp_path: Path, error: Exception) -> None:
     state = saved(tmp_path, 1)
     with pytest.raises(type(error)):
         fail(state, error)
@@ -252,39 +279,26 @@ def test_other_ends_are_tried_again(tmp_path: Path, error: Exception) -> None:
         pass
 
 
-def test_list_and_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = ["--folder", str(tmp_path)]
-    assert main(["state", "list", *folder]) == 0
-    assert "no states" in capsys.readouterr().out
-    state = saved(tmp_path, 8)
-    with pytest.raises(PermanentError):
-        fail(state, PermanentError("the loss is nan at epoch 8"))
-    other = StateDirectory(tmp_path / "train", {"seed": 4}, about={"experiment": "tsm", "epochs": 2})
-    with other.held():
-        other.save(content(2))
-        assert main(["state", "list", *folder]) == 0
-        rows = capsys.readouterr().out.splitlines()
-        first = next(row for row in rows if state.key in row)
-        assert first.split()[:5] == ["train", state.key, "ffn", "3", "7/50"]  # of the frames nothing is known
-        assert "the loss is nan at epoch 8" in first
-        second = next(row for row in rows if other.key in row)
-        assert "2/2" in second
-        assert f"process {os.getpid()} on" in second
-    assert main(["state", "prune", "no-such-key", *folder]) == 1
-    capsys.readouterr()
-    for said in ("may be tried again", "has not failed for good; nothing to do"):
-        assert main(["state", "retry", state.key, *folder]) == 0
-        assert capsys.readouterr().out == f"{state.path}: {said}\n"
-    assert main(["state", "prune", state.key, *folder]) == 0
-    assert capsys.readouterr().out == f"{state.path}: deleted\n"
-    assert not state.path.exists()
-    assert other.path.exists()
-
-
-def test_a_state_at_work_is_not_pruned(tmp_path: Path) -> None:
-    state = saved(tmp_path, 1)
+def test_the_status_of_a_training(tmp_path: Path) -> None:
+    state = checkpoints(tmp_path)
+    assert read_status(state.folder) == StateStatus(None, None, None, 0, 0, None, False, None)
     with state.held():
-        lease = state.path / "lease.json"
-        lease.write_text(lease.read_text().replace(str(os.getpid()), str(os.getppid())))
-        assert main(["state", "prune", state.key, "--folder", str(tmp_path)]) == 1
-    assert epoch_of(state) == 0
+        state.save(content(7) | {"step": 12})
+        status = read_status(state.folder)
+        assert (status.epoch, status.epochs, status.step) == (7, 50, 12)
+        assert 0.004 < status.megabytes < 0.01
+        assert status.lease is not None
+        assert status.lease.name == f"process {os.getpid()} on {platform.node()}"
+        lease = state.folder / "lease.json"
+        for pid, stale in ((os.getppid(), False), (2**22 + 1, True)):
+            lease.write_text(lease.read_text().replace(str(os.getpid()), str(pid)))
+            assert read_status(state.folder).stale is stale
+            lease.write_text(lease.read_text().replace(str(pid), str(os.getpid())))
+    for file in state.folder.iterdir():
+        os.utime(file, (time.time() - 7200,) * 2)
+    status = read_status(state.folder)
+    assert status.age_hours == pytest.approx(2, abs=0.1)
+    assert status.lease is None
+    about = json.loads((state.folder / "about.json").read_text())
+    assert about.pop("saved")
+    assert about == {"run": "ffn-89abcdef", "seed": 3, "epochs": 50, "data": DATA, "epoch": 7, "step": 12}

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from ffnrepro.config import check_experiments, keys_markdown, read_config, read_files
+from ffnrepro.config import check_experiments, read_config, read_files
 from ffnrepro.errors import UserError
 from ffnrepro.recipe.methods.ffn import Ffn
 from ffnrepro.settings import Settings, read_settings
+
+from ..keys_table import keys_markdown
 
 FOLDER = Path(__file__).parents[2] / "config"
 
@@ -70,7 +72,7 @@ def test_the_demo_changes_no_method(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_readme_has_the_table_of_keys() -> None:
     assert keys_markdown() in (FOLDER / "README.md").read_text(encoding="utf-8"), (
-        "replace the table in config/README.md by the output of python -m ffnrepro.config"
+        "replace the table in config/README.md by the output of python -m tests.keys_table"
     )
 
 
@@ -177,10 +179,10 @@ def test_text_is_read_as_yaml_where_no_text_is_legal(mapping: dict[str, Any]) ->
         ({"network.stem": 5}, r"does not fit experiments\.ffn .*stem 5"),
         ({"network.weights": "own.pth", "network.depth": 10}, r"network\.weights_sha256 is null; give the sha256"),
         ({"experiments.ffn.start": "tms"}, r"experiments\.ffn\.start names 'tms', which is not in experiments \(tsm, "),
-        ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', which has depth 18 while ffn"),
-        ({"experiments.ffn.start": "tsm", "experiments.tsm.start": "ffn"}, r"circle: ffn -> tsm -> ffn"),
+        ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', whose network is of kind tsm and depth 18 while"),
+        ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.start": "tsm_4f"}, r"circle: tsm_4f -> tsm -> tsm_4f"),
         # The settings that one starts from are checked with it.
-        ({"experiments.ffn.start": "tsm", "experiments.tsm.training": {"batchnorm_clips": 5}}, r"experiments\.tsm\.training"),
+        ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.training": {"batchnorm_clips": 5}}, r"experiments\.tsm\.training"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_together_are_refused(
@@ -189,7 +191,7 @@ def test_settings_that_do_not_fit_together_are_refused(
     for key, value in changes.items():
         put(mapping, key, value)
     with pytest.raises(UserError, match=says) as error:
-        check_experiments(read_config(mapping), ["ffn"])
+        check_experiments(read_config(mapping), ["ffn", "tsm_4f"])
     assert "\n" not in str(error.value)
 
 

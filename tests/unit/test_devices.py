@@ -1,4 +1,4 @@
-"""Which device computes, and what is refused."""
+"""Which device is chosen, and which settings are refused."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
-def test_auto_takes_the_cpu_where_there_is_nothing_else() -> None:
+def test_auto_takes_the_cpu_if_there_is_nothing_else() -> None:
     assert choose_device("auto").type == "cpu"
 
 
@@ -23,19 +23,19 @@ def test_auto_does_not_take_the_cpu_in_a_cluster_job(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with pytest.raises(
-        UserError, match=r"SLURM job 12 sees no GPU \(CUDA_VISIBLE_DEVICES is 3\); ask for one"
+        UserError, match=r"SLURM job 12 sees no GPU \(CUDA_VISIBLE_DEVICES is 3\); request one"
     ):
         choose_device("auto")
     assert choose_device("cpu").type == "cpu"
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match=r"runtime\.device is cuda, which is not on this machine"):
+def test_a_missing_device_is_refused() -> None:
+    with pytest.raises(UserError, match=r"runtime\.device is cuda, which this machine does not have"):
         choose_device("cuda")
 
 
 def test_fewer_gpus_than_asked_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"training\.gpus is 2, and 1 can be seen here"):
+    with pytest.raises(UserError, match=r"training\.gpus is 2, but only 1 can be seen here; request 2"):
         start_processes(torch.device("cuda"), 2)

@@ -1,5 +1,6 @@
 """The doctor finds what would stop a training, and trains real steps where nothing does."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,52 +12,53 @@ import yaml
 
 from ffnrepro import doctor
 from ffnrepro.cli import main
-from ffnrepro.config import read_config, read_files
-from ffnrepro.data.demo import make_demo_data
-from ffnrepro.data.labels import read_labels
-from ffnrepro.data.manifest import build_manifest
-from ffnrepro.data.video_index import index_videos, list_videos
-from ffnrepro.doctor import examine, training_arguments
+from ffnrepro.config import Config
+from ffnrepro.doctor import Check, configured_job, examine
 from ffnrepro.errors import Unfinished, UserError
-from ffnrepro.training.checkpoints import StateDirectory
+from ffnrepro.runs import run_settings
 
-ROOT = Path(__file__).parents[2]
-CONFIG = [ROOT / "config/config.yaml", ROOT / "config/demo.yaml"]
+from ..trainings import CONFIG, ROOT, configuration
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("doctor")
-    make_demo_data(folder / "data", seed=1, train_per_class=2, validation_per_class=1, frames=18, workers=1)
-    classes, labels = read_labels(folder / "data/labels")
-    (folder / "results/labels").mkdir(parents=True)
-    pd.DataFrame({"class": classes}).to_csv(folder / "results/labels/classes.csv", index=False)
-    videos = folder / "data/videos"
-    build_manifest(classes, labels, index_videos(videos, list_videos(videos))).save(
-        folder / "results/manifest"
+@pytest.fixture(autouse=True)
+def _directory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in the working directory of a workflow, made up to the manifest."""
+    monkeypatch.chdir(data)
+
+
+@pytest.fixture
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+
+
+def settings(*, training: dict[str, Any] | None = None, **changes: Any) -> Config:
+    return configuration(
+        training={"batch_size": 4, **(training or {})}, data={"short_side": 48, "crop_size": 40}, **changes
     )
-    return folder
 
 
-def settings(**runtime: Any) -> Any:
-    mapping = read_files(CONFIG)
-    mapping["training"]["batch_size"] = 4
-    mapping["data"] |= {"short_side": 48, "crop_size": 40}
-    mapping["runtime"] |= runtime
-    return read_config(mapping)
+def checks_of(config: Config, experiment: str = "ffn", steps: int = 2) -> list[Check]:
+    return examine(configured_job(config, experiment), run_settings(config, experiment), steps=steps)
+
+
+def problems(config: Config, experiment: str = "ffn", steps: int = 2) -> str:
+    return "\n".join(check.text for check in checks_of(config, experiment, steps) if not check.good)
 
 
 def test_a_training_that_would_run(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By the command, in another folder than the workflow's."""
     small = tmp_path / "small.yaml"
     small.write_text(yaml.safe_dump({"training": {"batch_size": 4}}))
-    files = [str(path) for path in [*CONFIG[1:], small]]  # on top of config/config.yaml, as of snakemake
+    # They stand above config/config.yaml, as those of snakemake do.
+    files = [str(path) for path in [*CONFIG[1:], small]]
     monkeypatch.chdir(ROOT)
-    assert main(["doctor", "ffn", "--directory", str(folder), "--steps", "3", "--configfile", *files]) == 0
-    said = capsys.readouterr().out
-    assert "PROBLEM" not in said
-    for word in (
+    assert main(["doctor", "ffn", "--directory", str(data), "--steps", "3", "--configfile", *files]) == 0
+    output = capsys.readouterr().out
+    assert "PROBLEM" not in output
+    for words in (
         "device: cpu",
         "shared memory: none needed",
         "disk: ",
@@ -64,142 +66,117 @@ def test_a_training_that_would_run(
         "s a step of 4 clips",
         "for 44 epochs, validation not counted; of the first epoch, which decodes: later ones are quicker",
     ):
-        assert word in said, said
-    assert not (folder / "state").exists()  # it leaves nothing behind
+        assert words in output, output
+    # It leaves nothing behind.
+    assert sorted(path.name for path in data.iterdir()) == ["data", "results"]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--steps", "-1"], "--steps -1: give a number of steps, or 0"),
-        (["--directory", "nowhere"], "nowhere: no such"),
+        (["ffn", "--steps", "-1"], "--steps -1: give a number of steps, or 0"),
+        (["ffn", "--directory", "nowhere"], "--directory nowhere: no such folder"),
+        (["fnn"], "no experiment fnn; there are tsm, "),
+        (["ffn"], "this training would not run here as it is"),
     ],
 )
-def test_what_cannot_be_looked_at_is_refused(
+def test_the_command_ends_in_one_line(
     options: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert main(["doctor", "ffn", *options]) == 1
-    assert words in capsys.readouterr().err
+    assert main(["doctor", *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
 
 
-def problems(folder: Path, config: Any, steps: int = 2) -> str:
-    return "\n".join(
-        finding.text
-        for finding in examine(training_arguments(config, "ffn", folder), steps=steps)
-        if not finding.good
-    )
-
-
-def test_too_little_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(folder)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    assert "disk: 1 MB free" in problems(folder, settings())
+@pytest.mark.usefixtures("little_room")
+def test_too_little_room() -> None:
+    assert "disk: 1 MB free" in problems(settings())
     # 4 clips of 28 frames of 40 x 40 in 3 bytes, two of them for each worker
-    assert "shared memory: 1 MB free, 4 MB needed; lower runtime.workers" in problems(
-        folder, settings(workers=4)
-    )
-
-
-def test_shared_memory_of_several_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has half of a batch and half of the workers."""
-    usage = shutil.disk_usage(folder)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    mapping = read_files(CONFIG)
-    mapping["training"] |= {"batch_size": 16, "gpus": 2}
-    mapping["data"] |= {"short_side": 48, "crop_size": 40}
-    mapping["runtime"] |= {"workers": 3}
+    found = problems(settings(runtime={"workers": 4}))
+    assert "shared memory: 1 MB free, 4 MB needed; lower runtime.workers" in found
     # 16 clips of 28 frames of 40 x 40 in 3 bytes, two of their halves for each of two workers of two processes
-    assert "shared memory: 1 MB free, 9 MB needed" in problems(folder, read_config(mapping))
+    found = problems(settings(training={"batch_size": 16, "gpus": 2}, runtime={"workers": 3}))
+    assert "shared memory: 1 MB free, 9 MB needed" in found
 
 
-def test_time_threads_and_place_are_those_of_the_training(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
-
-    def steps(arguments: Any, device: Any, state: StateDirectory, stop: Any, processes: Any) -> None:  # noqa: ARG001
-        stop.ends = [10.0, 11.0, 12.0, 13.0, 20.0]  # at last it waited for data
-        seen.extend([torch.get_num_threads(), state.path])
-        raise Unfinished("enough")
-
-    monkeypatch.setattr(doctor, "train_experiment", steps)
-    arguments = training_arguments(settings(threads=3), "ffn", folder)
-    arguments.state = tmp_path / "large/disk/state/train"
-    (tmp_path / "large/disk").mkdir(parents=True)
-    before = torch.get_num_threads()
-    try:
-        found = examine(arguments, steps=5)
-    finally:
-        torch.set_num_threads(before)
-    assert "time: 2.500 s a step of 4 clips" in found[-1].text
-    assert seen[0] == 3
-    assert seen[1].is_relative_to(tmp_path / "large/disk")
-    assert not list((tmp_path / "large/disk").iterdir())
+@pytest.mark.usefixtures("little_room")
+def test_of_another_machine_only_what_is_shared_is_checked() -> None:
+    """The machine that submits jobs has no GPU, and its shared memory is not the node's; the disk is."""
+    found = problems(settings(runtime={"device": "cuda", "workers": 4}), steps=0)
+    assert found.startswith("disk: 1 MB free")
+    assert "shared memory" not in found
+    if not torch.cuda.is_available():
+        found = problems(settings(runtime={"device": "cuda"}))
+        assert found.startswith("device: config: runtime.device is cuda")
 
 
-def test_too_few_gpus_are_found_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(device: torch.device, count: int) -> None:
         raise UserError(f"{count} on {device}")
 
-    with pytest.raises(UserError, match=r"training\.gpus is 100, and \d+ can be seen here; ask for as many"):
-        doctor.check_count(torch.device("cuda"), 100)
     monkeypatch.setattr(doctor, "check_count", refuse)
-    assert problems(folder, settings()) == "device: 1 on cpu"
+    assert problems(settings()) == "device: 1 on cpu"
+
+
+def test_time_threads_and_place_are_those_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two GPUs one process takes its half of the batch, and a step is one of the whole batch."""
+    seen: list[Any] = []
+
+    def steps(*arguments: Any) -> None:
+        _, tried, _, checkpoints, stop, processes = arguments
+        # At last it waited for data.
+        stop.ends = [10.0, 11.0, 12.0, 13.0, 20.0]
+        seen.extend([torch.get_num_threads(), tried.training.batch_size, processes.count, checkpoints.folder])
+        raise Unfinished("enough")
+
+    monkeypatch.setattr(doctor, "train_network", steps)
+    (tmp_path / "large disk").mkdir()
+    config = settings(training={"batch_size": 8, "gpus": 2, "epochs": 10}, runtime={"threads": 3})
+    job = dataclasses.replace(configured_job(config, "ffn"), state=tmp_path / "large disk/state")
+    before = torch.get_num_threads()
+    try:
+        checks = examine(job, run_settings(config, "ffn"), steps=5)
+    finally:
+        torch.set_num_threads(before)
+    # 24 videos are 3 steps an epoch; 8 clips of 28 frames.
+    assert checks[-1].text.startswith("time: 2.500 s a step of 8 clips (90 frames/s")
+    assert ": about 1 minutes for 10 epochs" in checks[-1].text
+    *values, folder = seen
+    assert values == [3, 4, 1]
+    assert folder.is_relative_to(tmp_path / "large disk")
+    assert not list((tmp_path / "large disk").iterdir())
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-def test_splits_are_looked_at_where_nothing_is_tried_too(folder: Path, tmp_path: Path, steps: int) -> None:
-    shutil.copytree(folder / "results", tmp_path / "results")
-    (tmp_path / "data").symlink_to(folder / "data")
-    assert not problems(tmp_path, settings(), steps=steps)
-    mapping = read_files(CONFIG)
-    mapping["training"] |= {"batch_size": 100}
-    assert "videos do not fill one batch" in problems(tmp_path, read_config(mapping), steps=steps)
-    table = tmp_path / "results/manifest/validation.parquet"
+def test_splits_are_checked(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    assert "videos do not fill one batch" in problems(settings(training={"batch_size": 100}), steps=steps)
+    shutil.copytree(data / "results", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    table = Path("results/manifest/validation.parquet")
     pd.read_parquet(table).iloc[:0].to_parquet(table)
-    assert f"videos: {table}: no videos" in problems(tmp_path, settings(), steps=steps)
+    assert f"videos: {table}: no videos" in problems(settings(), steps=steps)
 
 
-def test_missing_pieces_are_named_with_their_mend(folder: Path, tmp_path: Path) -> None:
-    assert "videos: no" in problems(tmp_path, settings())
-    assert "--until build_manifest" in problems(tmp_path, settings())
-    mapping = read_files(CONFIG)
-    mapping["network"] |= {"weights": "own.pth", "weights_sha256": "ab"}
-    assert "own.pth" not in problems(folder, settings())
-    assert "resnet10.pth not there yet; snakemake --cores 1 --until fetch_weights" in problems(
-        folder, read_config(mapping)
-    )
-
-
-def test_of_another_machine_only_what_is_shared_is_looked_at(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_files_are_named_with_their_fix(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The machine that submits jobs has no GPU, and its shared memory is not the node's; the disk is."""
-    usage = shutil.disk_usage(folder)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    assert problems(folder, settings(device="cuda", workers=4), steps=0).startswith("disk: 1 MB free")
-    assert "shared memory" not in problems(folder, settings(workers=4), steps=0)
-    if not torch.cuda.is_available():
-        assert "device: config: runtime.device is cuda" in problems(folder, settings(device="cuda"))
-
-
-def test_several_gpus_share_a_batch(folder: Path) -> None:
-    mapping = read_files(CONFIG)
-    mapping["training"] |= {"batch_size": 8, "gpus": 2}
-    found = examine(training_arguments(read_config(mapping), "ffn", folder), steps=2)
-    assert all(finding.good for finding in found), found
-    assert "s a step of 8 clips" in found[-1].text
-
-
-def test_a_video_that_is_not_there(folder: Path, tmp_path: Path) -> None:
-    moved = tmp_path / "moved"
-    shutil.copytree(folder / "results", moved / "results")
-    assert "decoder: " in problems(moved, settings())
-
-
-def test_later_files_change_what_they_name(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("training: {epochs: 3, batch_size: 8}\nseeds: [1]\n")
-    (tmp_path / "b.yaml").write_text("training: {epochs: 4}\n")
-    merged = read_files([tmp_path / "a.yaml", tmp_path / "b.yaml"])
-    assert merged == {"training": {"epochs": 4, "batch_size": 8}, "seeds": [1]}
+    own = settings(network={"weights": "own.pth", "weights_sha256": "12345678"})
+    assert "weights: own.pth does not exist yet" in problems(own)
+    imagenet = settings(network={"weights": "imagenet", "depth": 18})
+    fix = "snakemake --cores 1 --until fetch_weights"
+    assert f"weights: results/weights/resnet18.pth does not exist yet; {fix}" in problems(imagenet)
+    experiments = {name: {"method": "tsm", "train_frames": [4]} for name in ("tsm", "tuned")}
+    experiments["tuned"]["start"] = "tsm"
+    found = problems(settings(experiments=experiments), "tuned")
+    assert "/seed0/model.pt does not exist yet; snakemake --cores 1 --until train_tsm" in found
+    # Videos of the manifest that lie elsewhere, and no manifest.
+    shutil.copytree(data / "results", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    assert "decoder: " in problems(settings())
+    shutil.rmtree("results")
+    assert "train.parquet does not exist yet; snakemake --cores 1 --until build_manifest" in problems(
+        settings()
+    )

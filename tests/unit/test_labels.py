@@ -6,7 +6,7 @@ import logging
 import pandas as pd
 import pytest
 
-from ffnrepro.data.labels import check_counts, label_digests, list_label_files, read_labels
+from ffnrepro.data.labels import check_counts, label_digests, read_labels
 from ffnrepro.errors import UserError
 
 CLASSES = {
@@ -152,7 +152,7 @@ WRONG = {
         {"labels": dict(list(CLASSES.items())[:5])},
         ["train.json, row 6", "158315", "slanted surface", "labels.json"],
     ),
-    "no template": ({"train": NO_TEMPLATE}, ["train.json, row 1", "62381", "template", "https://"]),
+    "no template": ({"train": NO_TEMPLATE}, ["train.json, row 1", "62381", "no class", "template"]),
     "truncated": (
         {"train": json.dumps(rows(TRAIN))[:300].encode()},
         ["train.json", "not complete JSON", "again"],
@@ -160,24 +160,24 @@ WRONG = {
     "empty": ({"train": b""}, ["train.json", "is empty", "again"]),
     "empty list": ({"validation": []}, ["validation.json", "no rows", "again"]),
     "not a list": ({"train": {"62381": "Moving something up"}}, ["train.json", "not a list"]),
-    "row without id": ({"train": [{"template": "Moving [something] up"}]}, ["train.json, row 1", '"id"']),
-    "row is text": ({"train": ["62381"]}, ["train.json, row 1", '"id"']),
+    "row without id": ({"train": [{"template": "Moving [something] up"}]}, ["train.json, row 1", "no id"]),
+    "row is text": ({"train": ["62381"]}, ["train.json, row 1", "no id"]),
     "not text": ({"train": b"\xff\xfe\x00[]"}, ["train.json", "save it as UTF-8"]),
     "same index twice": (
         {"labels": {**CLASSES, "Moving something up": "0"}},
-        ["labels.json", "Moving part of something", "Moving something up", "index 0"],
+        ["labels.json", "Moving part of something", "index '0'", "each once"],
     ),
     "index key twice": (
         {"labels": b'{"0": "Moving part of something", "0": "Moving something up"}'},
-        ["labels.json", "Moving part of something", "Moving something up", "index 0"],
+        ["labels.json", "Moving part of something", "index '0'", "each once"],
     ),
     "class twice": (
         {"labels": b'{"Moving something up": "0", "Moving something up": "1"}'},
-        ["labels.json", "Moving something up", "two indices"],
+        ["labels.json", "Moving something up", "2 times"],
     ),
     "gap": (
         {"labels": {**CLASSES, "Moving something up": "9"}},
-        ["labels.json", "index 1", "Moving something up", "9"],
+        ["labels.json", "Moving something up", "index '9'", "0 to 5"],
     ),
     "no index": (
         {"labels": {**CLASSES, "Moving something up": None}},
@@ -187,11 +187,11 @@ WRONG = {
     "labels a list": ({"labels": list(CLASSES)}, ["labels.json", "class"]),
     "overlap": (
         {"validation": rows([*VALIDATION, TRAIN[0]])},
-        ["validation.json, row 3", "62381", "train.json, row 1", "remove"],
+        ["validation.json, row 3", "62381", "row 1 of train.json", "remove"],
     ),
     "test overlaps": (
         {"test": [{"id": "61429"}]},
-        ["test.json, row 1", "61429", "validation.json, row 1", "remove"],
+        ["test.json, row 1", "61429", "row 1 of validation.json", "remove"],
     ),
     "no labels file": ({"labels": None}, ["labels.json", "missing", "data.labels", "https://"]),
     "no train file": ({"train": None}, ["train.json", "missing", "data.labels", "https://"]),
@@ -214,7 +214,7 @@ def test_wrong_files_are_one_line_with_the_fix(tmp_path, case):
     ("answers", "words"),
     [
         ("141814;Moving something up\n", ["test-answers.csv", "219274", "test.json"]),
-        (ANSWERS + "5;Moving something up\n", ["test-answers.csv, row 3", "id 5", "test.json"]),
+        (ANSWERS + "5;Moving something up\n", ["test-answers.csv", "id 5", "test.json"]),
         (ANSWERS + "141814;Moving something up\n", ["test-answers.csv, row 3", "141814", "row 1"]),
         ("141814;Juggling\n219274;Moving something up\n", ["test-answers.csv, row 1", "141814", "Juggling"]),
         ("141814;\n219274;Moving something up\n", ["test-answers.csv, row 1", "id;class"]),
@@ -244,6 +244,7 @@ def test_two_releases_in_one_folder_are_refused(tmp_path):
 
 
 def test_no_folder_is_named_with_its_key(tmp_path):
+    assert label_digests(tmp_path / "nowhere") == {}
     with pytest.raises(UserError, match=r"nowhere.*data\.labels"):
         read_labels(tmp_path / "nowhere")
 
@@ -253,7 +254,6 @@ def test_a_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
-    assert list_label_files(tmp_path) == []  # a plan asks for them; the rule says why there are none
     with pytest.raises(UserError, match=r"Permission denied.*data\.labels"):
         read_labels(tmp_path)
 
@@ -362,6 +362,14 @@ def test_lists_without_class_names_call_them_by_number(tmp_path):
     assert found_rows(table) == TRAINED + VALIDATED
 
 
+def test_lists_may_have_commas(tmp_path):
+    files = {name: text.replace(" 8", ", 8").replace(" 105 ", ",105, ") for name, text in TSM.items()}
+    assert ", 80 5\n" in files["train_videofolder.txt"]
+    assert found_rows(read_labels(put(tmp_path, **files))[1]) == [
+        (v, s, 5 - i) for v, s, i in TRAINED + VALIDATED
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -449,7 +457,7 @@ WRONG_TEXT = {
     ),
     "class listed twice": (
         V1 | {"labels.csv": V1["labels.csv"] + NAMES[1]},
-        ["labels.csv", NAMES[1], "two indices", "1 and 6"],
+        ["labels.csv", NAMES[1], "2 times"],
     ),
     "no split in the name": (
         {"labels.csv": V1["labels.csv"], "videos.csv": V1["train.csv"]},
@@ -493,7 +501,7 @@ WRONG_TEXT = {
     ),
     "unknown split": (
         {"mine.csv": OWN.replace("wave,val", "wave,holdout")},
-        ["mine.csv, row 4", "three", "'holdout'", "validation"],
+        ["mine.csv, row 4", "three", "holdout", "validation"],
     ),
     "no class": (
         {"mine.csv": OWN.replace("wave,train", ",train")},
@@ -502,19 +510,23 @@ WRONG_TEXT = {
     "no id": ({"mine.csv": OWN.replace("clips/one.mp4", "")}, ["mine.csv, row 2", "no id"]),
     "class of validation only": (
         {"mine.csv": OWN.replace("wave,val", "weave,val")},
-        ["mine.csv, row 4", "three", "weave", "no row of train", "class names"],
+        ["mine.csv, row 4", "three", "weave", "the rows of train", "class names"],
     ),
     "in two splits": (
         {"mine.csv": OWN + "other/one.mp4,wave,test\n"},
-        ["mine.csv, row 6", "id one, test", "row 2 (train)", "remove"],
+        ["mine.csv, row 6", "other/one.mp4", "(test", "(train", "row 2", "remove"],
     ),
     "two classes": (
         {"mine.csv": OWN + 'other/one.mp4,"jump, high",train\n'},
-        ["mine.csv, row 6", "id one", "jump, high", "wave", "row 2"],
+        ["mine.csv, row 6", "other/one.mp4", "jump, high", "wave", "row 2"],
     ),
     "two videos of one name": (
         {"mine.csv": OWN + "other/one.mp4,wave,train\n"},
         ["mine.csv, row 6", "other/one.mp4", "clips/one.mp4", "row 2", "name of its own"],
+    ),
+    "misspelt column of classes": (
+        {"mine.csv": OWN.replace("label", "lable")},
+        ["mine.csv, row 2", "one", "no class", "column `label`"],
     ),
     "another header": (
         {"mine.csv": OWN.replace("path", "filename")},
@@ -522,7 +534,7 @@ WRONG_TEXT = {
     ),
     "no header": (
         {"mine.csv": OWN.partition("\n")[2]},
-        ["train.json", "missing", "mine.csv was taken for a list of class names"],
+        ["train.json", "missing", "counts as class names"],
     ),
     "header alone": ({"mine.csv": "path,label,split\n"}, ["mine.csv", "no rows"]),
     "empty": (V1 | {"train.csv": "\n\n"}, ["train.csv", "is empty"]),
@@ -562,22 +574,3 @@ def test_official_numbers_are_compared():
 def test_something_to_train_and_to_validate_is_needed_always(split):
     with pytest.raises(UserError, match=f"no rows of {split}.*add"):
         check_counts(["a"], official(**{split: 0}), dataset="demo", partial=True)
-
-
-def test_a_file_that_may_not_be_read_has_no_digest(tmp_path, monkeypatch):
-    """The plan goes on, and the job says it in one line."""
-
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    (tmp_path / "train.json").write_text("[]")
-    monkeypatch.setattr("ffnrepro.data.labels.file_digest", refuse)
-    assert label_digests(tmp_path) == {"train.json": "unreadable"}
-
-
-def test_a_misspelt_column_of_classes_is_named(tmp_path):
-    (tmp_path / "mine.csv").write_text("path,lable,split\n1.webm,a,train\n2.webm,a,validation\n")
-    with pytest.raises(
-        UserError, match=r"mine\.csv, row 1: none of its columns path, lable, split is called label"
-    ):
-        read_labels(tmp_path)

@@ -1,4 +1,4 @@
-"""One process at a time holds a lease; a dead one's is taken over, a living one's never."""
+"""One process at a time holds a lease; a dead process's is taken over, a living process's never."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from ffnrepro.errors import Unfinished
 from ffnrepro.training import lease as module
-from ffnrepro.training.lease import Lease, has_died, look
+from ffnrepro.training.lease import Lease, LeaseStatus, read_lease
 
 HOLD = """
 import sys, time, pathlib
@@ -49,13 +49,13 @@ def test_it_is_given_back(tmp_path: Path) -> None:
         lease = Lease(path)
         with lease.held():
             assert lease.is_mine()
-            sight = look(path)
-            assert sight is not None
-            assert sight.owner["pid"] == os.getpid()
+            status = read_lease(path)
+            assert status is not None
+            assert status.owner["pid"] == os.getpid()
         assert not path.exists()
 
 
-def test_who_waits_may_be_asked_to_stop(tmp_path: Path) -> None:
+def test_a_process_that_waits_can_be_stopped(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
     left_by(path, machine="another")
 
@@ -63,57 +63,55 @@ def test_who_waits_may_be_asked_to_stop(tmp_path: Path) -> None:
         raise Unfinished("SIGTERM")
 
     with pytest.raises(Unfinished, match="SIGTERM"), Lease(path, expiry=60).held(check):
-        pytest.fail("it is another's")
+        pytest.fail("another process holds it")
     assert json.loads(path.read_text())["token"] == "another"
 
 
-def test_a_second_process_stops_with_a_clear_word_and_a_killed_one_is_taken_over(tmp_path: Path) -> None:
+def test_a_living_process_keeps_it_and_a_killed_one_loses_it(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
     with holder(path) as first:
         text = path.read_text()
-        says = rf"process {first.pid} on .* is at work on this and alive; nothing was written"
-        with pytest.raises(Unfinished, match=says), Lease(path, expiry=30.0).held():
+        message = rf"process {first.pid} on .* is working on this and alive; nothing was written"
+        with pytest.raises(Unfinished, match=message), Lease(path, expiry=30.0).held():
             pass
         assert path.read_text() == text
         first.kill()
         first.wait()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                Lease, "_watch", lambda *_: pytest.fail("the process is known to be gone: nobody waits")
+                Lease, "_expires", lambda *_: pytest.fail("the process is known to be dead: no need to watch")
             )
             with Lease(path, expiry=30.0).held():
                 pass
     assert not path.exists()
 
 
-def test_a_sign_of_life_is_given(tmp_path: Path) -> None:
+def test_a_heartbeat_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
-    with Lease(path, expiry=4).held():
-        first = second = look(path)
-        assert first is not None
-        end = time.monotonic() + 3  # while it would expire in 4
-        while second is not None and second.touched == first.touched and time.monotonic() < end:
-            time.sleep(0.05)
-            second = look(path)
-    assert second is not None
-    assert second.touched > first.touched
-    assert second.owner == first.owner
+    with Lease(path, expiry=1).held():
+        first = status = read_lease(path)
+        end = time.monotonic() + 30
+        while status == first and time.monotonic() < end:
+            time.sleep(0.01)
+            status = read_lease(path)
+    assert first is not None
+    assert status is not None
+    assert status.heartbeat > first.heartbeat
+    assert status.owner == first.owner
 
 
-def test_of_another_machine_it_expires_by_the_watchers_own_clock(tmp_path: Path) -> None:
+def test_on_another_machine_it_expires_by_the_watchers_own_clock(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
     left_by(path, machine="elsewhere", host="node7")
     os.utime(path, (time.time() + 600, time.time() + 600))  # its clock is ten minutes ahead
     started = time.monotonic()
-    lease = Lease(path, expiry=1.0)
+    lease = Lease(path, expiry=0.5)
     with lease.held():
         assert lease.is_mine()
-        assert time.monotonic() - started >= 1.0
+        assert time.monotonic() - started >= 0.5
 
 
-def test_a_pause_of_the_machine_is_no_silence_of_the_owner(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pause_of_the_machine_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lease.json"
     left_by(path, machine="elsewhere")
     touched = path.stat().st_mtime
@@ -121,14 +119,14 @@ def test_a_pause_of_the_machine_is_no_silence_of_the_owner(
 
     def sleep(seconds: float) -> None:
         nonlocal now
-        if now > 100:  # the owner, which the same disk held up, goes on a moment later
+        if now > 100:  # the owner, which the same disk paused, continues a moment later
             os.utime(path, (touched + 1,) * 2)
         now += seconds + (0 if now else 100)
 
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with pytest.raises(Unfinished, match="at work on this and alive"), Lease(path, expiry=1.0).held():
-        pytest.fail("it is another's")
+    with pytest.raises(Unfinished, match="working on this and alive"), Lease(path, expiry=1.0).held():
+        pytest.fail("another process holds it")
 
 
 @pytest.mark.parametrize(
@@ -141,24 +139,26 @@ def test_a_pause_of_the_machine_is_no_silence_of_the_owner(
         ({}, 0, True),  # this process's own number: an earlier one with the same
     ],
 )
-def test_who_is_known_to_be_dead(tmp_path: Path, changes: dict[str, Any], age: float, dead: bool) -> None:
+def test_which_owner_is_known_to_be_dead(
+    tmp_path: Path, changes: dict[str, Any], age: float, dead: bool
+) -> None:
     path = tmp_path / "lease.json"
     left_by(path, **changes)
     os.utime(path, (time.time() - age,) * 2)
-    sight = look(path)
-    assert sight is not None
-    assert has_died(sight) is dead
+    status = read_lease(path)
+    assert status is not None
+    assert status.owner_is_dead() is dead
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"token"'])
-def test_a_lease_cut_short_expires_as_any_other(tmp_path: Path, text: str) -> None:
+def test_a_lease_that_was_cut_short_expires_like_any_other(tmp_path: Path, text: str) -> None:
     path = tmp_path / "lease.json"
     path.write_text(text)
     with Lease(path, expiry=0.5).held():
         pass
 
 
-def test_of_many_that_take_over_at_once_one_has_it(tmp_path: Path) -> None:
+def test_of_many_processes_that_take_over_at_once_one_gets_it(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
     left_by(path, pid=2**22 + 1)
     inside: list[int] = []
@@ -166,10 +166,10 @@ def test_of_many_that_take_over_at_once_one_has_it(tmp_path: Path) -> None:
 
     def take(number: int) -> str:
         try:
-            with Lease(path, expiry=3.0).held():
+            with Lease(path, expiry=1.0).held():
                 inside.append(number)
                 most.append(len(inside))
-                time.sleep(1.5)
+                time.sleep(0.5)
                 inside.remove(number)
         except Unfinished:
             return "stopped"
@@ -177,7 +177,7 @@ def test_of_many_that_take_over_at_once_one_has_it(tmp_path: Path) -> None:
 
     # Threads share a process number, which here would be taken for a dead process of the same number.
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(6) as pool:
-        patch.setattr(module, "has_died", lambda sight: sight.owner.get("token") == "another")
+        patch.setattr(LeaseStatus, "owner_is_dead", lambda status: status.owner.get("token") == "another")
         ends = list(pool.map(take, range(6)))
     assert max(most) == 1
     assert ends.count("held") >= 1

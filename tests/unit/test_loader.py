@@ -18,16 +18,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from ffnrepro.data.decode import DecodeError
 from ffnrepro.errors import UserError
 from ffnrepro.logs import run
+from ffnrepro.recipe.clips import collate_clips
 from ffnrepro.training import loader as module
 from ffnrepro.training.loader import VideoBatches
-
-
-def collate(samples: list[Any]) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
-    """Stands in for `collate_clips` until that takes clips by frame count."""
-    return {2: torch.stack([clips[2] for clips, _ in samples])}, torch.tensor([label for _, label in samples])
-
-
-module.collate_clips = collate  # type: ignore[assignment]
 
 
 def wait_for(file: Path) -> None:
@@ -191,7 +184,8 @@ def test_workers_are_replaced_when_native_code_hangs_or_crashes(
     left_out = "left out of its batch: videos/9.webm: the decoder did not finish in 1 s, or crashed"
     assert messages[-1] == left_out
     caplog.clear()
-    # The file is known now. It is not tried again, but counted again.
+    # The file is known now. It is not tried again, but counted again. And the time limit is not for idle workers.
+    time.sleep(1.1)
     assert read(loader) == expected
     assert loader.bad_videos == 1
     assert [record.getMessage() for record in caplog.records] == [left_out]
@@ -222,16 +216,48 @@ def test_a_batch_that_a_dying_worker_no_longer_hands_over_comes_from_the_next(
     ]
 
 
-def test_workers_that_die_and_no_file_is_to_blame_stop_the_run(
-    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+def test_workers_that_die_without_a_file_to_blame_stop_the_run(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def die(samples: Any) -> None:  # noqa: ARG001
-        os.kill(os.getpid(), signal.SIGKILL)  # as if memory had run out between two samples
+    def die_later(worker: int) -> None:  # noqa: ARG001
+        if (tmp_path / "kills 2").exists():
+            os.kill(os.getpid(), signal.SIGKILL)  # as if there were no memory for a new worker
 
-    monkeypatch.setattr(module, "collate_clips", die)
-    loader = make(Numbers(4, tmp_path), workers=1, max_bad_fraction=0.5)
+    monkeypatch.setattr(module, "_ignore_signals", die_later)
+    loader = make(Numbers(4, tmp_path, kills_once=(2,)), workers=1, max_bad_fraction=0.5)
     with pytest.raises(UserError, match=r"died three times, and no file is to blame: check the memory"):
         read(loader)
+    assert [record.getMessage().split("(")[1] for record in caplog.records] == [
+        "videos/2.webm)",
+        *3 * ["no file is to blame)"],
+    ]
+
+
+def test_workers_that_all_hang_stop_the_run(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (1.0,))
+    data = Numbers(200, tmp_path, hangs=tuple(range(200)))
+    with pytest.raises(UserError, match=r"check the memory and the disk of `data\.videos`"):
+        read(make(data, workers=2, max_bad_fraction=0.5, seconds=0.3))
+
+
+def test_deaths_between_which_batches_come_do_not_stop_the_run(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die_once(samples: Any) -> Any:
+        first = samples[0][1]
+        if not (tmp_path / f"died {first}").exists():
+            if first > 0:
+                wait_for(tmp_path / f"received {first - 4}")
+            (tmp_path / f"died {first}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return collate_clips(samples)
+
+    monkeypatch.setattr(module, "collate_clips", die_once)
+    for _, labels in make(Numbers(20, tmp_path), workers=1).batches(keys_of(20)):
+        (tmp_path / f"received {labels[0]}").touch()
+    assert len(list(tmp_path.glob("died *"))) == 5
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -240,15 +266,27 @@ def test_a_fault_of_the_code_is_passed_on(tmp_path: Path, make: Any, workers: in
         read(make(Numbers(4, tmp_path, faulty=(1,)), workers=workers, max_bad_fraction=0.5))
 
 
-def test_workers_finish_their_batches_after_the_signals_of_a_cluster(tmp_path: Path, make: Any) -> None:
-    loader = make(Numbers(40, tmp_path), workers=2)
-    batches = loader.batches(keys_of(40))
-    rows = [next(batches)[1].tolist()]
+def test_workers_finish_their_batches_after_the_signals_of_a_cluster(
+    tmp_path: Path, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = make(Numbers(40, tmp_path), workers=2).batches(keys_of(40))
+    rows = [next(batches)[1].tolist() for _ in range(2)]  # one of each worker
     for worker in multiprocessing.active_children():
         for number in (signal.SIGTERM, signal.SIGINT):
             assert worker.pid is not None
             os.kill(worker.pid, number)
     assert rows + [labels.tolist() for _, labels in batches] == keys_of(40)
+    assert not caplog.records
+
+
+def test_to_stop_early_ends_the_workers_at_once(tmp_path: Path, make: Any) -> None:
+    batches = make(Numbers(40, tmp_path, hangs_once=(6,)), workers=2).batches(keys_of(40))
+    next(batches)
+    wait_for(tmp_path / "hangs 6")
+    started = time.monotonic()
+    batches.close()
+    assert time.monotonic() - started < 4  # PyTorch would wait for 5 s
+    assert not multiprocessing.active_children()
 
 
 kept: list[Any] = []

@@ -1,4 +1,4 @@
-"""What is said of a run: the epoch's line, and warnings of faults that are made on purpose."""
+"""Progress of a training: the log line of an epoch, and warnings of faults made on purpose."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,7 @@ ROW = {
 }  # fmt: skip
 
 
-def test_the_epochs_line() -> None:
+def test_the_log_line_of_an_epoch() -> None:
     assert epoch_line("ffn", 50, ROW) == (
         "ffn: epoch 3/50, loss 2.500 (cross entropy 2.000, kl 4f 0.300, kl 8f 0.200), top-1/top-5 train 41.3/70.0, "
         "validation 4f 30.0/60.0, 16f 45.5/75.0, learning rate 0.01, 1234 frames/s, 12 % waiting for data, 2400 s, "
@@ -40,27 +40,27 @@ def epochs(*pairs: tuple[float, float]) -> list[dict[str, float]]:
             False,
         ),  # a good run on the built-in data
         ([(4.0, 0.9), (2.5, 0.3)], False),
-        ([(2.48, 0.01), (2.3, 0.18), (2.1, 0.38)], False),  # said before
+        ([(2.48, 0.01), (2.3, 0.18), (2.1, 0.38)], False),  # warned before
     ],
 )
-def test_a_divergence_of_a_student_that_does_not_learn(
-    pairs: list[tuple[float, float]], warned: bool
-) -> None:
+def test_a_student_that_does_not_learn(pairs: list[tuple[float, float]], warned: bool) -> None:
     found = warnings(epochs(*pairs), select_by="top1_16f")
     assert [text.split(" went")[0] for text in found] == (["kl_4f"] if warned else [])
 
 
-def test_clips_that_are_learned_by_heart() -> None:
+def test_a_network_that_overfits() -> None:
     scores = [(90.0, 56.0), (97.0, 56.7), (99.0, 56.2), (99.5, 55.6), (99.9, 54.4)]
     history = [ROW | {"train_top1": train, "validation_top1_16f": score} for train, score in scores]
-    said = [len(warnings(history[: n + 1], select_by="top1_16f")) for n in range(4)]
-    assert said == [0, 0, 0, 1]
+    counts = [len(warnings(history[: n + 1], select_by="top1_16f")) for n in range(4)]
+    assert counts == [0, 0, 0, 1]
     (text,) = warnings(history[:4], select_by="top1_16f")
-    assert "99.5 % while top1_16f on validation fell from 56.7 to 55.6" in text
-    assert not [text for text in warnings(history, select_by="top1_16f") if "heart" in text]  # said before
+    assert "99.5 %, but top1_16f on validation fell from 56.7 to 55.6" in text
+    assert not [
+        text for text in warnings(history, select_by="top1_16f") if "overfits" in text
+    ]  # warned before
 
 
-def test_a_norm_in_the_wrong_mode(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_batchnorm_in_the_wrong_mode(caplog: pytest.LogCaptureFixture) -> None:
     model = TSM(classes=3, depth=10, width=8, stem=3).train()
     with caplog.at_level(logging.WARNING):
         warn_of_norms(model, training=True)
@@ -69,11 +69,11 @@ def test_a_norm_in_the_wrong_mode(caplog: pytest.LogCaptureFixture) -> None:
     assert isinstance(model.layer1[0].bn1, torch.nn.BatchNorm2d)
     model.layer1[0].bn1.train()
     warn_of_norms(model, training=False)
-    assert "1 BatchNorms (layer1.0.bn1, ...) are in the mode of training during evaluation" in caplog.text
+    assert "1 BatchNorms (layer1.0.bn1, ...) are in training mode during evaluation" in caplog.text
     model.train()
     model.layer1[0].bn1.eval()
     warn_of_norms(model, training=True)
-    assert "are in the mode of evaluation during training" in caplog.text
+    assert "are in evaluation mode during training" in caplog.text
 
 
 def test_curves_are_written(tmp_path: Path) -> None:

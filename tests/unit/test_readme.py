@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from ffnrepro.recipe.clips import ClipDataset
+from ffnrepro.data.decode import open_video
+from ffnrepro.recipe.clips import ClipDataset, collate_clips
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
-from ffnrepro.recipe.transforms import normalise
+from ffnrepro.recipe.scoring import clip_logits
 from ffnrepro.weights import save_checkpoint
 
 README = Path(__file__).parents[2] / "README.md"
@@ -36,8 +37,10 @@ def test_the_example_scores_a_video_as_the_evaluation_does(
     values: dict[str, torch.Tensor] = {}
     exec(compile(example, str(README), "exec"), values)  # noqa: S102 (the README is ours)
     manifest = pd.DataFrame({"id": ["video"], "path": ["video.webm"], "frames": [20], "class": [0]})
-    clip, _ = ClipDataset(manifest=manifest, videos=tmp_path, frames=8, crop="centre")[0]
-    with torch.inference_mode():
-        expected = network(normalise(clip[None]))
+    dataset = ClipDataset(
+        manifest=manifest, videos=tmp_path, open_video=open_video, frame_counts=(8,), crop="centre"
+    )
+    clips, _ = collate_clips([dataset[0]])
+    expected = clip_logits(network, clips)[8]
     torch.testing.assert_close(values["logits"], expected)
     assert capsys.readouterr().out == f"{names[int(expected.argmax())]}\n"

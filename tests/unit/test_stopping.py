@@ -22,7 +22,7 @@ def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_asks_and_the_old_handler_comes_back(number: signal.Signals) -> None:
+def test_a_signal_requests_a_stop_and_the_old_handler_is_restored(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert stop.reason() is None
@@ -32,10 +32,10 @@ def test_a_signal_asks_and_the_old_handler_comes_back(number: signal.Signals) ->
 
 
 def test_a_repeated_sigterm_is_only_noted() -> None:
-    """A cluster sends several; one that acted would end the save that the first asked for."""
+    """A cluster sends several. If the second one acted, it would interrupt the save that the first one asked for."""
 
     def end(number: int, frame: object) -> None:  # noqa: ARG001
-        pytest.fail("it acted")
+        pytest.fail("it ended the work")
 
     before = signal.signal(signal.SIGTERM, end)
     try:
@@ -60,7 +60,7 @@ def test_a_deadline_keeps_time_for_the_save() -> None:
     stop = StopRequest(time.time() + 10_000)  # a margin of 60 s
     assert stop.reason() is None
     assert stop.reason(reserve=9_900) is None
-    assert stop.reason(reserve=9_945) == "the time is nearly used"
+    assert stop.reason(reserve=9_945) == "the time is nearly used up"
 
 
 def test_a_short_budget_has_a_short_margin() -> None:
@@ -69,7 +69,7 @@ def test_a_short_budget_has_a_short_margin() -> None:
     assert stop.reason(reserve=96) is not None
 
 
-def test_the_end_is_the_first_of_budget_and_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_earlier_end_of_budget_and_job_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert end_of_job(None) is None
     assert end_of_job(30) == pytest.approx(time.time() + 1800, abs=5)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
@@ -82,7 +82,7 @@ def test_the_end_is_the_first_of_budget_and_job(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("answer", "known"), [("2031-04-05T06:07:08", True), ("Unknown", False), ("", False)]
 )
-def test_an_older_slurm_is_asked(
+def test_squeue_tells_the_end_where_slurm_is_older(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     answer: str,
@@ -108,7 +108,7 @@ def test_a_job_without_squeue_has_no_known_end(tmp_path: Path, monkeypatch: pyte
     assert end_of_job(None) is None
 
 
-def test_unfinished_has_a_code_and_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_work_has_an_exit_code_and_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
         raise Unfinished("ffn: SIGTERM, saved at epoch 3")
 
@@ -116,8 +116,8 @@ def test_unfinished_has_a_code_and_a_word(capsys: pytest.CaptureFixture[str]) ->
     assert "unfinished, run again: ffn: SIGTERM, saved at epoch 3" in capsys.readouterr().err
 
 
-def test_a_screen_that_is_gone_costs_neither_the_code_nor_the_log(tmp_path: Path) -> None:
-    """`snakemake | tee`, and Ctrl-C ends `tee`, too; or the terminal was closed."""
+def test_a_closed_screen_changes_neither_exit_code_nor_log(tmp_path: Path) -> None:
+    """Such as `snakemake | tee`, if Ctrl-C ends `tee` as well, or a closed terminal."""
     text = """
 import sys
 from pathlib import Path

@@ -98,12 +98,20 @@ def test_initial_weights():
 
 
 def test_dropout_is_the_last_thing_before_the_classifier():
-    model = TSM(**SMALL, dropout=0.9).train()
+    torch.manual_seed(0)
+    model = TSM(**SMALL, dropout=0.4).train()
     torch.nn.init.ones_(model.fc.weight)
-    clip = torch.randn(1, 3, 4, 24, 24)
-    assert not torch.equal(model(clip), model(clip))
-    model = TSM(**SMALL, dropout=0.0).train()
-    assert torch.equal(model(clip), model(clip))
+    seen = {}
+    model.dropout.register_forward_hook(lambda _m, inputs, out: seen.update(pooled=inputs[0], dropped=out))
+    model.fc.register_forward_hook(lambda _m, inputs, _out: seen.update(scored=inputs[0]))
+    model(torch.randn(8, 3, 4, 24, 24))
+    assert seen["pooled"].shape == (8 * 4, 64)
+    assert torch.equal(seen["scored"], seen["dropped"])
+    positive = seen["pooled"] > 0
+    pooled, dropped = seen["pooled"][positive], seen["dropped"][positive]
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], pooled[kept] / 0.6)
+    assert kept.float().mean().item() == pytest.approx(0.6, abs=0.06)
 
 
 @pytest.mark.parametrize(

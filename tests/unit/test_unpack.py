@@ -64,7 +64,7 @@ def test_parts_give_the_files(tmp_path, zipped):
     (tmp_path / "downloads" / f"{STEM}-labels.zip").write_bytes(b"another download")
     said = unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
     assert unpacked(tmp_path / "into") == FILES
-    assert said == f"40 files in {tmp_path / 'into' / STEM} (40 written, 0 were there)"
+    assert said == f"40 files in {tmp_path / 'into' / STEM} (40 written, 0 already there)"
 
 
 def test_a_zip_without_the_ending_is_a_zip(tmp_path):
@@ -81,16 +81,12 @@ def test_a_part_with_the_ending_of_a_zip_is_a_part(tmp_path):
     assert unpacked(tmp_path / "into") == FILES
 
 
-def test_what_only_looks_like_a_part_is_passed_over(tmp_path):
-    paths = write_parts(tmp_path / "downloads")
+def test_files_that_only_look_like_parts_are_passed_over(tmp_path):
+    write_parts(tmp_path / "downloads")
     for name in ("scan-2024-11", "notes-10.zip", "report-2024.pdf", f"{STEM}-02 (1)", f"{STEM}-06.part"):
         (tmp_path / "downloads" / name).write_bytes(b"something else")
     unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
     assert unpacked(tmp_path / "into") == FILES
-    for path in paths:
-        path.unlink()
-    with pytest.raises(UserError, match="holds no parts"):
-        unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
 
 
 @pytest.mark.parametrize(
@@ -98,14 +94,12 @@ def test_what_only_looks_like_a_part_is_passed_over(tmp_path):
     [(8, 10, 9, "compression"), (6, 8, 1, "encrypted")],
     ids=["deflate64", "password"],
 )
-def test_a_zip_of_another_kind_is_left_to_the_user(tmp_path, local, central, value, words):
+def test_a_zip_of_another_kind_is_named(tmp_path, local, central, value, words):
     path = write_parts(tmp_path / "downloads", zipped="all")[2]
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\3\4") + local] = content[content.index(b"PK\1\2") + central] = value
     path.write_bytes(content)
-    with pytest.raises(
-        UserError, match=rf"-02\.zip: cannot be unzipped here \(.*{words}.*\): unzip it by hand"
-    ):
+    with pytest.raises(UserError, match=rf"-02\.zip: the archive cannot be read on .*{words}"):
         unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
 
 
@@ -115,7 +109,7 @@ def test_no_joined_copy_is_written(tmp_path):
     assert set(unpacked(tmp_path)) == set(FILES) | {path.name for path in paths}
 
 
-def test_an_interrupted_call_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_call_can_be_repeated(tmp_path, monkeypatch):
     write_parts(tmp_path / "downloads")
     copy, copied = shutil.copyfileobj, []
 
@@ -135,12 +129,11 @@ def test_an_interrupted_call_goes_on_where_it_was(tmp_path, monkeypatch):
     first = tmp_path / "into" / STEM / "1.webm"
     before = first.stat().st_mtime_ns
     (tmp_path / "into" / STEM / "2.webm").write_bytes(b"cut off")
-    (tmp_path / "into" / STEM / ".16.webm.unfinished").write_bytes(b"what kill -9 leaves")
     said = unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
-    assert "(26 written, 14 were there)" in said
+    assert "(26 written, 14 already there)" in said
     assert unpacked(tmp_path / "into") == FILES
     assert first.stat().st_mtime_ns == before
-    assert "(0 written, 40 were there)" in unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
+    assert "(0 written, 40 already there)" in unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
 
 
 def truncate(path, size):
@@ -153,60 +146,37 @@ def flip(path):
     path.write_bytes(content)
 
 
+UNREADABLE = ["the archive cannot be read on in this part", "again", "delete", "into"]
 BROKEN = {
-    "no part 02": (lambda paths: paths[2].unlink(), [f"{STEM}-02 is missing", "download"]),
-    "no parts 00 and 03": (
-        lambda paths: (paths[0].unlink(), paths[3].unlink()),
-        [f"{STEM}-00, {STEM}-03 are missing", "download"],
+    "no part 02": (lambda paths: paths[2].unlink(), ["parts -02 are missing", "download"]),
+    "no parts 00": (lambda paths: paths[0].unlink(), ["first part of no archive", f"{STEM}-00"]),
+    "no part 03, which is a folder": (
+        lambda paths: (paths[3].unlink(), paths[3].mkdir()),
+        ["parts -03 are missing", "download"],
     ),
-    "no last part": (lambda paths: paths[-1].unlink(), ["-04", "ends too early", "parts after it are missing"]),
-    "last part cut": (
-        lambda paths: truncate(paths[-1], 50),
-        ["-05", "ends too early", "incomplete", "50 bytes", "again"],
-    ),
+    "no last part": (lambda paths: paths[-1].unlink(), ["-04: ", "parts behind it are missing", *UNREADABLE]),
+    "last part cut": (lambda paths: truncate(paths[-1], 50), ["-05: ", *UNREADABLE]),
     "last part without its end": (
         lambda paths: truncate(paths[-1], paths[-1].stat().st_size - 4),
-        ["-05", "ends too early", "again"],
+        ["-05: ", *UNREADABLE],
     ),
-    "middle part cut": (lambda paths: truncate(paths[3], 6500), ["-03: is incomplete", "6,500", "7,000", "again"]),
-    "first part cut": (lambda paths: truncate(paths[0], 6500), ["-00: is incomplete", "6,500", "7,000", "again"]),
-    "bytes damaged": (lambda paths: flip(paths[3]), ["downloads: the check sum", "one of the 6 parts", "again", "delete", "into"]),
-    "a second copy": (
-        lambda paths: paths[2].rename(paths[2].with_name(f"{STEM}-02 (1)")),
-        [f"{STEM}-02 is missing", f"'{STEM}-02 (1)'", "whole part"],
-    ),
-    "not finished": (
-        lambda paths: paths[3].rename(paths[3].with_name(f"{STEM}-03.zip.crdownload")),
-        [f"{STEM}-03 is missing", f"'{STEM}-03.zip.crdownload': not finished?"],
-    ),
-    "last one not finished": (
-        lambda paths: paths[-1].rename(paths[-1].with_name(f"{STEM}-05.part")),
-        ["-04: the archive ends too early", f"'{STEM}-05.part': not finished?"],
-    ),
-    "none finished": (
-        lambda paths: [path.rename(path.with_name(f"{path.name}.part")) for path in paths],
-        ["holds no parts", f"'{STEM}-00.part'", "not finished?"],
-    ),
-    "a part in a folder of its name": (
-        lambda paths: (paths[1].unlink(), paths[1].mkdir()),
-        [f"{STEM}-01 is missing", f"'{STEM}-01'"],
-    ),
-    "one empty in the middle": (lambda paths: truncate(paths[2], 0), ["-02: is incomplete", "0 bytes", "again"]),
-    "first one empty": (lambda paths: truncate(paths[0], 0), ["-00: does not start as a gzip", "again"]),
-    "last one empty": (lambda paths: truncate(paths[-1], 0), ["-05", "ends too early", "0 bytes", "again"]),
+    "middle part cut": (lambda paths: truncate(paths[3], 6500), ["this part or one before it", *UNREADABLE]),
+    "bytes damaged": (lambda paths: flip(paths[3]), ["CRC check failed", "one before it", *UNREADABLE]),
+    "one empty in the middle": (lambda paths: truncate(paths[2], 0), ["one before it", *UNREADABLE]),
+    "first one empty": (lambda paths: truncate(paths[0], 0), ["-01: ", "one before it", *UNREADABLE]),
     "an error page": (
         lambda paths: paths[0].write_bytes(b"<html>404</html>"),
-        ["-00: does not start as a gzip archive", "<ht", "again"],
+        ["-00: ", "Not a gzipped file", "<h", *UNREADABLE],
     ),
     "another archive": (
         lambda paths: paths[0].with_name("20bn-something-something-v1-00").write_bytes(b""),
-        ["several archives", "v1", "v2", "folder of its own"],
+        ["v1", "v2", "parts of one archive"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_downloads_are_one_line_with_the_mend(tmp_path, case):
+def test_broken_downloads_are_one_line_with_the_fix(tmp_path, case):
     harm, words = BROKEN[case]
     paths = write_parts(tmp_path / "downloads")
     assert len(paths) == 6
@@ -218,36 +188,18 @@ def test_broken_downloads_are_one_line_with_the_mend(tmp_path, case):
     assert [word for word in words if word not in message] == [], message
 
 
-def test_a_zip_that_is_cut_is_named_before_anything_is_written(tmp_path):
+@pytest.mark.parametrize("harm", [flip, lambda path: truncate(path, 1000)], ids=["damaged", "cut"])
+def test_a_damaged_zip_is_named(tmp_path, harm):
     paths = write_parts(tmp_path / "downloads", zipped="all")
-    truncate(paths[2], 1000)
-    with pytest.raises(UserError, match=r"-02\.zip: is not a complete zip.*again"):
+    harm(paths[2])
+    with pytest.raises(UserError, match=r"-02\.zip: the archive cannot be read on.*again"):
         unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
-    assert not (tmp_path / "into").exists()
 
 
-def test_a_zip_with_damaged_bytes_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 512)
-    large = {name: os.urandom(10_000) for name in FILES}
-    paths = write_parts(tmp_path / "downloads", large, zipped="all", size=60_000)
-    assert len(paths) > 4
-    flip(paths[2])
-    with pytest.raises(UserError, match=r"-02\.zip: is damaged.*again"):
-        unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
-    # Nothing that may be damaged stays, to be passed over by the next call.
-    assert 0 < len(found := unpacked(tmp_path / "into")) < 40
-    assert found.items() <= large.items()
-    write_parts(tmp_path / "downloads", large, zipped="all", size=60_000)
-    unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
-    assert unpacked(tmp_path / "into") == large
-
-
-@pytest.mark.parametrize(("expect", "mend"), [(41, "all parts are there.*-05"), (39, "of this data set")])
-def test_another_number_of_files_is_said_with_both(tmp_path, expect, mend):
+@pytest.mark.parametrize(("expect", "fix"), [(41, "-05"), (39, "of this data set")])
+def test_another_number_of_files_is_an_error(tmp_path, expect, fix):
     write_parts(tmp_path / "downloads")
-    with pytest.raises(
-        UserError, match=rf"40 files came out where {expect} are expected: .*{mend}.*--expect 40"
-    ):
+    with pytest.raises(UserError, match=rf"40 files were unpacked instead of {expect}: .*{fix}.*--expect 40"):
         unpack(tmp_path / "downloads", tmp_path / "into", expect=expect)
 
 
@@ -262,14 +214,13 @@ def link(name, target, kind):
     [
         ("../outside.webm", b"x"),
         (f"{STEM}/../../outside.webm", b"x"),
-        ("/tmp/outside.webm", b"x"),
-        ("..\\outside.webm", b"x"),
+        (f"{STEM}/inner.webm", link(f"{STEM}/inner.webm", "1.webm", tarfile.SYMTYPE)),
         (f"{STEM}/link.webm", link(f"{STEM}/link.webm", "/etc/passwd", tarfile.SYMTYPE)),
         (f"{STEM}/hard.webm", link(f"{STEM}/hard.webm", "../../outside.webm", tarfile.LNKTYPE)),
         (f"{STEM}/pipe.webm", link(f"{STEM}/pipe.webm", "", tarfile.FIFOTYPE)),
     ],
 )
-def test_what_leads_out_of_the_folder_is_refused(tmp_path, name, content):
+def test_members_outside_the_folder_and_links_are_refused(tmp_path, name, content):
     write_parts(tmp_path / "downloads", FILES | {name: content})
     with pytest.raises(UserError) as caught:
         unpack(tmp_path / "downloads", tmp_path / "into", expect=41)
@@ -289,21 +240,21 @@ def test_a_link_that_leads_out_is_not_followed(tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_with_the_fix(tmp_path, monkeypatch):
     write_parts(tmp_path / "downloads")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.shutil, "copyfileobj", full)
-    with pytest.raises(UserError, match=r"into: No space left on device.*again"):
+    with pytest.raises(UserError, match=r"into: No space left on device.*repeat"):
         unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
 
 
 def test_folders_without_parts(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder"):
+    with pytest.raises(UserError, match=r"nowhere: No such file or directory"):
         unpack(tmp_path / "nowhere", tmp_path)
-    with pytest.raises(UserError, match=rf"holds no parts.*{STEM}-00"):
+    with pytest.raises(UserError, match=rf"first part of no archive.*{STEM}-00"):
         unpack(tmp_path, tmp_path)
 
 
@@ -311,6 +262,6 @@ def test_the_command(tmp_path, capsys):
     write_parts(tmp_path)
     assert main(["unpack", str(tmp_path)]) == 1
     assert "error: " in (said := capsys.readouterr().err)
-    assert "40 files came out where 220,847 are expected" in said
+    assert "40 files were unpacked instead of 220,847" in said
     assert main(["unpack", str(tmp_path), "--into", str(tmp_path / "into"), "--expect", "40"]) == 0
     assert unpacked(tmp_path / "into") == FILES

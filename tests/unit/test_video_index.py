@@ -47,7 +47,7 @@ def test_no_folder_and_no_videos_are_named_with_the_key(tmp_path):
     below = tmp_path / "20bn-something-something-v2"
     below.mkdir()
     (below / "1.webm").touch()
-    with pytest.raises(UserError, match=r"but \S*/20bn-something-something-v2 does.*data\.videos"):
+    with pytest.raises(UserError, match=r"holds no videos.*data\.videos.*folder of its own"):
         list_videos(tmp_path)
 
 
@@ -60,8 +60,6 @@ def test_shards_divide_the_names_and_a_new_one_changes_one_shard():
     assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
     # CRC-32 of "123456789" is known to be 0xCBF43926: the division must not change between releases.
     assert shard_of(["123456789"], 0xCBF43926 % 10, 10) == ["123456789"]
-    with pytest.raises(ValueError, match="no shard 8"):
-        shard_of(names, 8, 8)
 
 
 def test_the_index_describes_each_file(write_video, numbered_frames, tmp_path):
@@ -118,11 +116,11 @@ def test_frames_are_listed_by_their_folders_and_the_other_layout_is_named(tmp_pa
     (tmp_path / "frames" / "1.webm").touch()
     assert list_videos(tmp_path / "frames", "frames") == ["2"]
     (tmp_path / "frames" / "1.webm").unlink()
-    with pytest.raises(UserError, match=r"but folders of frames: set `data\.layout: frames`"):
+    with pytest.raises(UserError, match=r"holds no videos.*`data\.layout`"):
         list_videos(tmp_path / "frames")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "1.webm").touch()
-    with pytest.raises(UserError, match=r"but video files: set `data\.layout: videos`"):
+    with pytest.raises(UserError, match=r"holds no folders of frames.*`data\.layout`"):
         list_videos(tmp_path / "videos", "frames")
 
 
@@ -192,7 +190,7 @@ def test_unchanged_files_are_not_decoded_again(write_video, numbered_frames, tmp
     changed = (folder / "2.webm").stat().st_mtime_ns + 10**9
     os.utime(folder / "2.webm", ns=(changed, changed))
     with entries.open("a") as file:
-        file.write('{"key": ["3.webm", 12')  # a line that a kill cut short
+        file.write('\n{"key": ["3.webm", 12')  # a line that a kill cut short
     table = index_videos(folder, names, entries=entries).set_index("id")
     assert examined == ["1.webm", "2.webm", "gone.webm"]
     assert table["frames"].dropna().tolist() == [4, 6, 4, 4]
@@ -227,7 +225,7 @@ def test_a_killed_index_is_continued(write_video, numbered_frames, tmp_path, exa
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
-    done = len(entries.read_text().splitlines())
+    done = entries.read_text().count("\n")
     assert 20 <= done < 100
     assert not (tmp_path / "part.parquet").exists()
     table = index_videos(folder, names, entries=entries)

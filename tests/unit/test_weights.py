@@ -184,7 +184,7 @@ def test_own_checkpoint_comes_back_as_it_was(model, tmp_path):
     clip = torch.randn(1, 3, 3, 32, 32)
     model.train()(torch.randn(2, 3, 2, 32, 32))  # statistics that are not those of a new network
     path = tmp_path / "new folder" / "model.pt"
-    save_checkpoint(path, model, epoch=3, top1=51.5, classes=["a", "b"], settings={"depth": 10, "seed": None})
+    save_checkpoint(path, model)
     random = torch.get_rng_state()
     loaded = load_checkpoint(path)
     assert torch.equal(random, torch.get_rng_state())  # reading a file draws no random numbers
@@ -195,9 +195,6 @@ def test_own_checkpoint_comes_back_as_it_was(model, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(loaded(clip), model.eval()(clip))
     loaded.train()(torch.randn(2, 3, 2, 32, 32)).sum().backward()
-    content = torch.load(path, weights_only=True)
-    assert content["epoch"] == 3
-    assert content["settings"] == {"depth": 10, "seed": None}
     assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
 
 
@@ -228,21 +225,6 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
         save_checkpoint(path, TSM(**SMALL))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [{"top1": np.float64(1)}, {"x": {"y": [object()]}}, {"x": Path()}, {"state_dict": {}}, {"format": "x"}],
-)
-def test_refuses_to_save_what_could_not_be_loaded(tmp_path, extra):
-    with pytest.raises(TypeError, match=f"cannot keep '{next(iter(extra))}'"):
-        save_checkpoint(tmp_path / "model.pt", TSM(**SMALL), **extra)
-    assert not list(tmp_path.iterdir())
-
-
-def test_refuses_to_save_a_wrapped_network(tmp_path):
-    with pytest.raises(TypeError, match="cannot save a DataParallel"):
-        save_checkpoint(tmp_path / "model.pt", torch.nn.DataParallel(TSM(**SMALL)))
 
 
 # --- Other people's files --------------------------------------------------------------------------------------

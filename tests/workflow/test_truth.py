@@ -28,14 +28,19 @@ EXPERIMENTS = {"tsm": "TSM", "ffn": "TSM-FFN"}  # with the row of the table
 FRAME_COUNTS = (4, 8, 16)
 
 
+def seed_folder(folder: Path, experiment: str) -> Path:
+    """Folder of the one training of an experiment."""
+    (found,) = folder.glob(f"results/runs/{experiment}-????????/seed0")
+    return found
+
+
 def network_file(folder: Path, experiment: str) -> Path:
-    return folder / f"results/experiments/{experiment}/seed0/model.pt"
+    return seed_folder(folder, experiment) / "model.pt"
 
 
 def predictions(folder: Path, experiment: str, frames: int) -> pd.DataFrame:
-    return pd.read_parquet(folder / f"results/evaluation/{experiment}/seed0/{frames}f.parquet").set_index(
-        "id"
-    )
+    path = seed_folder(folder, experiment) / f"validation_{frames}f.parquet"
+    return pd.read_parquet(path).set_index("id")
 
 
 def stored_classes(rows: pd.DataFrame) -> NDArray[np.int64]:
@@ -45,7 +50,8 @@ def stored_classes(rows: pd.DataFrame) -> NDArray[np.int64]:
 
 def stored_scores(rows: pd.DataFrame) -> NDArray[np.float64]:
     """(videos, 5): the log-probabilities of these classes."""
-    return np.log(rows[[f"score_{rank}" for rank in range(1, 6)]].to_numpy())
+    scores = np.stack(rows["log_probabilities"].tolist()).astype(np.float64)
+    return np.take_along_axis(scores, stored_classes(rows), axis=1)
 
 
 def build(architecture: dict[str, Any]) -> torch.nn.Module:

@@ -238,9 +238,9 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     ("changes", "says"),
     [
         ({"data": {"labels": "nowhere", "videos": "my data/videos"}}, r"^error: nowhere: no such folder of label files"),
-        ({"data": {"labels": "my data", "videos": "my data/videos"}}, r"^error: my data: labels\.json .* is missing"),
+        ({"data": {"labels": "my data", "videos": "my data/videos"}}, r"^error: my data: train\.json .* is missing"),
         ({"data": {"labels": "my data/labels", "videos": "none"}}, r"^error: none: no such folder .*`data\.videos`"),
-        ({"data": {"labels": "my data/labels", "videos": "my data"}}, r"^error: my data: holds no videos .* but my data/videos does"),
+        ({"data": {"labels": "my data/labels", "videos": "my data"}}, r"^error: my data: holds no videos .*`data\.videos`"),
         ({"dataset": "something-something-v2"}, r"^error: labels: not those of `dataset: .* train where it has 168,913;"),
         ({"network": {"weights": "my.pth", "weights_sha256": "ab"}}, r"^error: my\.pth: no such file; set network\.weights"),
         ({"network": {"weights": "imagenet"}}, r"^error: config: network\.weights is imagenet, which does not fit"),

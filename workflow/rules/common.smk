@@ -36,6 +36,11 @@ TRAINING = "results/runs/{run}/seed{seed}"
 EVALUATION = f"{TRAINING}/{{split}}_{{frames}}f"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
+# A plan is made without the data, too; a run stops before its first job.
+for path in (CONFIG.data.labels, CONFIG.data.videos, CONFIG.own_weights):
+    if path and not os.path.exists(path):
+        print(f"{path}: not there yet", file=sys.stderr)
+
 # Scripts run by the Python that runs snakemake. SLURM sends SIGTERM to all processes of a job, and kills those that are
 # left once the shell has ended, so the shell waits.
 PREFIX = f"set -euo pipefail; trap : TERM; export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; "
@@ -61,11 +66,6 @@ if CONFIG.runtime.time_budget is not None:
     TRAINING_OPTIONS += f" --time-budget {CONFIG.runtime.time_budget:g}"
 if CONFIG.runtime.cache_decoded:
     TRAINING_OPTIONS += " --cache-decoded"
-
-# On one machine, jobs that use GPUs run one after the other: each takes the first GPUs that it sees. On a cluster, SLURM
-# gives each job its own. The executor is not known yet; `nodes` is a cluster's only.
-if workflow.resource_settings.nodes is None:
-    workflow.register_resource("gpu_jobs", 1)
 
 
 wildcard_constraints:
@@ -184,13 +184,6 @@ def training_note(wildcards):
     return RUN_LIST.describe_training(experiment_of(wildcards), int(wildcards.seed))
 
 
-def tried_steps(wildcards):
-    """Steps that are tried before a training: none on a cluster, where another machine trains, or of a finished one."""
-    done = [RUN_LIST.progress(wildcards.run, seed) for seed in CONFIG.seeds]
-    return 20 if workflow.local_exec and any(epoch < epochs for epoch, epochs in done) else 0
-
-
-@cache
 def digests_of_labels():
     return label_digests(Path(CONFIG.data.labels))
 

@@ -65,7 +65,8 @@ rule check_training:
         script=script("check_training"),
         # As a training: nothing else is to be on the GPU that is checked.
         gpu_jobs=GPUS,
-        steps=tried_steps,
+        # Some steps are tried; on a cluster none, since another machine trains (profiles/slurm).
+        steps=20,
         options=TRAINING_OPTIONS,
         runtime=30,
         mem_mb=16000,

@@ -1,10 +1,11 @@
 """Assemble a table from the records of its evaluations, and refuse stale ones."""
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+
+import tyro
 
 from ffnrepro.files import replacing, write_json, write_text
 from ffnrepro.logs import logger, run
@@ -20,26 +21,7 @@ from ffnrepro.tables import (
 )
 
 
-def main() -> int:
-    """Parse the arguments and assemble."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", required=True, help="its name")
-    parser.add_argument("--rows", required=True, help="JSON: a list of rows (ffnrepro.tables.TableRow)")
-    parser.add_argument("--dataset", required=True, help="that was evaluated")
-    parser.add_argument("--split", required=True, help="that was evaluated")
-    parser.add_argument("--short-side", required=True, type=int, help="pixels")
-    parser.add_argument("--crop-size", required=True, type=int, help="pixels")
-    parser.add_argument("--data", required=True, type=Path, help="digest of the manifest, as a file")
-    parser.add_argument("--published", required=True, type=Path, help="published figures")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the table's files")
-    parser.add_argument("--log", type=Path)
-    options = vars(parser.parse_args())
-    log = options.pop("log")
-    return run(lambda: assemble(**options), log)
-
-
-def assemble(
-    *,
+def main(
     table: str,
     rows: str,
     dataset: str,
@@ -49,32 +31,50 @@ def assemble(
     data: Path,
     published: Path,
     output: Path,
-) -> None:
-    """Write `{table}.csv`, `{table}.md` and `{table}.json`, and log the table."""
-    inputs = EvaluationInputs(
-        split=split,
-        short_side=short_side,
-        crop_size=crop_size,
-        data=data.read_text(encoding="utf-8").strip(),
-        code=scoring_code(),
-    )
-    row_list = read_rows(rows)
-    figures = read_published(published)
-    check_published(row_list, figures)
-    numbers = assemble_table(row_list, read_records(row_list, inputs), published=figures, dataset=dataset)
-    text = table_markdown(numbers, published=figures, dataset=dataset)
-    with replacing(output / f"{table}.csv") as temporary:
-        numbers.to_csv(temporary, index=False)
-    write_text(output / f"{table}.md", text)
-    lines = json.loads(numbers.to_json(orient="records"))
-    record = {
-        "dataset": dataset,
-        **asdict(inputs),
-        "rows": [row | {"numbers": line} for row, line in zip(json.loads(rows), lines, strict=True)],
-    }
-    write_json(output / f"{table}.json", record)
-    logger.info("%s", text)
+    log: Path | None = None,
+) -> int:
+    """Write `{table}.csv`, `{table}.md` and `{table}.json`, and log the table.
+
+    Args:
+        table: Its name.
+        rows: JSON: a list of rows (`ffnrepro.tables.TableRow`).
+        dataset: That was evaluated.
+        split: That was evaluated.
+        short_side: Pixels.
+        crop_size: Pixels.
+        data: File with the digest of the manifest.
+        published: Published figures.
+        output: Folder of the table's files.
+        log: File that messages are written to.
+    """
+
+    def work() -> None:
+        inputs = EvaluationInputs(
+            split=split,
+            short_side=short_side,
+            crop_size=crop_size,
+            data=data.read_text(encoding="utf-8").strip(),
+            code=scoring_code(),
+        )
+        row_list = read_rows(rows)
+        figures = read_published(published)
+        check_published(row_list, figures)
+        numbers = assemble_table(row_list, read_records(row_list, inputs), published=figures, dataset=dataset)
+        text = table_markdown(numbers, published=figures, dataset=dataset)
+        with replacing(output / f"{table}.csv") as temporary:
+            numbers.to_csv(temporary, index=False)
+        write_text(output / f"{table}.md", text)
+        lines = json.loads(numbers.to_json(orient="records"))
+        record = {
+            "dataset": dataset,
+            **asdict(inputs),
+            "rows": [row | {"numbers": line} for row, line in zip(json.loads(rows), lines, strict=True)],
+        }
+        write_json(output / f"{table}.json", record)
+        logger.info("%s", text)
+
+    return run(work, log)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main))

@@ -3,28 +3,32 @@
 import sys
 from pathlib import Path
 
+import tyro
+
 from ffnrepro.doctor import examine, report
 from ffnrepro.files import write_text
 from ffnrepro.logs import logger, run
 from ffnrepro.runs import read_run
-from ffnrepro.training.arguments import job_of, training_parser
+from ffnrepro.training.job import Job
 
 
-def main() -> int:
-    """Parse the arguments, check, and write the findings."""
-    parser = training_parser(__doc__)
-    parser.add_argument("--steps", required=True, type=int, help="that are tried; 0: another machine trains")
-    parser.add_argument("--output", required=True, type=Path, help="written: the findings")
-    arguments = parser.parse_args()
+def main(job: tyro.conf.OmitArgPrefixes[Job], steps: int, output: Path, log: Path | None = None) -> int:
+    """Check what a training needs, and try some steps of it.
+
+    Args:
+        job: The training.
+        steps: Steps that are tried; 0: another machine trains.
+        output: Written: the findings.
+        log: File that messages are written to.
+    """
 
     def work() -> None:
-        settings, _ = read_run(arguments.run)
-        findings = report(examine(job_of(arguments, seed=0), settings, steps=arguments.steps))
-        logger.info("%s: a training would run:\n%s", arguments.run.name, findings)
-        write_text(arguments.output, findings + "\n")
+        findings = report(examine(job, read_run(job.run)[0], steps=steps))
+        logger.info("%s: a training would run:\n%s", job.run.name, findings)
+        write_text(output, findings + "\n")
 
-    return run(work, arguments.log)
+    return run(work, log)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main))

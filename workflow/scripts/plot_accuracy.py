@@ -1,36 +1,37 @@
 """Draw the accuracy of a table's rows against the frame count."""
 
-import argparse
 import sys
 from pathlib import Path
 
 import pandas as pd
+import tyro
 
 from ffnrepro.figures import accuracy_figure, save_figure
 from ffnrepro.logs import run
 from ffnrepro.tables import read_published
 
 
-def main() -> int:
-    """Parse the arguments and draw."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", required=True, type=Path, help="results/TABLE.csv")
-    parser.add_argument("--published", required=True, type=Path, help="published figures")
-    parser.add_argument("--dataset", required=True, help="that was evaluated")
-    parser.add_argument("--output", required=True, type=Path, help="the picture to write")
-    parser.add_argument("--log", type=Path)
-    arguments = parser.parse_args()
+def main(table: Path, published: Path, dataset: str, output: Path, log: Path | None = None) -> int:
+    """Draw the accuracy of a table's rows against the frame count.
+
+    Args:
+        table: A table of results, such as `results/table1.csv`.
+        published: Published figures.
+        dataset: That was evaluated.
+        output: Written: the picture.
+        log: File that messages are written to.
+    """
 
     def work() -> None:
         figure = accuracy_figure(
-            pd.read_csv(arguments.table),
-            published=read_published(arguments.published),
-            dataset=arguments.dataset,
+            pd.read_csv(table),
+            published=read_published(published),
+            dataset=dataset,
         )
-        save_figure(figure, arguments.output)
+        save_figure(figure, output)
 
-    return run(work, arguments.log)
+    return run(work, log)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main))

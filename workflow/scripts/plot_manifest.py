@@ -1,30 +1,32 @@
 """Draw the number of videos of each class, and their lengths."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
+
+import tyro
 
 from ffnrepro.figures import class_count_figure, clip_length_figure, save_figure
 from ffnrepro.logs import run
 
 
-def main() -> int:
-    """Parse the arguments, draw."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--summary", required=True, type=Path, help="summary.json")
-    parser.add_argument("--classes", required=True, type=Path, help="output: figure of the class counts")
-    parser.add_argument("--lengths", required=True, type=Path, help="output: figure of the clip lengths")
-    parser.add_argument("--log", type=Path)
-    arguments = parser.parse_args()
+def main(summary: Path, classes: Path, lengths: Path, log: Path | None = None) -> int:
+    """Draw the number of videos of each class, and their lengths.
+
+    Args:
+        summary: The file `summary.json` of the manifest.
+        classes: Written: figure of the class counts.
+        lengths: Written: figure of the clip lengths.
+        log: File that messages are written to.
+    """
 
     def work() -> None:
-        summary = json.loads(arguments.summary.read_text(encoding="utf-8"))
-        save_figure(class_count_figure(summary), arguments.classes)
-        save_figure(clip_length_figure(summary), arguments.lengths)
+        counts = json.loads(summary.read_text(encoding="utf-8"))
+        save_figure(class_count_figure(counts), classes)
+        save_figure(clip_length_figure(counts), lengths)
 
-    return run(work, arguments.log)
+    return run(work, log)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main))

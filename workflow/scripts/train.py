@@ -1,29 +1,33 @@
-"""Train one run: TSM at one frame count, FFN at several, or another method."""
+"""Train one run."""
 
 import os
 import sys
+from pathlib import Path
+
+import tyro
 
 from ffnrepro.logs import run
 from ffnrepro.runs import read_run
-from ffnrepro.training.arguments import job_of, training_parser
-from ffnrepro.training.job import run_job
+from ffnrepro.training.job import Job, run_job
 from ffnrepro.training.launch import launch
 
 
-def main() -> int:
-    """Parse the arguments and train, in a process for each GPU."""
-    parser = training_parser(__doc__)
-    parser.add_argument("--seed", required=True, type=int)
-    arguments = parser.parse_args()
+def main(job: tyro.conf.OmitArgPrefixes[Job], log: Path | None = None) -> int:
+    """Train one run: TSM at one frame count, FFN at several, or another method; in a process for each GPU.
+
+    Args:
+        job: The training.
+        log: File that messages are written to.
+    """
 
     def work() -> None:
-        gpus = read_run(arguments.run)[0].training.gpus
+        gpus = read_run(job.run)[0].training.gpus
         if gpus > 1 and "RANK" not in os.environ:
             sys.exit(launch(gpus, sys.argv))
-        run_job(job_of(arguments, arguments.seed))
+        run_job(job)
 
-    return run(work, arguments.log)
+    return run(work, log)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main))

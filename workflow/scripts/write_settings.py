@@ -1,29 +1,26 @@
 """Write all settings that decide the network of a run."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
+
+import tyro
 
 from ffnrepro.logs import run
 from ffnrepro.runs import RunSettings, write_run
 from ffnrepro.settings import read_settings
 
 
-def main() -> int:
-    """Parse the arguments and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--settings", required=True, type=json.loads, help="as JSON")
-    parser.add_argument(
-        "--output", required=True, type=Path, help="written: settings.json in the run's folder"
-    )
-    parser.add_argument("--log", type=Path)
-    arguments = parser.parse_args()
-    return run(
-        lambda: write_run(arguments.output.parent, read_settings(RunSettings, arguments.settings)),
-        arguments.log,
-    )
+def main(settings: str, output: Path, log: Path | None = None) -> int:
+    """Write all settings that decide the network of a run, and the digests of its code.
+
+    Args:
+        settings: JSON of `ffnrepro.runs.RunSettings`.
+        output: Written: `settings.json` in the folder of the run.
+        log: File that messages are written to.
+    """
+    return run(lambda: write_run(output.parent, read_settings(RunSettings, json.loads(settings))), log)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main))

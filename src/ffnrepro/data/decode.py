@@ -29,17 +29,12 @@ from PIL import Image
 Verify = Literal["decode", "packets"]
 
 NO_SUCH_FILE = "no such file"
-EMPTY_FILE = "empty file"
 NO_PERMISSION = "no permission to read it"
 WEB_PAGE = "a web page, not a video"
 TEXT = "text, not a video"
 DOES_NOT_OPEN = "does not open"
-NO_VIDEO_STREAM = "no video stream"
-UNKNOWN_CODEC = "a codec without a decoder here"
 DOES_NOT_DECODE = "does not decode"
 TRUNCATED = "truncated"
-NO_FRAMES = "no frames"
-FRAMES_MISSING = "frames missing"
 FRAMES_CHANGE_SIZE = "frames change size"
 
 _MATROSKA = b"\x1a\x45\xdf\xa3"
@@ -50,12 +45,16 @@ _TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")
 
 
 class DecodeError(Exception):
-    """A video that cannot be read. The message names the file; ``reason`` says why in a few words."""
+    """A video that cannot be read: ``reason`` says why in a few words, ``detail`` more of it."""
 
-    def __init__(self, message: str, reason: str = DOES_NOT_DECODE) -> None:
-        # A worker of the loader sends the error to the main process, where it is rebuilt from its message alone.
-        super().__init__(message)
+    def __init__(self, path: Path | str, reason: str = DOES_NOT_DECODE, detail: str = "") -> None:
+        # A worker of the loader sends the error to the main process, where it is rebuilt from these arguments.
+        super().__init__(str(path), reason, detail)
         self.reason = reason
+
+    def __str__(self) -> str:
+        path, reason, detail = self.args
+        return f"{path}: {reason} ({detail})" if detail else f"{path}: {reason}"
 
 
 @dataclass(frozen=True)
@@ -112,22 +111,20 @@ class VideoReader(ABC):
 class _PyAVReader(VideoReader):
     """Decodes from the first frame on, which is exact whatever the key frames; a short clip needs no seeking."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        # A file that is no video is refused when it is opened.
-        _open_container(path).close()
-
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         reformatter = av.video.reformatter.VideoReformatter()
         pictures: list[NDArray[np.uint8]] = []
-        seen, size = 0, (0, 0)
-        with _open_container(self.path) as container:
-            for position, frame in enumerate(_decoded_frames(self.path, container)):
+        seen, size = 0, None
+        with _open_container(self.path) as container, _decoding(self.path):
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            for position, frame in enumerate(container.decode(stream)):
                 seen = position + 1
-                if position == 0:
-                    size = frame.width, frame.height
+                # Some recorders reduce the size on a slow line; all frames get that of the first.
+                size = size or (frame.width, frame.height)
                 if position == ascending[len(pictures)]:
-                    pictures.append(_as_shown(frame, reformatter, size))
+                    picture: Any = reformatter.reformat(frame, *size, format="rgb24").to_ndarray()
+                    pictures.append(np.rot90(picture, _quarter_turns(frame)))
                     if len(pictures) == len(ascending):
                         break
         if len(pictures) < len(ascending):
@@ -153,14 +150,13 @@ class _DecordReader(VideoReader):
 
     def __init__(self, path: Path, decord: Any) -> None:
         super().__init__(path)
-        self._errors = _decord_errors(decord)
         self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
 
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         # decord may never return if it is asked for a frame behind the end.
         if ascending[-1] < len(self._reader):
             # decord fails on widths that it pads and on damage. PyAV reads the former and names the latter.
-            with contextlib.suppress(*self._errors):
+            with contextlib.suppress(Exception):
                 frames: NDArray[np.uint8] = self._reader.get_batch(ascending).asnumpy()
                 return frames
         return _PyAVReader(self.path)._decode(ascending)
@@ -178,11 +174,6 @@ def _import_decord() -> Any | None:
     return decord
 
 
-def _decord_errors(decord: Any) -> tuple[type[Exception], ...]:
-    """Return the exceptions that decord raises when it opens or decodes; they have no common base class."""
-    return decord.DECORDError, RuntimeError, AssertionError
-
-
 def open_video(path: Path | str) -> VideoReader:
     """Open a video, or a folder of JPEG frames.
 
@@ -193,7 +184,7 @@ def open_video(path: Path | str) -> VideoReader:
         A reader for use in this process.
 
     Raises:
-        DecodeError: No decoder opens it.
+        DecodeError: There is no such file, or it is empty or cannot be read. What is no video is refused when frames are read.
     """
     path = Path(path)
     if is_folder(path):
@@ -202,7 +193,7 @@ def open_video(path: Path | str) -> VideoReader:
     decord = _import_decord() if start.startswith(_MATROSKA) and _PROJECTION not in start else None
     if decord is not None:
         # PyAV reads what decord refuses, or names the reason.
-        with contextlib.suppress(*_decord_errors(decord)):
+        with contextlib.suppress(Exception):
             return _DecordReader(path, decord)
     return _PyAVReader(path)
 
@@ -233,10 +224,10 @@ def examine(path: Path | str, verify: Verify = "decode") -> tuple[VideoHeader, i
         stated_end = _stated_end(container)
         first, frames, end, frame_length = _count(path, container, decode=verify == "decode")
     if first is None:
-        raise DecodeError(f"{path}: {DOES_NOT_DECODE} (no frame)")
+        raise DecodeError(path, DOES_NOT_DECODE, "no frame")
     # Times are compared and not numbers of frames, because a clip of variable rate holds fewer than duration x rate.
     if stated_end is not None and end is not None and end < stated_end - 2 * frame_length:
-        raise DecodeError(f"{path}: {TRUNCATED} (ends at {end:.2f} s of {stated_end:.2f} s)", TRUNCATED)
+        raise DecodeError(path, TRUNCATED, f"ends at {end:.2f} s of {stated_end:.2f} s")
     # Only a decoded frame has the display matrix.
     if _quarter_turns(first) % 2 == 1:
         header = replace(header, width=header.height, height=header.width)
@@ -254,16 +245,18 @@ def _count(path: Path, container: Any, *, decode: bool) -> tuple[Any, int, float
     nominal = 1 / float(stream.average_rate) if stream.average_rate else 0.0
     # The header of a Matroska file has one duration for all of its streams.
     others = stream.duration is None and len(container.streams) > 1
-    picture, frames, first, last, end = None, 0, None, None, None
+    picture, frames = None, 0
+    times: list[float] = []
+    ends: list[float] = []
     with _decoding(path):
         for packet in container.demux() if others else container.demux(stream):
             # The file ends within this packet.
             if packet.is_corrupt:
-                raise DecodeError(f"{path}: {TRUNCATED} (in the packet of frame {frames})", TRUNCATED)
+                raise DecodeError(path, TRUNCATED, f"in the packet of frame {frames}")
             if packet.stream.index != stream.index:
                 units: list[Any] = []
                 if packet.pts is not None and packet.duration:
-                    end = max(end or 0.0, float((packet.pts + packet.duration) * packet.time_base))
+                    ends.append(float((packet.pts + packet.duration) * packet.time_base))
             else:
                 units = packet.decode() if decode or picture is None else []
                 # Some decoders conceal damage and go on.
@@ -274,15 +267,12 @@ def _count(path: Path, container: Any, *, decode: bool) -> tuple[Any, int, float
                     units = [packet] if _is_shown(packet) else []
             for unit in units:
                 frames += 1
-                if unit.pts is None:
-                    continue
-                time = float(unit.pts * unit.time_base)
-                length = float(unit.duration * unit.time_base) if unit.duration else nominal
-                first = time if first is None else min(first, time)
-                last = time if last is None else max(last, time)
-                end = max(end or 0.0, time + length)
-    mean = (last - first) / (frames - 1) if frames > 1 and first is not None and last is not None else 0.0
-    return picture, frames, end, max(nominal, mean)
+                if unit.pts is not None:
+                    length = float(unit.duration * unit.time_base) if unit.duration else nominal
+                    times.append(float(unit.pts * unit.time_base))
+                    ends.append(times[-1] + length)
+    mean = (max(times) - min(times)) / (frames - 1) if frames > 1 and times else 0.0
+    return picture, frames, max(ends, default=None), max(nominal, mean)
 
 
 def _is_shown(packet: Any) -> bool:
@@ -307,7 +297,7 @@ def _examine_frames(path: Path, verify: Verify) -> tuple[VideoHeader, int]:
     shape = _read_picture(files[0]).shape
     for file in files[1:] if verify == "decode" else []:
         if _read_picture(file).shape != shape:
-            raise DecodeError(f"{file}: {FRAMES_CHANGE_SIZE}", FRAMES_CHANGE_SIZE)
+            raise DecodeError(file, FRAMES_CHANGE_SIZE)
     return VideoHeader(width=shape[1], height=shape[0], fps=None, codec="jpeg", duration=None), len(files)
 
 
@@ -316,18 +306,16 @@ def _frame_files(folder: Path) -> list[Path]:
     try:
         names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:
-        raise DecodeError(f"{folder}: {NO_PERMISSION} ({error.strerror})", NO_PERMISSION) from error
+        raise DecodeError(folder, NO_PERMISSION, _description(error)) from error
     numbered = sorted(
-        (int(found[1]), name) for name in names if (found := re.search(r"(\d+)\.jpe?g$", name, re.IGNORECASE))
+        (int(match[1]), name) for name in names if (match := re.search(r"(\d+)\.jpe?g$", name, re.IGNORECASE))
     )
     if not numbered:
-        raise DecodeError(f"{folder}: {NO_FRAMES} (such as 00001.jpg)", NO_FRAMES)
+        raise DecodeError(folder, "no frames", "such as 00001.jpg")
     if [number for number, _ in numbered] != list(range(numbered[0][0], numbered[0][0] + len(numbered))):
         # A gap would be a jump in the motion.
-        raise DecodeError(
-            f"{folder}: {FRAMES_MISSING} ({len(numbered)} files, numbered {numbered[0][0]} to {numbered[-1][0]})",
-            FRAMES_MISSING,
-        )
+        found = f"{len(numbered)} files, numbered {numbered[0][0]} to {numbered[-1][0]}"
+        raise DecodeError(folder, "frames missing", found)
     return [folder / name for _, name in numbered]
 
 
@@ -336,40 +324,33 @@ def _read_picture(file: Path) -> NDArray[np.uint8]:
         with Image.open(file) as picture:
             return np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DecodeError(f"{file}: {DOES_NOT_DECODE} ({_description(error)})") from error
+        raise DecodeError(file, DOES_NOT_DECODE, _description(error)) from error
 
 
 def _too_few_frames(path: Path, frames: int, position: int) -> DecodeError:
-    return DecodeError(f"{path}: has {frames} frames, frame {position} was requested", "too few frames")
+    return DecodeError(path, "too few frames", f"has {frames} frames, frame {position} was requested")
 
 
 def _stack(path: Path, pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     if any(picture.shape != pictures[0].shape for picture in pictures):
-        raise DecodeError(f"{path}: its {FRAMES_CHANGE_SIZE}", FRAMES_CHANGE_SIZE)
+        raise DecodeError(path, FRAMES_CHANGE_SIZE)
     return np.stack(pictures)
 
 
 def is_folder(path: Path) -> bool:
-    """Check whether a path is a folder, which then holds frames."""
-    try:
-        return path.is_dir()
-    except OSError:
-        # The disk fails; reading the file gives the reason.
-        return False
+    """Check whether a path is a folder, which then holds frames; False if the disk fails."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises errors of the disk
 
 
 def _first_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             start = file.read(4096)
-    except FileNotFoundError as error:
-        raise DecodeError(f"{path}: {NO_SUCH_FILE}", NO_SUCH_FILE) from error
-    except PermissionError as error:
-        raise DecodeError(f"{path}: {NO_PERMISSION}", NO_PERMISSION) from error
     except OSError as error:
-        raise DecodeError(f"{path}: {DOES_NOT_OPEN} ({_description(error)})", DOES_NOT_OPEN) from error
+        reasons: dict[type[OSError], str] = {FileNotFoundError: NO_SUCH_FILE, PermissionError: NO_PERMISSION}
+        raise DecodeError(path, reasons.get(type(error), DOES_NOT_OPEN), _description(error)) from error
     if not start:
-        raise DecodeError(f"{path}: {EMPTY_FILE}", EMPTY_FILE)
+        raise DecodeError(path, "empty file")
     return start
 
 
@@ -378,17 +359,17 @@ def _open_container(path: Path) -> Any:
         # Without "file:" FFmpeg would take a name such as "a:b.webm" for an address.
         container = av.open(f"file:{path}")
     except (av.FFmpegError, OSError, ValueError) as error:
-        reason = _reason_not_opened(path)
-        raise DecodeError(f"{path}: {reason} ({_description(error)})", reason) from error
-    if container.format.name in _TEXT_ART:
-        container.close()
-        raise DecodeError(f"{path}: {TEXT}", TEXT)
-    if not container.streams.video:
-        container.close()
-        raise DecodeError(f"{path}: {NO_VIDEO_STREAM}", NO_VIDEO_STREAM)
-    if container.streams.video[0].codec_context is None:
-        container.close()
-        raise DecodeError(f"{path}: {UNKNOWN_CODEC}", UNKNOWN_CODEC)
+        raise DecodeError(path, _reason_not_opened(path), _description(error)) from error
+    streams = container.streams.video
+    problems = {
+        TEXT: container.format.name in _TEXT_ART,
+        "no video stream": not streams,
+        "a codec without a decoder here": streams and streams[0].codec_context is None,
+    }
+    for reason, is_present in problems.items():
+        if is_present:
+            container.close()
+            raise DecodeError(path, reason)
     return container
 
 
@@ -403,41 +384,19 @@ def _reason_not_opened(path: Path) -> str:
 def _read_header(container: Any) -> VideoHeader:
     """Read the header, with the size of the frames as stored."""
     stream = container.streams.video[0]
-    duration = None
-    if container.duration is not None:
-        duration = container.duration / av.time_base
-    elif stream.duration is not None:
-        duration = float(stream.duration * stream.time_base)
     context = stream.codec_context
     return VideoHeader(
         width=context.width,
         height=context.height,
         fps=float(stream.average_rate) if stream.average_rate else None,
         codec=context.name if context.codec is None else context.codec.canonical_name,
-        duration=duration,
+        duration=None if container.duration is None else container.duration / av.time_base,
     )
 
 
 def _quarter_turns(frame: Any) -> int:
     """Return the quarter turns, anticlockwise, from the stored frame to the shown one."""
-    turns: int = round(frame.rotation / 90)
-    return turns % 4
-
-
-def _as_shown(
-    frame: Any, reformatter: av.video.reformatter.VideoReformatter, size: tuple[int, int]
-) -> NDArray[np.uint8]:
-    """Convert a frame to RGB, upright, in the size of the first frame: some recorders reduce the size on a slow line."""
-    picture: Any = reformatter.reformat(frame, *size, format="rgb24").to_ndarray()
-    return np.rot90(picture, _quarter_turns(frame))
-
-
-def _decoded_frames(path: Path, container: Any) -> Iterator[Any]:
-    """Yield every frame of the first video stream; a damaged packet is a DecodeError."""
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1
-    with _decoding(path):
-        yield from container.decode(stream)
+    return round(float(frame.rotation) / 90) % 4
 
 
 @contextlib.contextmanager
@@ -445,7 +404,7 @@ def _decoding(path: Path) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError(f"{path}: {DOES_NOT_DECODE} ({_description(error)})") from error
+        raise DecodeError(path, DOES_NOT_DECODE, _description(error)) from error
 
 
 def _description(error: BaseException) -> str:

@@ -7,7 +7,7 @@ file only tells the split of its rows, and only where the rows do not tell it.
 import csv
 import json
 import re
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +23,22 @@ VIDEO_ENDINGS = (
 _SPLIT_WORD = re.compile(
     r"(?<![a-z])(train|val|test)(?:ing|id|idate|idation)?(?:list|set|split)?(?![a-z])", re.IGNORECASE
 )
-_SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
 _VIDEO_ENDING = re.compile(rf"({'|'.join(map(re.escape, VIDEO_ENDINGS))})$", re.IGNORECASE)
 
-_FRAMES_LIST = re.compile(r"(.+?)[ \t]+(\d+)[ \t]+(\d+)")
-_NUMBER_LIST = re.compile(r"(.+?)[ \t]+(\d+)")
 _NUMBERED_CLASS = re.compile(r"(\d+)[ \t]*[ \t;,][ \t]*(\S.*)")
+_KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
 _ID_COLUMNS = ("path", "id", "file", "video")
 _CLASS_COLUMNS = ("label", "class")
 _HEADERS = {*_ID_COLUMNS, *_CLASS_COLUMNS, "name", "labels", "classes", "names", "category", "categories"}
+# Lists without a header: how their lines look, and whether this alone tells them from a list of class names, which may
+# hold commas and end with a number. Frame counts are ignored, because they are those of an extraction at another rate.
+_LISTS = {
+    "folder frames class": (r"(.+?)[ \t]*[ \t,][ \t]*\d+[ \t]*[ \t,][ \t]*(\d+)", True),
+    "file class": (r"(.+?)[ \t]+(\d+)", False),
+    "id;class": (r"([^;]+);(.+)", True),
+    "id,class": (r"([^,]+),(.+)", False),
+    "id<tab>class": (r"([^\t]+)\t(.+)", False),
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class LabelRow(NamedTuple):
     """A video of a label file.
 
     Attributes:
+        file: The file.
         row: Its place in the file, from 1.
         id: Its id.
         path: Its path as written in the file, from which the id is taken.
@@ -53,6 +61,7 @@ class LabelRow(NamedTuple):
         label: The name or the number of its class; None in a test split without answers.
     """
 
+    file: Path
     row: int
     id: str
     path: str
@@ -66,31 +75,28 @@ class LabelRows:
 
     Attributes:
         file: The file.
-        split_in_rows: Whether the rows tell their split; otherwise the name of the file does.
-        defines_classes: Whether, without a list of classes, the class names in the rows are the classes.
+        is_table: Whether it has a header. Several tables may hold rows of one split, and without a list of classes, the
+            class names in the rows are the classes.
         rows: The videos, in the order of the file.
     """
 
     file: Path
-    split_in_rows: bool = False
-    defines_classes: bool = False
+    is_table: bool = False
     rows: list[LabelRow] = field(default_factory=list)
 
-    def add(self, row: int, path: str, split: str, label: str | int | None) -> None:
+    def add(self, row: int, path: str, split: str, label: str | None) -> None:
         """Add a video.
 
         Raises:
             UserError: It has no id, or no class although it is not of the test split.
         """
         video = id_of(path)
-        if not video:
-            raise UserError(f"{self.file}, row {row}: has no id: fix the row or download the file again")
-        if label in (None, "") and split != "test":
+        if not video or (not label and split != "test"):
             raise UserError(
-                f"{self.file}, row {row} (id {video}): has no class, which {split} needs: fix the row or take the file "
-                "that has classes"
+                f"{self.file}, row {row} (id {video}): has no {'class' if video else 'id'}, which {split} needs: fix the row, "
+                "or take the file that has classes (in a column `label` or, in JSON, a field `template`)"
             )
-        self.rows.append(LabelRow(row, video, path.strip(), split, None if label == "" else label))
+        self.rows.append(LabelRow(self.file, row, video, path.strip(), split, label or None))
 
 
 Content = ClassList | LabelRows
@@ -107,13 +113,33 @@ def read_label_file(file: Path) -> Content | None:
         Its classes or videos; None for a JSON object that is neither.
 
     Raises:
-        UserError: The file is damaged, or neither its rows nor its name tell the split.
+        UserError: The file is damaged or empty, or neither its rows nor its name tell the split.
     """
-    text = _read_text(file)
-    if file.suffix.lower() == ".json" or re.match(r'\s*[\[{]\s*["{\]}]', text):
-        return _read_json_file(file, text)
+    try:
+        # Some editors begin a file with a byte order mark, which "utf-8-sig" removes.
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file}: cannot be read as UTF-8 text ({error}): save it as UTF-8, or download it again"
+        ) from error
     lines = [(row, line.strip()) for row, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    return next(content for reader in _READERS if (content := reader(file, lines)) is not None)
+    if not lines:
+        raise UserError(f"{file}: is empty: fix it, or download it again")
+    if file.suffix.lower() == ".json" or re.match(r'\s*[\[{]\s*["{\]}]', text):
+        content = _read_json(file, text)
+    else:
+        readers = (_read_numbered_classes, _read_table, _read_list, _read_column)
+        content = next(content for reader in readers if (content := reader(file, lines)) is not None)
+    if isinstance(content, LabelRows):
+        if not content.rows:
+            raise UserError(f"{file}: holds no rows: fix it, or download it again")
+        # Classes are numbers if all of them are.
+        numbers = [_as_index(row.label) for row in content.rows]
+        if [number is None for number in numbers] == [row.label is None for row in content.rows]:
+            content.rows = [
+                row._replace(label=number) for row, number in zip(content.rows, numbers, strict=True)
+            ]
+    return content
 
 
 def is_named_as_classes(file: Path) -> bool:
@@ -121,28 +147,16 @@ def is_named_as_classes(file: Path) -> bool:
     return any(word in file.stem.lower() for word in ("label", "class", "categor"))
 
 
-def split_in(words: str) -> str | None:
+def split_in(text: str) -> str | None:
     """Find the one split that a file name or a text names; None where there is none or more than one."""
-    found = {word.lower() for word in _SPLIT_WORD.findall(words)}
-    return _SPLIT_OF[found.pop()] if len(found) == 1 else None
+    words = [word.lower() for word in _SPLIT_WORD.findall(text)]
+    found = {split for split in SPLITS for word in words if split.startswith(word)}
+    return found.pop() if len(found) == 1 else None
 
 
 def id_of(path: str) -> str:
     """Return the id of a video: the last part of its path, without the ending of a video file."""
     return _VIDEO_ENDING.sub("", path.strip().replace("\\", "/").rstrip("/").rpartition("/")[2])
-
-
-def _read_text(file: Path) -> str:
-    try:
-        # Some editors begin a file with a byte order mark, which "utf-8-sig" removes.
-        text = file.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: cannot be read as UTF-8 text ({error}): save it as UTF-8, or download it again"
-        ) from error
-    if not text.strip():
-        raise UserError(f"{file}: is empty: fix it, or download it again")
-    return text
 
 
 def _may_list_classes(file: Path) -> bool:
@@ -154,58 +168,31 @@ def _split_of_file(file: Path) -> str:
     split = split_in(file.stem)
     if split is None:
         raise UserError(
-            f"{file}: has rows of videos, but neither the rows nor its name tell their split: put train, validation or "
-            "test into its name"
+            f"{file}: neither its rows nor its name tell the split of its videos: put train, validation or test into its "
+            'name (a JSON file of class names has the form {"class": "index"})'
         )
     return split
 
 
-# Something-Something V2: {class: index}, and lists of {"id": ..., "template": ...}
-
-
-def _read_json_file(file: Path, text: str) -> Content | None:
+def _read_json(file: Path, text: str) -> Content | None:
+    """Read JSON as of Something-Something V2: ``{class: index}``, or a list of ``{"id": ..., "template": ...}``."""
     is_object = text.lstrip().startswith("{")
     try:
         # An object is read as pairs, because a dictionary would silently drop a repeated key.
         content = json.loads(text, object_pairs_hook=list if is_object else None)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file}: is not complete JSON ({error}): fix it, or download it again") from error
-    split = split_in(file.stem)
     if is_object and _may_list_classes(file):
-        has_indices = all(
-            _as_index(name) is not None or _as_index(value) is not None for name, value in content
-        )
-        if has_indices or (split is None and is_named_as_classes(file)):
-            return ClassList(file, _class_names(file, content))
-        if split is None:
-            return None
-    if split is None and isinstance(content, list):
-        raise UserError(
-            f'{file}: is not of the form {{"class": "index"}}, and its name tells no split of rows: take '
-            f"labels.json from {SOURCE}, or put train, validation or test into the name"
-        )
+        is_indexed = all(_as_index(key) is not None or _as_index(value) is not None for key, value in content)
+        return _indexed_classes(file, content) if is_indexed or is_named_as_classes(file) else None
+    split, rows = _split_of_file(file), LabelRows(file)
     if is_object or not isinstance(content, list):
         raise UserError(f'{file}: is not a list of rows {{"id": ...}}: take {split}.json from {SOURCE}')
-    if not content:
-        raise UserError(f"{file}: holds no rows: fix it, or download it again")
-    return _template_rows(file, content, split or "")
-
-
-def _template_rows(file: Path, content: list[Any], split: str) -> LabelRows:
-    rows = LabelRows(file)
     for row, entry in enumerate(content, start=1):
-        video = entry.get("id") if isinstance(entry, dict) else None
-        if isinstance(video, bool) or not isinstance(video, str | int) or video == "":
-            raise UserError(f'{file}, row {row}: has no "id": fix the row or download the file again')
-        template = entry.get("template")
-        if (not isinstance(template, str) or not template) and split != "test":
-            raise UserError(
-                f'{file}, row {row} (id {video}): has no "template", which names the class: take the file with '
-                f"templates from {SOURCE}"
-            )
+        video, template = (entry.get(key) if isinstance(entry, dict) else None for key in ("id", "template"))
         # Only the brackets are removed: "Moving [something] up" has the class "Moving something up".
         label = template.replace("[", "").replace("]", "") if isinstance(template, str) else None
-        rows.add(row, str(video), split, label)
+        rows.add(row, str(video) if isinstance(video, str | int) else "", split, label)
     return rows
 
 
@@ -213,46 +200,31 @@ def _as_index(value: object) -> int | None:
     """Read a class index, which some releases write as text and others as a number."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        return int(value)
-    return None
+    return int(value) if isinstance(value, str) and re.fullmatch(r"\s*[0-9]+\s*", value) else None
 
 
-def _class_names(file: Path, pairs: list[tuple[Any, Any]]) -> list[str]:
+def _indexed_classes(file: Path, pairs: list[tuple[Any, Any]]) -> ClassList:
     """Order the names of ``{class: index}``, or of ``{index: class}``, by index."""
-    if not pairs:
-        raise UserError(f"{file}: holds no classes: fix it, or download it again")
     if all(_as_index(value) is None and _as_index(key) is not None for key, value in pairs):
         pairs = [(value, key) for key, value in pairs]
-    names: dict[int, str] = {}
+    count_of = Counter(_as_index(value) for _, value in pairs)
     for name, value in pairs:
         index = _as_index(value)
-        if index is None or not isinstance(name, str):
+        if not isinstance(name, str) or index not in range(len(pairs)) or count_of[index] > 1:
             raise UserError(
-                f"{file}: class {name!r} has {value!r} in place of an index: fix it, or download it again"
+                f"{file}: class {name!r} has the index {value!r}, but the indices of {len(pairs)} classes must be 0 to "
+                f"{len(pairs) - 1}, each once: fix it, or download it again"
             )
-        if index in names:
-            raise UserError(
-                f"{file}: classes {names[index]!r} and {name!r} have the same index {index}: fix it, or download it again"
-            )
-        names[index] = name
-    gap = next((index for index in range(len(names)) if index not in names), None)
-    if gap is not None:
-        raise UserError(
-            f"{file}: no class has index {gap}, though {names[max(names)]!r} has {max(names)}: indices must be 0 to "
-            f"{len(names) - 1} for {len(names)} classes: fix it, or download it again"
-        )
-    return _distinct(file, [names[index] for index in range(len(names))])
+    return _class_list(file, [name for name, _ in sorted(pairs, key=lambda pair: int(pair[1]))])
 
 
-def _distinct(file: Path, names: list[str]) -> list[str]:
-    first: dict[str, int] = {}
-    for index, name in enumerate(names):
-        if first.setdefault(name, index) != index:
-            raise UserError(
-                f"{file}: class {name!r} has two indices, {first[name]} and {index}: remove one or download it again"
-            )
-    return names
+def _class_list(file: Path, names: list[str]) -> ClassList:
+    if not names:
+        raise UserError(f"{file}: holds no classes: fix it, or download it again")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{file}: class {name!r} is there {count} times: remove one or download it again")
+    return ClassList(file, names)
 
 
 # Text files. Each reader gets the lines that are not empty, with their numbers.
@@ -260,8 +232,6 @@ def _distinct(file: Path, names: list[str]) -> list[str]:
 
 def _read_numbered_classes(file: Path, lines: list[Line]) -> ClassList | None:
     """Read classes as ``0 name``, ``0;name`` or ``0,name``, with or without the header ``id,name``."""
-    if not _may_list_classes(file):
-        return None
     header = re.fullmatch(r"(id|index)[ \t]*[;,\t][ \t]*(name|class|label)", lines[0][1], re.IGNORECASE)
     matches = [_NUMBERED_CLASS.fullmatch(line) for _, line in lines[1 if header else 0 :]]
     pairs = [(_unquoted(match[2]), match[1]) for match in matches if match]
@@ -270,64 +240,30 @@ def _read_numbered_classes(file: Path, lines: list[Line]) -> ClassList | None:
         return None
     # train_labels.csv may hold rows of videos. Then names repeat, or are numbers.
     names = {name for name, _ in pairs if re.search(r"[^\W\d]", name)}
-    if split_in(file.stem) and len(names) < len(pairs):
+    if not _may_list_classes(file) or (split_in(file.stem) and len(names) < len(pairs)):
         return None
-    return ClassList(file, _class_names(file, pairs))
-
-
-def _read_kinetics(file: Path, lines: list[Line]) -> LabelRows | None:
-    """Read Kinetics: the header ``label,youtube_id,time_start,time_end,split``.
-
-    The id is the name of the video file: ``{youtube_id}_{time_start:06d}_{time_end:06d}``.
-    """
-    columns, delimiter = _header(lines)
-    if not {"youtube_id", "time_start", "time_end"} <= set(columns):
-        return None
-
-    def video_of(row: int, cells: dict[str, str]) -> str:
-        start, end = cells["time_start"], cells["time_end"]
-        try:
-            return f"{cells['youtube_id']}_{int(float(start)):06d}_{int(float(end)):06d}"
-        except (ValueError, OverflowError) as error:
-            raise UserError(
-                f"{file}, row {row} (id {cells['youtube_id']}): has the times {start!r} and {end!r}, which are not "
-                "seconds: fix the row or download the file again"
-            ) from error
-
-    return _table_rows(file, lines, columns, delimiter, video_of)
+    return _indexed_classes(file, pairs)
 
 
 def _read_table(file: Path, lines: list[Line]) -> LabelRows | None:
-    """Read a table with a header, such as ``path,label,split`` (a user's own data) or ``id,label``."""
-    columns, delimiter = _header(lines)
-    column = next((name for name in _ID_COLUMNS if name in columns), None)
-    if column is None and "split" in columns and {*_CLASS_COLUMNS} & set(columns):
-        raise UserError(
-            f"{file}, row 1: none of its columns {', '.join(columns)} is called path: rename the column of the videos"
-        )
-    if column is None or not {*_CLASS_COLUMNS, "split"} & set(columns):
-        return None
-    return _table_rows(file, lines, columns, delimiter, lambda _, cells: cells[column])
+    """Read a table with a header, such as ``path,label,split`` (a user's own data) or ``id,label``.
 
-
-def _header(lines: list[Line]) -> tuple[list[str], str]:
-    """Split the first line at the delimiter that is the most frequent in it."""
+    In that of Kinetics (``label,youtube_id,time_start,time_end,split``) the id is the name of the video file:
+    ``{youtube_id}_{time_start:06d}_{time_end:06d}``.
+    """
     delimiter = max(",;\t", key=lines[0][1].count)
-    return [cell.lower() for cell in _cells(lines[0][1], delimiter)], delimiter
-
-
-def _table_rows(
-    file: Path,
-    lines: list[Line],
-    columns: list[str],
-    delimiter: str,
-    video_of: Callable[[int, dict[str, str]], str],
-) -> LabelRows:
-    rows = LabelRows(file, split_in_rows="split" in columns, defines_classes=True)
-    file_split = None if rows.split_in_rows else _split_of_file(file)
+    columns = [cell.lower() for cell in _cells(lines[0][1], delimiter)]
+    is_kinetics = set(_KINETICS_COLUMNS) <= set(columns)
+    id_column = next((name for name in _ID_COLUMNS if name in columns), None)
     class_column = next((name for name in _CLASS_COLUMNS if name in columns), None)
-    if len(lines) == 1:
-        raise UserError(f"{file}: holds a header and no rows: fix it, or download it again")
+    if not is_kinetics and (id_column is None or not (class_column or "split" in columns)):
+        if class_column and "split" in columns:
+            raise UserError(
+                f"{file}, row 1: none of its columns {', '.join(columns)} is called path: rename the column of the videos"
+            )
+        return None
+    rows = LabelRows(file, is_table=True)
+    file_split = None if "split" in columns else _split_of_file(file)
     for row, line in lines[1:]:
         values = _cells(line, delimiter)
         if len(values) != len(columns):
@@ -336,68 +272,40 @@ def _table_rows(
                 f"{delimiter.join(columns)}: fix the row (quote a value that holds {delimiter!r})"
             )
         cells = dict(zip(columns, values, strict=True))
-        video = video_of(row, cells)
         split = file_split or split_in(cells["split"])
         if split is None:
-            raise UserError(
-                f"{file}, row {row} (id {video}): has the split {cells['split']!r}: write train, validation or test"
-            )
-        if class_column is None and split != "test":
-            raise UserError(
-                f"{file}, row 1: none of its columns {', '.join(columns)} is called label, which {split} needs: rename "
-                "the column of the classes, or take the file that has classes"
-            )
-        rows.add(row, video, split, cells[class_column] if class_column else None)
-    return _with_numbers(rows)
-
-
-def _read_frames_list(file: Path, lines: list[Line]) -> LabelRows | None:
-    """Read lists as in TSM's code: ``folder frames class``, where another file holds the order of classes.
-
-    The frame counts are ignored, because they are those of an extraction at another rate.
-    """
-    return _read_list(file, lines, _FRAMES_LIST, "folder frames class")
-
-
-def _read_number_list(file: Path, lines: list[Line]) -> LabelRows | None:
-    """Read lists ``file class``."""
-    # Names of classes can end with a number, too.
-    if split_in(file.stem) is None and not _VIDEO_ENDING.search(lines[0][1].split()[0]):
-        return None
-    return _read_list(file, lines, _NUMBER_LIST, "file class")
-
-
-def _read_list(file: Path, lines: list[Line], pattern: re.Pattern[str], form: str) -> LabelRows | None:
-    matches = [pattern.fullmatch(line) for _, line in lines]
-    # Not all lines have to match, so that the error for a list with a bad row can name the row.
-    if 2 * sum(match is not None for match in matches) <= len(matches):
-        return None
-    rows, split = LabelRows(file), _split_of_file(file)
-    for (row, line), match in zip(lines, matches, strict=True):
-        if match is None:
-            raise UserError(f"{file}, row {row}: {line[:60]!r} is not of the form `{form}`: fix the row")
-        rows.add(row, match[1], split, int(match[match.re.groups]))
+            raise UserError(f"{file}, row {row}: {line!r} has no split: write train, validation or test")
+        if is_kinetics:
+            video, *times = (cells[name] for name in _KINETICS_COLUMNS)
+            try:
+                start, end = (int(float(time)) for time in times)
+            except (ValueError, OverflowError) as error:
+                raise UserError(
+                    f"{file}, row {row} (id {video}): has the times {times}, which are not seconds: fix the row or "
+                    "download the file again"
+                ) from error
+        path = f"{video}_{start:06d}_{end:06d}" if is_kinetics else cells[id_column or ""]
+        rows.add(row, path, split, cells[class_column] if class_column else None)
     return rows
 
 
-def _read_pairs(file: Path, lines: list[Line]) -> LabelRows | None:
-    """Read ``id;label`` without a header, as in Something-Something V1 and in V2's test answers."""
-    split = split_in(file.stem)
-    counts = {delimiter: sum(delimiter in line for _, line in lines) for delimiter in ";,\t"}
-    delimiter = next((mark for mark, count in counts.items() if 2 * count > len(lines)), None)
-    # Names of classes can hold commas, and the name of a list of classes tells no split.
-    if delimiter is None or (split is None and delimiter != ";"):
-        return None
-    rows, split = LabelRows(file), _split_of_file(file)
-    for row, line in lines:
-        cells = _cells(line, delimiter)
-        if len(cells) != 2 or not all(cells):
-            raise UserError(
-                f"{file}, row {row}: {line[:60]!r} is not of the form id{delimiter}class: fix the row (quote a class "
-                f"that holds {delimiter!r}) or download the file again"
-            )
-        rows.add(row, cells[0], split, cells[1])
-    return _with_numbers(rows)
+def _read_list(file: Path, lines: list[Line]) -> LabelRows | None:
+    """Read a list without a header.
+
+    The forms are those of TSM's code, of other code, and of Something-Something V1 and the test answers of V2.
+    """
+    for form, (pattern, is_distinct) in _LISTS.items():
+        matches = [re.fullmatch(pattern, line) for _, line in lines]
+        # Not all lines have to match, so that the error for a list with a bad row can name the row.
+        if 2 * sum(map(bool, matches)) < len(matches) or not (is_distinct or split_in(file.stem)):
+            continue
+        rows, split = LabelRows(file), _split_of_file(file)
+        for (row, line), match in zip(lines, matches, strict=True):
+            if match is None:
+                raise UserError(f"{file}, row {row}: {line[:60]!r} is not of the form `{form}`: fix the row")
+            rows.add(row, _unquoted(match[1]), split, _unquoted(match[2]))
+        return rows
+    return None
 
 
 def _read_column(file: Path, lines: list[Line]) -> Content:
@@ -407,7 +315,7 @@ def _read_column(file: Path, lines: list[Line]) -> Content:
     split = split_in(file.stem)
     # Ids alone are useful for the test split only.
     if split is None or (_may_list_classes(file) and split != "test"):
-        return ClassList(file, _distinct(file, [_unquoted(line) for _, line in lines]))
+        return _class_list(file, [_unquoted(line) for _, line in lines])
     rows = LabelRows(file)
     for row, line in lines:
         rows.add(row, _unquoted(line), split, None)
@@ -419,23 +327,5 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _unquoted(text: str) -> str:
+    text = text.strip()
     return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
-
-
-def _with_numbers(rows: LabelRows) -> LabelRows:
-    """Turn the classes into numbers if all of them are numbers."""
-    numbered = [row._replace(label=_as_index(row.label)) for row in rows.rows]
-    if all((new.label is None) == (old.label is None) for new, old in zip(numbered, rows.rows, strict=True)):
-        rows.rows = numbered
-    return rows
-
-
-_READERS: tuple[Callable[[Path, list[Line]], Content | None], ...] = (
-    _read_numbered_classes,
-    _read_kinetics,
-    _read_table,
-    _read_frames_list,
-    _read_number_list,
-    _read_pairs,
-    _read_column,
-)

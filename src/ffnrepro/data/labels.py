@@ -6,7 +6,6 @@ table, or raise an error that says what is wrong, where, and how to fix it.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -37,16 +36,12 @@ _OFFICIAL_COUNTS = {
 
 
 def list_label_files(folder: Path) -> list[Path]:
-    """List the label files of a folder by their endings, sorted; none if the folder cannot be read."""
-    try:
-        paths = list(folder.iterdir())
-    except OSError:
-        return []
+    """List the label files of a folder by their endings, sorted."""
     # Other systems leave hidden files behind, such as ._train.json in an archive from a Mac.
     ignored = (".", "readme", "licen", "copying")
     return sorted(
         path
-        for path in paths
+        for path in folder.iterdir()
         if path.name.lower().endswith(ENDINGS)
         and not path.name.lower().startswith(ignored)
         and path.is_file()
@@ -57,15 +52,9 @@ def label_digests(folder: Path) -> dict[str, str]:
     """Digest each label file of a folder.
 
     Returns:
-        SHA-256 by file name; ``unreadable`` for a file without permission, for which `read_labels` raises the error.
+        SHA-256 by file name; empty if there is no such folder, for which `read_labels` raises the error.
     """
-    digests = {}
-    for path in list_label_files(folder):
-        try:
-            digests[path.name] = file_digest(path)
-        except OSError:
-            digests[path.name] = "unreadable"
-    return digests
+    return {path.name: file_digest(path) for path in list_label_files(folder)} if folder.is_dir() else {}
 
 
 def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
@@ -86,19 +75,26 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
         UserError: A file is missing, damaged or contradicts another.
     """
     try:
-        next(folder.iterdir(), None)
+        files = list_label_files(folder)
     except OSError as error:
         raise UserError(
             f"{folder}: no such folder of label files ({error.strerror}): set `data.labels`, files from {SOURCE}"
         ) from error
-    contents = [read_label_file(file) for file in list_label_files(folder)]
-    lists = [content for content in contents if isinstance(content, ClassList)]
+    contents = [read_label_file(file) for file in files]
+    chosen = _chosen_list([content for content in contents if isinstance(content, ClassList)])
     parts = [content for content in contents if isinstance(content, LabelRows)]
-    if not parts and not lists:
+    rows = [row for split in SPLITS for row in _rows_of_split(folder, parts, split)]
+    if chosen:
+        names, source = chosen.names, chosen.file.name
+    elif all(part.is_table for part in parts) or all(isinstance(row.label, int | None) for row in rows):
+        names, source = _classes_of_rows(rows), "the rows of train"
+    else:
         raise _missing(folder, "labels.json")
-    parts = _one_file_per_split(folder, parts, lists)
-    classes = _chosen_list(lists) or _classes_of_rows(folder, parts)
-    return classes.names, _checked_table(classes, [_without_placeholders(part, classes) for part in parts])
+    test = [row for row in rows if row.split == "test"]
+    if test and len(names) > 1 and all(row.label == 0 for row in test):
+        log.warning("%s: every test row has class 0: they are taken as rows without a class", test[0].file)
+        rows = [row._replace(label=None) if row.split == "test" else row for row in rows]
+    return names, _checked_table(names, source, rows)
 
 
 def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, partial: bool) -> None:
@@ -144,23 +140,18 @@ def check_evaluable(table: pd.DataFrame, split: str) -> None:
         UserError: It has no rows, or rows without a class.
     """
     classes = table.loc[table["split"] == split, "class"]
-    if classes.empty:
-        problem = "no rows"
-    elif classes.isna().any():
-        problem = f"no class for {int(classes.isna().sum()):,} of {len(classes):,} rows"
-    else:
-        return
-    raise UserError(
-        f"labels: the split {split} has {problem}, so nothing can be scored on it: set `evaluation.split: validation`"
-    )
+    if classes.empty or classes.isna().any():
+        raise UserError(
+            f"labels: the split {split} has {'no rows' if classes.empty else 'rows without a class'}, so nothing can be "
+            "scored on it: set `evaluation.split: validation`"
+        )
 
 
-def _missing(folder: Path, name: str, lists: Sequence[ClassList] = ()) -> UserError:
-    taken = ", ".join(content.file.name for content in lists if not is_named_as_classes(content.file))
+def _missing(folder: Path, name: str) -> UserError:
     return UserError(
-        f"{folder}: {name} (or something-something-v2-{name}, or the like in another format of "
-        f"config/README.md) is missing{f' ({taken} was taken for a list of class names)' if taken else ''}: download "
-        f"the label files from {SOURCE} and name their folder in `data.labels`"
+        f"{folder}: {name} (or something-something-v2-{name}, or the like in another format of config/README.md) is "
+        "missing (a text file without a header, and without train, validation or test in its name, counts as class "
+        f"names): download the label files from {SOURCE} and name their folder in `data.labels`"
     )
 
 
@@ -181,149 +172,78 @@ def _chosen_list(lists: list[ClassList]) -> ClassList | None:
     return chosen[0] if chosen else None
 
 
-def _one_file_per_split(folder: Path, parts: list[LabelRows], lists: Sequence[ClassList]) -> list[LabelRows]:
-    """Order the files by split and add the answers to test; files whose rows tell the split may be several."""
-    mixed = [part for part in parts if part.split_in_rows]
-    ordered = list(mixed)
-    for split in SPLITS:
-        files = [part for part in parts if not part.split_in_rows and part.rows[0].split == split]
-        without_classes = [part for part in files if all(row.label is None for row in part.rows)]
-        if len(files) == 2 and len(without_classes) == 1:
-            (answers,) = (part for part in files if part is not without_classes[0])
-            files = [_with_answers(without_classes[0], answers)]
-        if len(files) > 1:
-            raise _two_files(files[0].file, files[1].file)
-        if not files and not mixed and split != "test":
-            raise _missing(folder, f"{split}.json", lists)
-        for part in mixed:
-            if files and any(row.split == split for row in part.rows):
-                raise _two_files(files[0].file, part.file)
-        ordered += files
-    return ordered
+def _rows_of_split(folder: Path, parts: list[LabelRows], split: str) -> list[LabelRow]:
+    """Choose the rows of a split: of one file, or of several tables. Test may have its answers in a second file."""
+    files = {part.file: [row for row in part.rows if row.split == split] for part in parts}
+    files = {file: rows for file, rows in files.items() if rows}
+    without_classes = [file for file, rows in files.items() if all(row.label is None for row in rows)]
+    if len(files) == 2 and len(without_classes) == 1:
+        place = {row.id: number for number, row in enumerate(files.pop(without_classes[0]))}
+        ((file, answers),) = files.items()
+        different = sorted(place.keys() ^ {row.id for row in answers})
+        if different:
+            raise UserError(
+                f"{file}: id {different[0]} is either not in this file or not in {without_classes[0].name}: take both "
+                "from one release"
+            )
+        return sorted(answers, key=lambda row: place[row.id])
+    if len(files) > 1 and not all(part.is_table for part in parts if part.file in files):
+        raise _two_files(*list(files)[:2])
+    if not files and split != "test" and not any(part.is_table for part in parts):
+        raise _missing(folder, f"{split}.json")
+    return [row for rows in files.values() for row in rows]
 
 
-def _with_answers(test: LabelRows, answers: LabelRows) -> LabelRows:
-    """Replace each test row by its answer."""
-    answer_of: dict[str, LabelRow] = {}
-    for answer in answers.rows:
-        first = answer_of.setdefault(answer.id, answer)
-        if first.label != answer.label:
-            raise _two_classes(answers.file, answer, first)
-    test_ids = {row.id for row in test.rows}
-    missing = next((row.id for row in test.rows if row.id not in answer_of), None)
-    if missing is not None:
-        raise UserError(
-            f"{answers.file}: has no answer for id {missing} of {test.file.name}: take both from one release"
-        )
-    unknown = next((answer for answer in answers.rows if answer.id not in test_ids), None)
-    if unknown is not None:
-        raise UserError(
-            f"{answers.file}, row {unknown.row} (id {unknown.id}): is not in {test.file.name}: take both from one release"
-        )
-    return replace(test, file=answers.file, rows=[answer_of[row.id] for row in test.rows])
-
-
-def _classes_of_rows(folder: Path, parts: list[LabelRows]) -> ClassList:
+def _classes_of_rows(rows: list[LabelRow]) -> list[str]:
     """Make a list of classes from the rows: the names of train, sorted, or the numbers as text."""
-    labels = [row.label for part in parts for row in part.rows if row.label is not None]
+    labels = [row.label for row in rows if row.label is not None]
     numbers = [label for label in labels if isinstance(label, int)]
     if numbers and len(numbers) == len(labels):
         if max(numbers) > max(999, len(numbers)):
             raise UserError(
-                f"{parts[0].file}: classes are numbers up to {max(numbers)}, too many for {len(numbers)} videos: check "
+                f"{rows[0].file}: classes are numbers up to {max(numbers)}, too many for {len(numbers)} videos: check "
                 "the columns, or add a file of the class names"
             )
         log.info("no file of class names: they are the numbers 0 to %d as text", max(numbers))
-        return ClassList(parts[0].file, [str(number) for number in range(max(numbers) + 1)])
-    if not all(part.defines_classes for part in parts):
-        raise _missing(folder, "labels.json")
+        return [str(number) for number in range(max(numbers) + 1)]
     # A class that only validation has is probably a spelling mistake, and is refused later.
-    train = [part for part in parts if any(row.split == "train" for row in part.rows)] or parts
-    names = {
-        row.label
-        for part in train
-        for row in part.rows
-        if isinstance(row.label, str) and (row.split == "train" or train is parts)
-    }
+    names = {str(row.label) for row in rows if row.split == "train"} or set(map(str, labels))
     log.info("no file of class names: they are the %d names of the rows, sorted", len(names))
-    return ClassList(train[0].file, sorted(names))
+    return sorted(names)
 
 
-def _without_placeholders(part: LabelRows, classes: ClassList) -> LabelRows:
-    """Remove the classes of a test list if all are 0, which is how such lists fill the column."""
-    test = [row for row in part.rows if row.split == "test"]
-    if len(classes.names) < 2 or not test or any(row.label != 0 for row in test):
-        return part
-    log.warning("%s: every test row has class 0: they are taken as rows without a class", part.file)
-    return replace(part, rows=[row._replace(label=None) if row.split == "test" else row for row in part.rows])
-
-
-def _two_classes(file: Path, row: LabelRow, first: LabelRow) -> UserError:
-    return UserError(
-        f"{file}, row {row.row} (id {row.id}): has the class {row.label!r}, but {first.label!r} in row {first.row}: "
-        "remove the wrong row or download the file again"
-    )
-
-
-def _checked_table(classes: ClassList, parts: list[LabelRows]) -> pd.DataFrame:
-    """Join the files and check them: known classes, one class and one split for each id."""
-    index_of: dict[str | int | None, int] = {name: index for index, name in enumerate(classes.names)}
-    index_of |= {index: index for index in range(len(classes.names))}
-    labelled = [(part, row) for split in SPLITS for part in parts for row in part.rows if row.split == split]
-    unknown = [
-        (part.file, row) for part, row in labelled if row.label is not None and row.label not in index_of
-    ]
-    if unknown:
-        raise _unknown_class(unknown, classes, parts)
-
-    first_of: dict[str, tuple[LabelRows, LabelRow]] = {}
+def _checked_table(names: list[str], source: str, rows: list[LabelRow]) -> pd.DataFrame:
+    """Check the rows of all files together: known classes, one video, class and split for each id."""
+    index_of: dict[str | int | None, int] = {name: index for index, name in enumerate(names)}
+    index_of |= {index: index for index in range(len(names))}
+    first_of: dict[str, LabelRow] = {}
     repeated = []
-    for part, row in labelled:
-        first_part, first = first_of.setdefault(row.id, (part, row))
-        if row is first:
-            continue
-        repeated.append((part.file, row))
-        if row.split != first.split:
+    for row in rows:
+        if row.label is not None and row.label not in index_of:
             raise UserError(
-                f"{part.file}, row {row.row} (id {row.id}, {row.split}): is also in {first_part.file.name}, row "
-                f"{first.row} ({first.split}): remove it from one of them, or scores count videos of the training"
+                f"{row.file}, row {row.row} (id {row.id}): the class {row.label!r} is none of the {len(names)} classes "
+                f"(0 to {len(names) - 1}) of {source}: fix the row, take all files from one release, or add the class (or "
+                "a file of the class names)"
             )
-        if row.label is not None and index_of[row.label] != index_of.get(first.label):
-            raise _two_classes(part.file, row, first)
-        # Files of one name in two folders may be two videos, of which one would be dropped.
-        if row.path != first.path:
+        first = first_of.setdefault(row.id, row)
+        if (row.path, row.split, row.label) != (first.path, first.split, first.label):
             raise UserError(
-                f"{part.file}, row {row.row}: {row.path} has the name of {first.path} in row {first.row}: give each "
-                "video file a name of its own, or remove one row"
+                f"{row.file}, row {row.row}: {row.path!r} ({row.split}, class {row.label!r}) has the id of {first.path!r} "
+                f"({first.split}, class {first.label!r}) in row {first.row} of {first.file.name}: remove the wrong row, or "
+                "give each video file a name of its own"
             )
+        if row is not first:
+            repeated.append(row)
     if repeated:
-        file, row = repeated[0]
         log.warning(
             "%s, row %d (id %s): is there twice with the same class; one is kept (%d such rows in all)",
-            file, row.row, row.id, len(repeated),
+            repeated[0].file, repeated[0].row, repeated[0].id, len(repeated),
         )  # fmt: skip
-    rows = [row for _, row in first_of.values()]
+    kept = first_of.values()
     return pd.DataFrame(
         {
-            "id": pd.array([row.id for row in rows], dtype="str"),
-            "split": pd.array([row.split for row in rows], dtype="str"),
-            "class": pd.array([index_of.get(row.label) for row in rows], dtype="Int64"),
+            "id": pd.array([row.id for row in kept], dtype="str"),
+            "split": pd.array([row.split for row in kept], dtype="str"),
+            "class": pd.array([index_of.get(row.label) for row in kept], dtype="Int64"),
         }
-    )
-
-
-def _unknown_class(
-    unknown: list[tuple[Path, LabelRow]], classes: ClassList, parts: list[LabelRows]
-) -> UserError:
-    (file, row), count = unknown[0], len(unknown)
-    where, fix = f"is not in {classes.file.name}", "take both files from one release, or add the class"
-    if isinstance(row.label, int):
-        where += f", whose classes have the numbers 0 to {len(classes.names) - 1}"
-    elif any(part.file == classes.file for part in parts):
-        # There is no file of class names, so the classes are those of train.
-        where = f"is in no row of train in {classes.file.name}"
-        fix = "fix the row, or add a file of the class names"
-    return UserError(
-        f"{file}, row {row.row} (id {row.id}): the class {row.label!r} {where}"
-        f"{f' ({count} such rows)' if count > 1 else ''}: {fix}"
     )

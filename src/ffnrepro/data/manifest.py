@@ -31,6 +31,21 @@ NO_LABEL = "no label"
 SEVERAL_FILES = "several files of its id"
 
 _COLUMNS = {"id": "str", "path": "str", "frames": "int64", "class": "Int64"}
+# The usual cause of the most frequent reason, and its fix.
+_FAILED_DOWNLOAD = "downloads have failed: download these files again"
+_DISK = "check the disk of `data.videos`, then run again"
+_FIXES = {
+    NO_LABEL: "check the files of `data.labels`",
+    NO_VIDEO_FILE: "check that `data.videos` is the folder of this data set, that the names of its files are the ids of "
+    "the labels, and that the whole archive is unpacked: each part unzipped first, then all joined in order",
+    SEVERAL_FILES: "keep one file of each id in `data.videos`",
+    WEB_PAGE: _FAILED_DOWNLOAD,
+    TEXT: _FAILED_DOWNLOAD,
+    NO_PERMISSION: _DISK,
+    NOT_FINISHED: _DISK,
+    CRASHED: _DISK,
+    "": "the files are damaged: unpack the archive again, with each part unzipped before they are joined",
+}
 
 
 class TooManyExcluded(UserError):
@@ -106,24 +121,28 @@ def build_manifest(
 
     Raises:
         TooManyExcluded: Train or validation has no usable video, or more are unusable than ``max_excluded`` allows.
-        UserError: Two usable files have the same id, or train or validation has no rows.
+        UserError: Two usable files have the same id.
     """
-    index, rivals = _ids_by_number(labels, index)
-    index, spare = _one_file_per_id(labels, index)
+    index, ambiguous = _ids_by_number(labels, index)
+    index, duplicates = _one_file_per_id(labels, index)
     joined = labels.merge(index[["id", "path", "frames", "status", "reason"]], on="id", how="left")
-    without_file = joined["id"].isin(rivals).map({True: SEVERAL_FILES, False: NO_VIDEO_FILE})
-    joined["reason"] = joined["reason"].fillna(without_file)
+    joined["reason"] = joined["reason"].fillna(
+        joined["id"].isin(ambiguous).map({True: SEVERAL_FILES, False: NO_VIDEO_FILE})
+    )
     joined["path"] = joined["path"].fillna("")
     usable = joined["status"].eq("ok").fillna(value=False)
 
     unlabelled = index.loc[~index["id"].isin(labels["id"]), ["id", "path"]]
-    several = unlabelled.index.isin(rivals.index)
     excluded = pd.concat(
         [
             joined.loc[~usable, ["id", "split", "path", "reason"]],
-            unlabelled[~several].assign(split="", reason=NO_LABEL),
-            unlabelled[several].assign(split="", reason=SEVERAL_FILES),
-            spare[["id", "path"]].assign(split="", reason=SEVERAL_FILES),
+            unlabelled.assign(
+                split="",
+                reason=unlabelled.index.map(
+                    lambda row: SEVERAL_FILES if row in ambiguous.index else NO_LABEL
+                ),
+            ),
+            duplicates[["id", "path"]].assign(split="", reason=SEVERAL_FILES),
         ],
         ignore_index=True,
     )
@@ -132,13 +151,15 @@ def build_manifest(
         split: _sorted_by_id(joined.loc[usable & (joined["split"] == split), list(_COLUMNS)]).astype(_COLUMNS)
         for split in SPLITS
     }
-    for split in ("train", "validation"):
-        if splits[split].empty:
-            raise _empty_split(split, labels, index, excluded)
-    lost = int((excluded["split"] != "").sum())
-    if lost > max_excluded * len(labels):
-        raise _too_many(lost, max_excluded, labels, index, excluded)
-    _warn_about_missing_classes(classes, splits["train"])
+    _check_excluded(labels, splits, index, excluded, max_excluded)
+    missing = sorted(set(range(len(classes))) - set(splits["train"]["class"]))
+    if missing:
+        log.warning(
+            "no training video for %d of %d classes, such as %r",
+            len(missing),
+            len(classes),
+            classes[missing[0]],
+        )
     return Manifest(classes, splits, excluded, _summary(classes, labels, splits, excluded))
 
 
@@ -156,15 +177,15 @@ def _ids_by_number(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFr
     id_of = without[~without.index.duplicated(keep=False)].to_dict()
     numbers = files.str.extract(r"(?:^|[^0-9])0*([0-9]+)$")[0]
     claimed = numbers.map(by_number[has_file].to_dict() | id_of).dropna()
-    beside_others = claimed.duplicated(keep=False) | ~claimed.isin(id_of.values())
-    found = claimed[~beside_others]
+    ambiguous = claimed.duplicated(keep=False) | ~claimed.isin(id_of.values())
+    found = claimed[~ambiguous]
     if len(found):
         path = index.loc[found.index[0], "path"]
         log.info(
             "%d files belong to the id of their number, such as %s to %s", len(found), path, found.iloc[0]
         )
     index = index.assign(id=found.reindex(index.index).fillna(index["id"]))
-    return index, claimed[beside_others]
+    return index, claimed[ambiguous]
 
 
 def _one_file_per_id(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -199,69 +220,33 @@ def _sorted_by_id(table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[sorted(range(len(keys)), key=keys.__getitem__)].reset_index(drop=True)
 
 
-def _empty_split(split: str, labels: pd.DataFrame, index: pd.DataFrame, excluded: pd.DataFrame) -> UserError:
-    labelled = labels[labels["split"] == split]
-    if labelled.empty:
-        return UserError(f"manifest: the labels have no rows for {split}: check the files of `data.labels`")
-    lost = excluded[excluded["split"] == split]
-    return TooManyExcluded(
-        f"manifest: none of the {len(labelled):,} videos of {split} can be used "
-        f"({_counts_by_reason(lost)}; {len(index):,} files found): {_likely_fix(lost, labelled, excluded)}",
+def _check_excluded(
+    labels: pd.DataFrame,
+    splits: dict[str, pd.DataFrame],
+    index: pd.DataFrame,
+    excluded: pd.DataFrame,
+    max_excluded: float,
+) -> None:
+    empty = [split for split in ("train", "validation") if splits[split].empty]
+    concerned = empty[:1] or list(SPLITS)
+    labelled = int(labels["split"].isin(concerned).sum())
+    lost = excluded[excluded["split"].isin(concerned)]
+    if not empty and len(lost) <= max_excluded * labelled:
+        return
+    count_of = lost["reason"].value_counts()
+    reason = str(count_of.index[0]) if len(lost) else NO_LABEL
+    details = [f"{reason}: {count:,}" for reason, count in count_of.items()] + [f"{len(index):,} files found"]
+    for _, row in lost[lost["reason"] == reason].head(1).iterrows():
+        details.append(f"such as {row['path'] or row['id']!r}")
+    details += [
+        f"{path!r} has no label" for path in excluded.loc[excluded["reason"] == NO_LABEL, "path"].head(1)
+    ]
+    fix = next(fix for start, fix in _FIXES.items() if reason.startswith(start))
+    raise TooManyExcluded(
+        f"manifest: {len(lost):,} of the {labelled:,} labelled videos of {', '.join(concerned)} cannot be used, and "
+        f"`data.max_excluded` is {max_excluded:g} ({'; '.join(details)}): {fix}",
         excluded,
     )
-
-
-def _too_many(
-    count: int, allowed: float, labels: pd.DataFrame, index: pd.DataFrame, excluded: pd.DataFrame
-) -> TooManyExcluded:
-    lost = excluded[excluded["split"] != ""]
-    return TooManyExcluded(
-        f"manifest: {count:,} of the {len(labels):,} labelled videos cannot be used, more than `data.max_excluded` "
-        f"{allowed:g} allows ({_counts_by_reason(lost)}; {len(index):,} files found): {_likely_fix(lost, labels, excluded)}; "
-        "or allow more",
-        excluded,
-    )
-
-
-def _counts_by_reason(lost: pd.DataFrame) -> str:
-    return ", ".join(f"{reason}: {count:,}" for reason, count in lost["reason"].value_counts().items())
-
-
-def _likely_fix(lost: pd.DataFrame, labelled: pd.DataFrame, excluded: pd.DataFrame) -> str:
-    """Name the usual cause of the most frequent reason, and its fix."""
-    reason = str(lost["reason"].value_counts().index[0])
-    example = lost.loc[lost["reason"] == reason].iloc[0]
-    if reason == NO_VIDEO_FILE:
-        unlabelled_paths = excluded.loc[excluded["reason"] == NO_LABEL, "path"]
-        if 2 * len(unlabelled_paths) >= len(lost) >= len(labelled) / 2:
-            return (
-                f"the names of the files are no ids (one file is {unlabelled_paths.iloc[0]!r}, one id {example['id']!r}): "
-                "check that `data.videos` is the folder of this data set, and the prefix of its names"
-            )
-        unlabelled = f", while {unlabelled_paths.iloc[0]!r} has no label" if len(unlabelled_paths) else ""
-        return (
-            f"files are missing (such as that of {example['id']!r}{unlabelled}): check that `data.videos` is their folder, "
-            "and that the whole archive is unpacked: each part unzipped first, then all joined in order"
-        )
-    if reason == SEVERAL_FILES:
-        return f"keep one file of the id {example['id']!r} in `data.videos`"
-    if reason in (WEB_PAGE, TEXT):
-        return f"downloads have failed (such as {example['path']!r}): download these files again"
-    if reason.startswith((NO_PERMISSION, NOT_FINISHED, CRASHED)):
-        return f"check the disk of `data.videos` (such as {example['path']!r}), then run again"
-    return (
-        f"the files are damaged (such as {example['path']!r}): unpack the archive again, with each part unzipped "
-        "before they are joined"
-    )
-
-
-def _warn_about_missing_classes(classes: list[str], train: pd.DataFrame) -> None:
-    present = set(train["class"])
-    missing = [name for number, name in enumerate(classes) if number not in present]
-    if missing:
-        log.warning(
-            "no training video for %d of %d classes, such as %r", len(missing), len(classes), missing[0]
-        )
 
 
 def _summary(

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +59,20 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
         UserError: The folder does not exist or holds no video.
     """
     try:
-        names = sorted(_video_names(folder, layout))
+        with os.scandir(folder) as entries:
+            # Other systems leave hidden files behind, such as ._1.webm in an archive from a Mac. What a name is comes from
+            # the listing: 220,847 calls of stat take minutes on a network file system.
+            names = sorted(
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".")
+                and (
+                    entry.is_dir()
+                    if layout == "frames"
+                    else entry.name.lower().endswith(VIDEO_ENDINGS)
+                    and not entry.is_dir(follow_symlinks=False)
+                )
+            )
     except OSError as error:
         raise UserError(
             f"{folder}: no such folder of videos ({error.strerror}): set `data.videos`"
@@ -67,38 +80,10 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
     if not names:
         kind = f"videos ({', '.join(VIDEO_ENDINGS)})" if layout == "videos" else "folders of frames"
         raise UserError(
-            f"{folder}: holds no {kind}{_hint_where_videos_are(folder, layout)}: unpack the videos into it, or name "
-            "their folder in `data.videos`"
+            f"{folder}: holds no {kind}: unpack the videos into it, name their folder itself in `data.videos` (an archive "
+            "brings a folder of its own), or set `data.layout` to the other layout, frames or videos"
         )
     return names
-
-
-def _video_names(folder: Path, layout: Layout) -> list[str]:
-    with os.scandir(folder) as entries:
-        # Other systems leave hidden files behind, such as ._1.webm in an archive from a Mac. What a name is comes from
-        # the listing: 220,847 calls of stat take minutes on a network file system.
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-        if layout == "frames":
-            return [entry.name for entry in visible if entry.is_dir()]
-        return [
-            entry.name
-            for entry in visible
-            if entry.name.lower().endswith(VIDEO_ENDINGS) and not entry.is_dir(follow_symlinks=False)
-        ]
-
-
-def _hint_where_videos_are(folder: Path, layout: Layout) -> str:
-    """Name the subfolder that has the videos (an archive brings its own folder), or the layout that fits."""
-    if layout == "frames":
-        return " but video files: set `data.layout: videos`" if _video_names(folder, "videos") else ""
-    for subfolder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        # A subfolder of another user may be unreadable.
-        with contextlib.suppress(OSError):
-            if _video_names(subfolder, "videos"):
-                return f", but {subfolder} does"
-            if holds_frames(subfolder):
-                return " but folders of frames: set `data.layout: frames`"
-    return ""
 
 
 def holds_frames(folder: Path) -> bool:
@@ -152,11 +137,7 @@ def shard_of(names: Iterable[str], shard: int, shards: int) -> list[str]:
     Returns:
         The names of this shard, in the order given.
 
-    Raises:
-        ValueError: There is no such shard.
     """
-    if not 0 <= shard < shards:
-        raise ValueError(f"no shard {shard} among {shards}: shards are numbered from 0")
     return [name for name in names if _shard(name, shards) == shard]
 
 
@@ -198,13 +179,17 @@ def index_videos(
         if printable(name) != name
     }
     new = {folder / name: name for name in names if name not in rows}
-    with _appending(entries if new else None) as append:
+    entries = entries or Path(os.devnull)
+    entries.parent.mkdir(parents=True, exist_ok=True)
+    with entries.open("a", encoding="utf-8") as file:
         for path, outcome in examine_in_child(new, verify=verify):
             name = new[path]
             rows[name] = _row(path, keys[name][1], outcome)
             # These reasons may be gone at the next call, so that the file is examined again then.
             if not rows[name]["reason"].startswith((NO_SUCH_FILE, NO_PERMISSION, NOT_FINISHED, CRASHED)):
-                append({"key": keys[name], "row": rows[name]})
+                # The line end stands in front, so that it also ends a line that a kill cut short.
+                file.write("\n" + json.dumps({"key": keys[name], "row": rows[name]}))
+                file.flush()
     return pd.DataFrame([rows[name] for name in names], columns=list(_COLUMNS)).astype(_COLUMNS)
 
 
@@ -250,9 +235,13 @@ def _read_entries(path: Path | None, keys: Collection[_Key]) -> dict[_Key, dict[
     if path is None:
         return {}
     shards = path.name.partition("-of-")[2]
-    others = [file for file in path.parent.glob("*.jsonl") if file.name.partition("-of-")[2] != shards]
+    files = [
+        file
+        for file in path.parent.glob("*.jsonl")
+        if file == path or not file.name.endswith(f"-of-{shards}")
+    ]
     rows: dict[_Key, dict[str, Any]] = {}
-    for file in [path] if path.exists() else others:
+    for file in files:
         for line in file.read_text(encoding="utf-8").splitlines():
             # A line that a kill cut short is not valid JSON; its video is examined again.
             with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -260,22 +249,3 @@ def _read_entries(path: Path | None, keys: Collection[_Key]) -> dict[_Key, dict[
                 if (key := tuple(entry["key"])) in keys:
                     rows[key] = entry["row"]
     return rows
-
-
-@contextlib.contextmanager
-def _appending(path: Path | None) -> Iterator[Callable[[object], None]]:
-    """Yield a function that appends a line of JSON to a file and flushes it; without a file it does nothing."""
-    if path is None:
-        yield lambda _entry: None
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        if file.tell():
-            # Ends a line that was cut short; an empty line is skipped when it is read.
-            file.write("\n")
-
-        def append(entry: object) -> None:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-
-        yield append

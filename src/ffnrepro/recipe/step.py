@@ -136,7 +136,7 @@ def average_gradients(parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
     flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.reshape(1)])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    *means, mean_loss = flat.split([*(gradient.numel() for gradient in gradients), 1])
+    *means, mean_loss = torch.split(flat, [*(gradient.numel() for gradient in gradients), 1])
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view(gradient.shape))
     return mean_loss[0]

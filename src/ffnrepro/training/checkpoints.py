@@ -47,6 +47,7 @@ class Checkpoints:
         seed: of the training.
         epochs: of the whole training.
         data: digest of its data.
+        start: digest of the network that it begins from, where that is the network of another run.
         save_minutes: time between two saves within an epoch.
 
     Attributes:
@@ -54,12 +55,21 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, *, run: str, seed: int, epochs: int, data: str, save_minutes: float = 10.0
+        self,
+        folder: Path,
+        *,
+        run: str,
+        seed: int,
+        epochs: int,
+        data: str,
+        start: str | None = None,
+        save_minutes: float = 10.0,
     ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.save_seconds = 0.0
         self._about = {"run": run, "seed": seed, "epochs": epochs, "data": data}
+        self._start = start
         self._save_minutes = save_minutes
         self._saved_at = time.monotonic()
         self._unreadable: set[Path] = set()
@@ -138,7 +148,7 @@ class Checkpoints:
         """
         started = time.monotonic()
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save({**state, "start": self._start}, buffer)
         content = buffer.getbuffer()
         generations = self.generations()
         number = 1 + (int(generations[0].name.split("-")[1]) if generations else 0)
@@ -161,12 +171,11 @@ class Checkpoints:
                 f"{self.folder}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write); "
                 "free some space and run again: it continues from the save before"
             ) from error
-        # Keep unreadable saves until two readable ones exist.
+        # Unreadable saves are kept until now, when two readable ones exist: `load` needs one, and this is another.
         readable = [old for old in generations if old not in self._unreadable]
-        if len(readable) >= GENERATIONS - 1:
-            for old in set(generations) - set(readable[: GENERATIONS - 1]):
-                with suppress(OSError):
-                    old.unlink()
+        for old in set(generations) - set(readable[: GENERATIONS - 1]):
+            with suppress(OSError):
+                old.unlink()
         self._saved_at = time.monotonic()
         self.save_seconds = max(self.save_seconds, self._saved_at - started)
 
@@ -174,9 +183,15 @@ class Checkpoints:
         """Return the newest whole save, on the CPU, or None if there are no saves.
 
         Raises:
-            UserError: there are saves, but none can be read now. Training does not start anew in their place.
+            UserError: there are saves, but none can be read now, so training does not start anew in their place; or they
+                began from another network than this training does.
         """
         state = next((state for _, state in self._saves()), None)
+        if state is not None and (start := state.pop("start", None)) != self._start:
+            raise UserError(
+                f"{self.folder}: this training began from the network {start}, but now it would begin from {self._start}; "
+                f"to start it anew: ffnrepro runs prune {self._about['run']}"
+            )
         if state is None and self._unreadable:
             raise UserError(
                 f"{self.folder}: none of its saves can be read; check the disk and the permissions and run again, or start "
@@ -250,13 +265,14 @@ def read_status(folder: Path) -> StateStatus:
         with suppress(FileNotFoundError):  # a training may delete it
             if file.is_file():
                 files.append(file.stat())
-    newest = max((file.st_mtime for file in files), default=time.time())
+    now = time.time()
+    newest = max((file.st_mtime for file in files), default=now)
     return StateStatus(
         epoch=about.get("epoch"),
         epochs=about.get("epochs"),
         step=about.get("step"),
         megabytes=sum(file.st_size for file in files) / 1e6,
-        age_hours=(time.time() - newest) / 3600,
+        age_hours=(now - newest) / 3600,
         lease=lease,
         stale=lease is not None and lease.owner_is_dead(),
         failure=failure.get("message") if failure.get("version") == __version__ else None,

@@ -49,11 +49,6 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
-def precision_on(device: torch.device, precision: str) -> str:
-    """The precision of the forward pass: the configured one on CUDA, elsewhere float32."""
-    return precision if device.type == "cuda" else "float32"
-
-
 def move(tensor: Tensor, device: torch.device) -> Tensor:
     """Move a batch's tensor to the device, on CUDA without waiting. Elsewhere that is unsafe (on MPS, values were wrong)."""
     if device.type == "mps":

@@ -4,7 +4,7 @@ The script of the training rules calls `run_job`; `ffnrepro doctor` tries some s
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -32,34 +32,34 @@ from ffnrepro.training.loader import VideoBatches
 from ffnrepro.training.loop import Trained, train
 from ffnrepro.training.processes import Processes, start_processes
 from ffnrepro.training.stopping import StopRequest, end_of_job
-from ffnrepro.weights import save_checkpoint, start_from, tensors_digest
+from ffnrepro.weights import load_checkpoint, save_checkpoint, start_from, tensors_digest
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a training reads and where it writes.
+    """What a training reads and where it writes; the command line of the scripts that train.
 
     Attributes:
-        run: folder of the run, such as `results/runs/ffn-1a2b3c4d`; holds `settings.json`.
-        seed: of the training.
-        classes: `classes.csv`.
-        manifest: folder of the manifest.
-        videos: folder that the manifest's paths start from.
-        start: pretrained weights, or the `model.pt` of the run that this one starts from; None: random weights.
-        state: folder of all resumable states.
-        runtime: device, cores, workers, and when to save and stop.
-        max_bad_fraction: fraction of an epoch that may be left out as unreadable.
+        run: Folder of the run, such as `results/runs/ffn-1a2b3c4d`; holds `settings.json`.
+        videos: Folder that the manifest's paths start from.
+        runtime: Device, cores, workers, and when to save and stop.
+        seed: Of the training.
+        start: Pretrained weights, or the `model.pt` of the run that this one starts from; None: random weights.
+        classes: The file `classes.csv`.
+        manifest: Folder of the manifest.
+        state: Folder of all resumable states.
+        max_bad_fraction: Fraction of an epoch that may be left out as unreadable.
     """
 
     run: Path
-    seed: int
-    classes: Path
-    manifest: Path
     videos: Path
-    start: Path | None
-    state: Path
     runtime: RuntimeSettings
-    max_bad_fraction: float
+    seed: int = 0
+    start: Path | None = None
+    classes: Path = Path("results/labels/classes.csv")
+    manifest: Path = Path("results/manifest")
+    state: Path = Path("state")
+    max_bad_fraction: float = 0.01
 
     @property
     def data(self) -> str:
@@ -87,14 +87,17 @@ def run_job(job: Job) -> None:
     check_precision(recipe.precision, device)
     torch.set_num_threads(runtime.threads)
     processes, device = start_processes(device, recipe.gpus)
-    # Now: while it trains, the checkout may move on.
+    # Read before the training, since the checkout may change meanwhile.
     made_here = provenance(device)
+    # Of pretrained weights, the run's key holds the digest.
+    start = tensors_digest(load_checkpoint(job.start).state_dict()) if job.start and settings.start else None
     checkpoints = Checkpoints(
         state_folder(job.state, job.run.name, job.seed, job.data),
         run=job.run.name,
         seed=job.seed,
         epochs=recipe.epochs,
         data=job.data,
+        start=start,
         save_minutes=runtime.save_minutes,
     )
     with ExitStack() as stack:
@@ -114,9 +117,17 @@ def run_job(job: Job) -> None:
         made_with = checkpoints.folder / "made_with.json"
         # A network that is only written out again was not made here and now.
         if not made_with.exists() or json.loads(made_with.read_text(encoding="utf-8"))["model"] != digest:
-            precision = precision_on(device, recipe.precision)
-            start = None if job.start is None else str(job.start)
-            write_json(made_with, {"model": digest, "precision": precision, "start": start, **made_here})
+            write_json(
+                made_with,
+                {
+                    "model": digest,
+                    "code": code,
+                    "precision": precision_on(device, recipe.precision),
+                    "start": job.start and str(job.start),
+                    "start_model": start,
+                    **made_here,
+                },
+            )
         write_record(
             job.output,
             trained,
@@ -124,8 +135,8 @@ def run_job(job: Job) -> None:
                 "run": job.run.name,
                 "seed": job.seed,
                 "settings": settings.model_dump(mode="json"),
-                "code": code,
                 "data": job.data,
+                "videos": len(pd.read_parquet(job.manifest / "train.parquet", columns=["id"])),
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 **json.loads(made_with.read_text(encoding="utf-8")),
             },
@@ -155,8 +166,14 @@ def train_network(
         PermanentError: too few videos, unfit weights, a loss that is not finite, gradients that float16 does not hold.
         Unfinished: asked to stop.
     """
+    # What has no effect has its default, so one key means one network.
+    settings = settings.effective()
     recipe, name = settings.training, job.run.name
     check_splits(job.manifest, recipe.batch_size)
+    if (job.start is None) != (settings.weights is None and settings.start is None):
+        raise UserError(
+            f"{job.run}: settings.json and the option --start disagree about the weights to start from"
+        )
     torch.manual_seed(job.seed)
     model = settings.method.build(len(pd.read_csv(job.classes)), settings.network)
     if job.start is not None:
@@ -197,6 +214,7 @@ def train_network(
             validate=partial(
                 validate,
                 loader=validation,
+                frame_counts=settings.method.frame_counts,
                 batch_size=recipe.batch_size // processes.count,
                 device=device,
                 stop_reason=stop.reason,
@@ -217,6 +235,7 @@ def validate(
     model: nn.Module,
     *,
     loader: VideoBatches,
+    frame_counts: Sequence[int],
     batch_size: int,
     device: torch.device,
     stop_reason: Callable[[], str | None],
@@ -231,7 +250,8 @@ def validate(
     plan = evaluation_batches(
         len(loader.dataset), batch_size=batch_size, rank=processes.rank, processes=processes.count
     )
-    sums: dict[str, float] = {"videos": 0}
+    # The same names in all processes, also in one that has no videos.
+    sums = dict.fromkeys(["videos", *(f"top{k}_{n}f" for n in frame_counts for k in (1, 5))], 0.0)
     reason = None
     bar = tqdm(loader.batches(plan), total=len(plan), desc=name, leave=False, disable=None, unit="step")
     for clips, labels in bar:
@@ -242,13 +262,12 @@ def validate(
         ).items():
             classes = best_classes(logits).cpu()
             for k in (1, 5):
-                key = f"top{k}_{frames}f"
-                sums[key] = sums.get(key, 0) + 100 * correct_within(classes, labels, k)
+                sums[f"top{k}_{frames}f"] += 100 * correct_within(classes, labels, k)
         sums["videos"] += len(labels)
     # A process that stops still comes here: the others, which have more steps or fewer, wait here for its sums.
     totals = processes.total({**sums, "stops": reason is not None})
     if totals.pop("stops"):
-        raise Unfinished(f"{name}: {reason or 'another process stops'}; what was done before is saved")
+        raise Unfinished(f"{name}: {reason or 'another process stops'}; earlier work is saved")
     videos = totals.pop("videos")
     return {key: total / videos for key, total in totals.items()}
 

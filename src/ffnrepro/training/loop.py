@@ -109,7 +109,7 @@ def train(
         warmup_epochs=settings.warmup_epochs,
     )
     scaler = make_scaler(device, precision)
-    state = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
     progress = _restore(checkpoints, state, processes, name, settings.epochs)
     history, sums = progress.history, progress.sums
 

@@ -1,7 +1,8 @@
-"""On the tests' PYTHONPATH: a training step takes as long as on a real network, so that something can happen in it.
+"""On the tests' PYTHONPATH: training steps that take as long as a test asks for, so that something can happen in them.
 
-Each step leaves a line in `steps.txt` of the working directory: SLURM job, and the GPUs that it sees. From as many steps on
-as the file `hold` says, training waits until that file is gone.
+The file `pace` of the working directory holds a number of steps, and the seconds that each later step takes; without that
+file, steps take no longer than they need. Each finished step leaves a line in `steps.txt`: the SLURM job, and the GPUs that it
+sees.
 """
 
 import os
@@ -9,24 +10,25 @@ import sys
 import time
 from pathlib import Path
 
-if any("train_" in argument for argument in sys.orig_argv[:2]):
+if any(Path(argument).name.startswith("train") for argument in sys.orig_argv[1:2]):
     import torch
 
     step = torch.optim.SGD.step
-    steps, hold = Path("steps.txt"), Path("hold")
+    steps, pace = Path("steps.txt"), Path("pace")
 
-    def held() -> bool:
-        """Whether training is to wait."""
-        made = steps.read_text().count("\n") if steps.exists() else 0
+    def seconds_of_step() -> float:
+        """How long the next step is to take."""
         try:
-            return made >= int(hold.read_text())
+            after, seconds = pace.read_text().split()
         except FileNotFoundError:
-            return False
+            return 0
+        finished = steps.read_text().count("\n") if steps.exists() else 0
+        return float(seconds) if finished >= int(after) else 0
 
     def slow_step(optimizer: torch.optim.SGD) -> None:
         """Wait, then step."""
-        time.sleep(float(os.environ["SECONDS_A_STEP"]))
-        while held():
+        start = time.monotonic()
+        while time.monotonic() - start < seconds_of_step():
             time.sleep(0.1)
         step(optimizer)
         with steps.open("a") as file:

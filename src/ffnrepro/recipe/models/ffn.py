@@ -61,17 +61,16 @@ class FrameFlexibleNetwork(ShiftedResNet):
     ) -> None:
         if not frame_counts or min(frame_counts) < 1 or len(set(frame_counts)) < len(frame_counts):
             raise ValueError(f"frame_counts must be different positive numbers, not {list(frame_counts)}")
-        private = {"frame_counts": frame_counts}
         super().__init__(
             classes=classes,
             depth=depth,
             width=width,
             stem=stem,
             dropout=dropout,
-            norm=partial(SpecializedBatchNorm2d, **private)
+            norm=partial(SpecializedBatchNorm2d, frame_counts=frame_counts)
             if specialized_normalization
             else PlainBatchNorm2d,
-            entry=partial(AlteredConv2d, **private) if weight_alteration else PlainConv2d,
+            entry=partial(AlteredConv2d, frame_counts=frame_counts) if weight_alteration else PlainConv2d,
         )
         self.frame_counts = tuple(frame_counts)
         self.training_shift = training_shift

@@ -22,7 +22,7 @@ def forward_in_groups(model: nn.Module, clips: Tensor, size: int | None) -> Tens
     Returns:
         Logits (N, classes). Only the first group changes the running statistics.
     """
-    first, *others = clips.split(size or len(clips))
+    first, *others = torch.split(clips, size or len(clips))
     logits = [model(first)]
     if others:
         with _running_statistics_kept(model):

@@ -49,7 +49,7 @@ class AlteredConv2d(nn.Conv2d):
         for alteration in self.alteration.values():
             nn.init.normal_(alteration, 0.0, 1e-3)
 
-    def forward(self, x: Tensor, subnetwork: int) -> Tensor:
+    def forward(self, x: Tensor, subnetwork: int) -> Tensor:  # type: ignore[override]
         """Convolve features `(N*T, C, H, W)` with the weights of the frame count `subnetwork`."""
         weight = self.weight * (1 + self.alteration[str(subnetwork)].view(1, -1, 1, 1))
         out: Tensor = self._conv_forward(x, weight, None)
