@@ -206,7 +206,7 @@ def test_a_setting_of_one_experiment_and_a_seed_more(finished: Finished) -> None
     jobs, output = finished[0].plan(seeds=[0, 1], experiments={"ffn": {"distillation_weight": 0.5}})
     # FFN is new, with both seeds; of TSM the second seed is.
     assert jobs == {
-        "write_settings": 1, "check_training": 1, "train_ffn": 2, "train_tsm": 1, "evaluate": 9, **TABLE
+        "write_settings": 1, "check_training": 3, "train_ffn": 2, "train_tsm": 1, "evaluate": 9, **TABLE
     }, output  # fmt: skip
     old = finished[0].seed("ffn").parent.name
     new = re.search(
@@ -250,7 +250,7 @@ def test_deleted_files(copy: Workflow) -> None:
     assert copy.plan("results/table1.csv")[0] == {}
     (copy.folder / "results/table1.md").unlink()
     jobs, output = copy.plan()
-    assert jobs == {"train_tsm": 1, "evaluate": 4, **TABLE}, output
+    assert jobs == {"check_training": 1, "train_tsm": 1, "evaluate": 4, **TABLE}, output
     assert "already trained if the data is the same, and only written out again" in output
 
 

@@ -47,17 +47,18 @@ rule write_settings:
 
 rule check_training:
     input:
-        # All are ancient, and the output goes after the training: where a job runs for a reason of its own, Snakemake does
-        # not judge the jobs behind it, and an ancient file between them does not make them run, either.
+        # All are ancient, so that this runs where a training does, and for no other reason: Snakemake would overlook what
+        # has changed for the jobs behind it.
         settings=ancient("results/runs/{run}/settings.json"),
         classes=ancient("results/labels/classes.csv"),
         data=ancient("results/manifest/manifest.sha256"),
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
         start=ancient(start_file),
     output:
-        temp("results/runs/{run}/checked.txt"),
+        # Each training is checked anew.
+        temp(f"{TRAINING}/checked.txt"),
     log:
-        "logs/check_training/{run}.log",
+        "logs/check_training/{run}/seed{seed}.log",
     conda:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
@@ -67,22 +68,21 @@ rule check_training:
         gpu_jobs=GPUS,
         # Some steps are tried; on a cluster none, since another machine trains (profiles/slurm).
         steps=20,
+        start=start_argument,
         options=TRAINING_OPTIONS,
         runtime=30,
         mem_mb=16000,
-    params:
-        start=start_argument,
     message:
-        "Checking what a training needs: {wildcards.run}"
+        "Checking what a training needs: {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "python {resources.script:q} --run results/runs/{wildcards.run} --output {output} {params.start} "
-        "--steps {resources.steps} --threads {threads} {resources.options} --log {log}"
+        "python {resources.script:q} --run results/runs/{wildcards.run} --seed {wildcards.seed} {resources.start} "
+        "--output {output} --steps {resources.steps} --threads {threads} {resources.options} --log {log}"
 
 
 rule train_tsm:
     input:
         settings=ancient("results/runs/{run}/settings.json"),
-        checked=ancient("results/runs/{run}/checked.txt"),
+        checked=ancient(f"{TRAINING}/checked.txt"),
         classes=ancient("results/labels/classes.csv"),
         data="results/manifest/manifest.sha256",
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
