@@ -309,8 +309,7 @@ class ClusterWorkflow:
         for name, value in changes.items():
             text, count = re.subn(rf"^( *{name}:) \S+", rf"\1 {value}", text, count=1, flags=re.MULTILINE)
             assert count == 1, name
-        if "runtime" not in yaml.safe_load((self.folder / "tiny.yaml").read_text()):
-            text = text.replace("      slurm_partition: ?gpu", "      gpu: 1\n      slurm_partition: ?gpu")
+        text = text.replace("      slurm_partition: ?gpu", "      gpu: 1\n      slurm_partition: ?gpu")
         target = self.folder / "profile"
         target.mkdir(exist_ok=True)
         (target / "config.yaml").write_text(text)
@@ -447,13 +446,13 @@ def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 
 @pytest.fixture(scope="session")
 def prepared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with all files that the trainings need, made locally. Tests copy it."""
+    """A working directory with all files that TSM's training needs, made locally. Tests copy it."""
 
     def make(folder: Path) -> None:
         folder.mkdir()
         workflow = ClusterWorkflow(make_workflow(folder).folder, cluster)
         workflow.configure(**CHANGES)
-        workflow.local(*(str(check_file(Path(), experiment)) for experiment in ("tsm", "ffn")))
+        workflow.local(str(check_file(Path(), "tsm")))
 
     return make_once(tmp_path_factory, "prepared", make)
 
@@ -475,7 +474,7 @@ def local(
 
 @pytest.fixture
 def workflow(prepared: Path, tmp_path: Path, cluster: Cluster) -> Iterator[ClusterWorkflow]:
-    """A working directory in which only the trainings are missing, on a cluster without jobs."""
+    """A working directory in which TSM is ready to be trained, on a cluster without jobs."""
     shutil.copytree(prepared, tmp_path / "run")
     cluster.jobs_before = len(cluster.all_jobs())
     workflow = ClusterWorkflow(tmp_path / "run", cluster)

@@ -199,26 +199,3 @@ def test_snakemake_is_stopped_and_killed(cluster: Cluster, workflow: ClusterWork
     assert len(workflow.steps()) == STEPS
     assert {job for job, _ in workflow.steps()} == {cancelled["JobId"], first["JobId"]}
     assert workflow.trained() == local().trained()
-
-
-def test_what_fails_for_good_is_not_tried_for_ever(cluster: Cluster, workflow: ClusterWorkflow) -> None:
-    workflow.configure(training={"learning_rate": 1e30})
-    controller = workflow.start(*TRAIN_TSM, retries=1)
-    assert controller.wait() != 0
-    assert states(cluster) == ["FAILED", "FAILED"]
-    first, second = (workflow.output_of(job) for job in cluster.jobs("train_tsm"))
-    assert "error: tsm: the loss is nan" in first
-    assert "error: tsm: the loss is nan" in second
-    assert "(so it ended on" in second
-
-
-def test_a_training_without_its_gpu_stops(cluster: Cluster, workflow: ClusterWorkflow) -> None:
-    """The GPU that SLURM assigns is not a real one: the training does not go on on the CPU."""
-    workflow.configure(runtime={"device": "auto"})
-    controller = workflow.start(*TRAIN_TSM, retries=0)
-    assert controller.wait() != 0
-    (job,) = cluster.jobs("train_tsm")
-    assert job["TresPerJob"] == "gres:gpu:1"
-    output = workflow.output_of(job)
-    assert f"error: SLURM job {job['JobId']} sees no GPU (CUDA_VISIBLE_DEVICES is 0)" in output
-    assert workflow.steps() == []
