@@ -26,7 +26,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from ..workflow.conftest import ROOT, make_workflow
+from ffnrepro.data.demo import make_demo_data
+
+from ..workflow.conftest import ROOT, TINY
 
 EPOCHS = 8
 STEPS = 3 * EPOCHS  # 24 videos, 8 a step
@@ -42,6 +44,8 @@ CHANGES: dict[str, Any] = {
 TIMES = ["seconds", "frames_per_second", "data_wait"]
 """Columns of the history that differ between two runs of the same training."""
 TABLE = "results/table1.csv"
+PREPARE = ("--until", "check_training")
+"""Arguments of snakemake that make all files that the trainings need."""
 TRAIN_TSM = ("--until", "train_tsm")
 """Arguments of snakemake that train TSM and do nothing after it."""
 
@@ -448,13 +452,16 @@ def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 
 @pytest.fixture(scope="session")
 def prepared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with all files that TSM's training needs, made locally. Tests copy it."""
+    """A working directory with all files that the trainings need, made locally. Tests copy it."""
 
     def make(folder: Path) -> None:
-        folder.mkdir()
-        workflow = ClusterWorkflow(make_workflow(folder).folder, cluster)
+        make_demo_data(
+            folder / "my data", seed=1, train_per_class=2, validation_per_class=1, frames=18, workers=2
+        )
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+        workflow = ClusterWorkflow(folder, cluster)
         workflow.configure(**CHANGES)
-        workflow.local(str(check_file(Path(), "tsm")))
+        workflow.local(*PREPARE)
 
     return make_once(tmp_path_factory, "prepared", make)
 
