@@ -77,8 +77,9 @@ def run_job(job: Job) -> None:
 
     Raises:
         PermanentError: too few videos, unfit weights, a loss that is not finite, gradients that float16 does not hold.
-        UserError: no such device, no room for the state, or the code is not that of the run's folder.
-        Unfinished: stopped in time, or another process is at work on the same training.
+        UserError: no such device, no room for the state, other code than that of the run's folder, or a state that began
+            from another network.
+        Unfinished: stopped early, or another process works on the same training.
     """
     settings, code = read_run(job.run)
     check_key(job.run)
