@@ -1,18 +1,16 @@
 """The runs of a working directory: list, plan, accept, retry and prune them by hand."""
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ffnrepro.config import Config
 from ffnrepro.errors import UserError
 from ffnrepro.estimate import Estimate, PastTraining, duration, estimate
-from ffnrepro.files import write_json
+from ffnrepro.files import read_record, write_json
 from ffnrepro.runs import (
     RUNS,
     STATE,
@@ -25,6 +23,7 @@ from ffnrepro.runs import (
     state_folder,
     write_run,
 )
+from ffnrepro.training.lease import read_lease
 
 MANIFEST = Path("results/manifest")
 
@@ -42,30 +41,35 @@ class RunList:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.selected = selected_runs(config)
+        self._on_gpu = config.runtime.device != "cpu"
 
     # --- list
 
     def rows(self) -> list[dict[str, str]]:
         """One row for each training: progress, top-1, size, lease, failure, and differences from the selected run."""
-        # The workflow plans without torch.
-        from ffnrepro.training.checkpoints import read_status  # noqa: PLC0415
-
+        trainings = {
+            (path.parent.name, path.name.partition("-")[0])
+            for root in (RUNS, STATE)
+            for path in root.glob("*-????????/seed*")
+        }
         rows = []
-        for run, seed in self._trainings():
-            output, states = RUNS / run / f"seed{seed}", self._states(run, seed)
-            status = read_status(states[-1]) if states else None
-            best = _read_json(output / "run.json").get("best", {})
-            top1 = [value for name, value in best.items() if name.startswith("validation_top1_")]
-            lease = status and status.lease
+        for run, seed in sorted(trainings):
+            output = RUNS / run / seed
+            # One for each data set that the network was trained on, the latest last.
+            states = sorted((STATE / run).glob(f"{seed}-*"), key=lambda path: path.stat().st_mtime)
+            state = states[-1] if states else output
+            about, lease = read_record(state / "about.json"), read_lease(state / "lease.json")
+            best = read_record(output / "run.json").get("best", {})
+            top1 = [f"{value:.1f}" for name, value in best.items() if name.startswith("validation_top1_")]
             rows.append(
                 {
                     "run": run,
-                    "seed": str(seed),
-                    "epoch": f"{status.epoch or 0}/{status.epochs}" if status and status.epochs else "",
-                    "top-1": f"{top1[-1]:.1f}" if top1 else "",
+                    "seed": seed.removeprefix("seed"),
+                    "epoch": f"{about['epoch']}/{about['epochs']}" if about else "",
+                    "top-1": top1[-1] if top1 else "",
                     "megabytes": f"{_megabytes([output, *states]):.0f}",
-                    "process": f"{'ended: ' if status.stale else ''}{lease.name}" if status and lease else "",
-                    "failure": (status and status.failure) or "",
+                    "process": f"{'ended: ' if lease.owner_is_dead() else ''}{lease.name}" if lease else "",
+                    "failure": read_record(state / "failed.json").get("message", ""),
                     "selected": "yes" if run in self.selected.values() else "",
                     "differs in": ", ".join(self._differs(run)),
                 }
@@ -82,17 +86,6 @@ class RunList:
             return differences(RUNS / run, run_settings(self.config, experiment))
         except UserError:
             return ["its settings.json cannot be read"]
-
-    def _trainings(self) -> list[tuple[str, int]]:
-        found = set()
-        for path in (path for root in (RUNS, STATE) for path in root.glob("*-????????/seed*")):
-            if (seed := path.name.removeprefix("seed").partition("-")[0]).isdecimal():
-                found.add((path.parent.name, int(seed)))
-        return sorted(found)
-
-    def _states(self, run: str, seed: int) -> list[Path]:
-        """Folders of the states of a training, one for each data set that it was trained on, the latest last."""
-        return sorted((STATE / run).glob(f"seed{seed}-*"), key=lambda path: path.stat().st_mtime)
 
     # --- plan
 
@@ -112,10 +105,6 @@ class RunList:
         about = "" if hours is None else f"about {duration(hours, gpu=self._on_gpu)}"
         return "; ".join([*words, f"{about or 'hours unknown'} ({basis})"])
 
-    @property
-    def _on_gpu(self) -> bool:
-        return self.config.runtime.device != "cpu"
-
     def _previous(self, experiment: str) -> Path | None:
         """Folder of the latest other run of an experiment."""
         files = RUNS.glob(f"{experiment}-????????/settings.json")
@@ -127,7 +116,7 @@ class RunList:
         epochs = self.config.training_of(run.rpartition("-")[0]).epochs
         if (data := _data()) is None:
             return 0, epochs
-        about = _read_json(state_folder(STATE, run, seed, data) / "about.json")
+        about = read_record(state_folder(STATE, run, seed, data) / "about.json")
         return int(about.get("epoch", 0)), epochs
 
     def hours(self, experiment: str, seed: int) -> Estimate:
@@ -145,9 +134,9 @@ class RunList:
 
     def _past(self, settings: RunSettings) -> PastTraining | None:
         """The latest finished training of the same family, on the configured kind of device."""
-        found = []
-        for path in RUNS.glob("*/*/run.json"):
-            record = _read_json(path)
+        device = self.config.runtime.device
+        for path in sorted(RUNS.glob("*/*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+            record = read_record(path)
             with suppress(KeyError, UserError):
                 past = PastTraining(
                     name=f"{record['run']}, seed {record['seed']}",
@@ -155,11 +144,10 @@ class RunList:
                     videos=record["videos"],
                     hours=record["wall_seconds"] / 3600,
                 )
-                device = self.config.runtime.device
                 same_device = device == "auto" or (device == "cpu") == (record["device"] == "cpu")
                 if same_device and past.settings.method.family == settings.method.family:
-                    found.append((path.stat().st_mtime, past))
-        return max(found, key=lambda pair: pair[0])[1] if found else None
+                    return past
+        return None
 
     def plan(self, table: str) -> tuple[list[dict[str, str]], float]:
         """The trainings behind a table, one row each, and the GPU hours that are left of all, where they are known.
@@ -177,7 +165,7 @@ class RunList:
         rows, total, data = [], 0.0, _data()
         for experiment, seed in ((name, seed) for name in experiments for seed in self.config.seeds):
             run = self.selected[experiment]
-            record = _read_json(RUNS / run / f"seed{seed}/run.json")
+            record = read_record(RUNS / run / f"seed{seed}/run.json")
             trained = data is not None and record.get("data") == data
             done, epochs = self.progress(run, seed)
             hours, basis = Estimate(0.0, "trained") if trained else self.hours(experiment, seed)
@@ -224,8 +212,7 @@ class RunList:
         experiment = run.rpartition("-")[0]
         target = self.selected.get(experiment)
         if target is None or target == run:
-            why = "its experiment is not in the configuration" if target is None else "it is the selected run"
-            raise UserError(f"{run}: cannot be accepted: {why}")
+            raise UserError(f"{run}: is the selected run, or its experiment is not in the configuration")
         settings = run_settings(self.config, experiment)
         changes = differences(RUNS / run, settings)
         if other := [words for words in changes if not words.startswith("code of ")]:
@@ -234,13 +221,13 @@ class RunList:
         self._refuse_leases(target)
         if [*(RUNS / target).glob("seed*"), *(STATE / target).glob("seed*")]:
             raise UserError(f"{target}: has files of its own; ffnrepro runs prune {target} deletes them")
-        networks = {path.parent: _read_json(path) for path in (RUNS / run).glob("seed*/run.json")}
+        networks = {path.parent: read_record(path) for path in (RUNS / run).glob("seed*/run.json")}
         if not networks:
             raise UserError(f"{run}: has no finished network")
         write_run(RUNS / target, settings)
         origin = {"run": target, "accepted_from": run}
         for folder, network in networks.items():
-            evaluations = {path.stem: _read_json(path) for path in folder.glob("*_*f.json")}
+            evaluations = {path.stem: read_record(path) for path in folder.glob("*_*f.json")}
             stale = {stem for stem, record in evaluations.items() if record.get("code") != scoring_code()}
             files = [path for path in folder.iterdir() if path.stem not in stale]
             _take_over(files, RUNS / target / folder.name, origin)
@@ -272,8 +259,6 @@ class RunList:
         return f"{', '.join(map(str, folders))}: deleted ({size:.0f} MB)"
 
     def _refuse_leases(self, run: str) -> None:
-        from ffnrepro.training.lease import read_lease  # noqa: PLC0415
-
         for path in (STATE / run).glob("*/lease.json"):
             lease = read_lease(path)
             if lease is not None and not lease.owner_is_dead():
@@ -286,7 +271,7 @@ def _take_over(files: Iterable[Path], folder: Path, changes: Mapping[str, str]) 
     for file in files:
         target = folder / file.name
         if file.suffix == ".json":
-            write_json(target, {**_read_json(file), **changes})
+            write_json(target, {**read_record(file), **changes})
             shutil.copystat(file, target)
         elif file.suffix == ".txt":
             # A log is appended to, and a link would change the old one.
@@ -319,12 +304,3 @@ def _megabytes(folders: Iterable[Path]) -> float:
         with suppress(FileNotFoundError):
             total += path.stat().st_size if path.is_file() else 0
     return total / 1e6
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A record; empty if it is missing or cannot be read."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value

@@ -1,9 +1,8 @@
 """Tables of accuracy by method and frame count, beside the figures that the paper publishes."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter
 from tabulate import tabulate
 
 from ffnrepro.errors import UserError
+from ffnrepro.files import read_record
 
 REFERENCE = "something-something-v2"
 """The data set whose published figures are shown for comparison where the evaluated one has none."""
@@ -88,49 +88,28 @@ def check_published(rows: Sequence[TableRow], published: Published) -> None:
             )
 
 
-@dataclass(frozen=True)
-class EvaluationInputs:
-    """What all evaluations of a table have in common, as their records name it.
+def evaluation_inputs(
+    *, split: str, short_side: int, crop_size: int, manifest_digest: Path, code: str
+) -> dict[str, Any]:
+    """Give what all evaluations of a table have in common, as their records name it.
 
-    Attributes:
+    Args:
         split: that is evaluated.
         short_side: pixels.
         crop_size: pixels.
-        data: digest of the manifest.
+        manifest_digest: the file `manifest.sha256`.
         code: digest of the code that scores.
     """
-
-    split: str
-    short_side: int
-    crop_size: int
-    data: str
-    code: str
+    data = manifest_digest.read_text(encoding="utf-8").strip()
+    return {"split": split, "short_side": short_side, "crop_size": crop_size, "data": data, "code": code}
 
 
-def expected_record(path: Path, *, frames: int, inputs: EvaluationInputs) -> dict[str, Any]:
-    """Give what the record of an evaluation must say to be about the network that now lies beside it.
-
-    Args:
-        path: of the record, `results/runs/{run}/seed{n}/{split}_{frames}f.json`.
-        frames: frame count of the clips.
-        inputs: of the evaluations of the table.
-    """
-    digest = path.with_name("model.sha256")
-    return {
-        "run": path.parent.parent.name,
-        "seed": int(path.parent.name.removeprefix("seed")),
-        "frames": frames,
-        "model": digest.read_text(encoding="utf-8").strip() if digest.exists() else "missing",
-        **asdict(inputs),
-    }
-
-
-def read_records(rows: Sequence[TableRow], inputs: EvaluationInputs) -> Records:
+def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records:
     """Read the records of all evaluations of a table, and refuse them if any is missing or stale.
 
     Args:
         rows: of the table.
-        inputs: of the evaluations of the table.
+        inputs: `evaluation_inputs` of the table.
 
     Raises:
         UserError: a record, or the `run.json` of a network, is about another network, data, settings or code.
@@ -139,36 +118,30 @@ def read_records(rows: Sequence[TableRow], inputs: EvaluationInputs) -> Records:
     stale: dict[Path, str] = {}
     cells = [(path, frames) for row in rows for frames, paths in row.evaluations.items() for path in paths]
     for path, frames in cells:
-        expected = expected_record(path, frames=frames, inputs=inputs)
-        of_training = {key: expected[key] for key in ("model", "data")}
+        # The digest beside the network that is there now.
+        digest = path.with_name("model.sha256")
+        model = digest.read_text(encoding="utf-8").strip() if digest.exists() else "missing"
+        of_training = {"model": model, "data": inputs["data"]}
+        run, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed"))
+        expected = {"run": run, "seed": seed, "frames": frames, "model": model, **inputs}
         for file, content in ((path.with_name("run.json"), of_training), (path, expected)):
-            records[file], difference = _compare(file, content)
-            if difference:
-                stale[file] = difference
+            record = records[file] = read_record(file)
+            # Eight digits of a digest tell it apart.
+            differences = [
+                f"{key} is {record.get(key, 'missing')!s:.8} and should be {value!s:.8}"
+                if key in ("model", "data", "code")
+                else f"{key} is {record.get(key, 'missing')} and should be {value}"
+                for key, value in content.items()
+                if record.get(key) != value
+            ]
+            if differences:
+                stale[file] = ", ".join(differences) if record else "cannot be read"
     if stale:
         file, difference = next(iter(stale.items()))
-        files = "it" if len(stale) == 1 else f"all {len(stale)} stale files"
         raise UserError(
-            f"{file}: {difference}; make {files} again: snakemake --cores 1 --force {' '.join(map(str, stale))}"
+            f"{file}: {difference}; make what is stale again: snakemake --cores 1 --force {' '.join(map(str, stale))}"
         )
     return records
-
-
-def _compare(path: Path, expected: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """Read a record, and say how it differs from the expected one (an empty text: not at all)."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = {key: record.get(key) for key in expected}
-    except (OSError, ValueError, AttributeError):
-        return {}, "cannot be read"
-    # Eight digits of a digest tell it apart.
-    return record, ", ".join(
-        f"{key} is {str(found[key])[:8]} and should be {str(value)[:8]}"
-        if key in ("model", "data", "code")
-        else f"{key} is {found[key]} and should be {value}"
-        for key, value in expected.items()
-        if found[key] != value
-    )
 
 
 def assemble_table(

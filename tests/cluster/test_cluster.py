@@ -150,7 +150,7 @@ def test_interruptions_by_slurm(cluster: Cluster, workflow: ClusterWorkflow, loc
     stopped = re.findall(
         r"unfinished, run again: .*, saved at epoch (\d+) of \d+, step (\d+)", workflow.log()
     )
-    continued = re.findall(r"tsm: continues at epoch (\d+), after (\d+) steps", workflow.log())
+    continued = re.findall(r"tsm-\w+: continues at epoch (\d+), after (\d+) steps", workflow.log())
     assert stopped == continued
     assert len(stopped) == 3
 
@@ -191,10 +191,10 @@ def test_snakemake_is_stopped_and_killed(cluster: Cluster, workflow: ClusterWork
     wait_for("the second job's end", lambda: states(cluster)[2:3] == ["FAILED"], 240)
     second = workflow.output_of(cluster.jobs("train_tsm")[2])
     assert f"job {first['JobId']}, process" in second
-    assert "is at work on this and alive; nothing was written" in second
+    assert "is working on this and alive; nothing was written" in second
     workflow.go_on()
     assert controller.wait() == 0, controller.text()
-    assert "was trained before, nothing is left to do" in workflow.output_of(cluster.jobs("train_tsm")[-1])
+    assert "is already trained" in workflow.output_of(cluster.jobs("train_tsm")[-1])
     # No step was lost or repeated.
     assert len(workflow.steps()) == STEPS
     assert {job for job, _ in workflow.steps()} == {cancelled["JobId"], first["JobId"]}

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import platform
 import resource
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import torch
 from ffnrepro import __version__
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.files import write_json
-from ffnrepro.training.checkpoints import Checkpoints, StateStatus, read_status
+from ffnrepro.training.checkpoints import Checkpoints
 from ffnrepro.training.lease import Lease
 
 DATA = "0123456789abcdef" * 4
@@ -90,28 +89,7 @@ def test_a_damaged_save_falls_back_to_the_one_before(
     assert epoch_of(state) is None
 
 
-def test_an_unreadable_save_falls_back_to_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    state = saved(tmp_path, 3)
-    newest = state.generations()[0]
-    read = Path.read_bytes
-
-    def read_bytes(path: Path) -> bytes:
-        if path == newest:
-            raise OSError(errno.EIO, "Input/output error")
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    assert epoch_of(state) == 1
-    assert f"{newest}: not readable (Input/output error); goes back to the save before it" in caplog.text
-    assert newest.exists()  # it may be the disk's fault, for a while
-    state.save(content(2))
-    kept = [torch.load(file, weights_only=True)["epoch"] for file in state.generations()]
-    assert kept == [2, 1]  # and not the unreadable one in the place of a good one
-
-
-def test_training_does_not_start_anew_while_its_saves_cannot_be_read(
+def test_training_does_not_start_anew_while_a_save_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = saved(tmp_path, 3)
@@ -121,26 +99,14 @@ def test_training_does_not_start_anew_while_its_saves_cannot_be_read(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", read_bytes)
-        with pytest.raises(
-            UserError,
-            match=r"none of its saves can be read; check the disk .*ffnrepro runs prune ffn-89abcdef$",
-        ):
+        message = (
+            rf"^{state.generations()[0]}: cannot be read \(Stale file handle\); check the disk and run again"
+        )
+        with pytest.raises(UserError, match=message):
             state.load()
+    # It may be the disk's fault, for a while.
     assert len(state.generations()) == 2
     assert epoch_of(state) == 2
-
-
-def test_the_newest_finite_save_is_named_after_a_failure(tmp_path: Path) -> None:
-    state = saved(tmp_path, 0)
-    assert state.last_finite() == "There is no save without nan or inf"
-    state.save(content(4))
-    state.save(content(5) | {"optimizer": {"state": [torch.tensor([1.0, float("nan")])]}})
-    good = state.generations()[1]
-    assert state.last_finite().startswith(
-        f"The newest save without nan or inf is {good}, after epoch 4 and 0 steps;"
-    )
-    state.save(content(6) | {"model": {"fc": torch.tensor([float("inf")])}})
-    assert state.last_finite() == "There is no save without nan or inf"
 
 
 def test_a_full_disk_during_a_save_leaves_the_one_before(tmp_path: Path) -> None:
@@ -204,7 +170,6 @@ def test_a_permanent_failure_stops_the_next_attempt_with_the_same_words(tmp_path
     message = r"^the loss is nan at epoch 3 \(.*: ffnrepro runs retry ffn-89abcdef\)$"
     with pytest.raises(PermanentError, match=message), state.held():
         pytest.fail("it was tried again")
-    assert read_status(state.folder).failure == "the loss is nan at epoch 3"
     (state.folder / "failed.json").unlink()
     with state.held():
         assert epoch_of(state) == 0
@@ -221,7 +186,6 @@ def test_a_failure_with_other_data_or_another_version_is_forgotten(
         state = checkpoints(tmp_path, data=DATA[:8] + 56 * "0")
     elif changed == "version":
         monkeypatch.setattr("ffnrepro.training.checkpoints.__version__", "9.9")
-        assert read_status(state.folder).failure is None
     else:
         (state.folder / "failed.json").write_text("{")
     with state.held():
@@ -279,26 +243,8 @@ def test_other_failures_are_tried_again(tmp_path: Path, error: Exception) -> Non
         pass
 
 
-def test_the_status_of_a_training(tmp_path: Path) -> None:
+def test_a_save_says_how_far_the_training_came(tmp_path: Path) -> None:
     state = checkpoints(tmp_path)
-    assert read_status(state.folder) == StateStatus(None, None, None, 0, 0, None, False, None)
-    with state.held():
-        state.save(content(7) | {"step": 12})
-        status = read_status(state.folder)
-        assert (status.epoch, status.epochs, status.step) == (7, 50, 12)
-        assert 0.004 < status.megabytes < 0.01
-        assert status.lease is not None
-        assert status.lease.name == f"process {os.getpid()} on {platform.node()}"
-        lease = state.folder / "lease.json"
-        for pid, stale in ((os.getppid(), False), (2**22 + 1, True)):
-            lease.write_text(lease.read_text().replace(str(os.getpid()), str(pid)))
-            assert read_status(state.folder).stale is stale
-            lease.write_text(lease.read_text().replace(str(pid), str(os.getpid())))
-    for file in state.folder.iterdir():
-        os.utime(file, (time.time() - 7200,) * 2)
-    status = read_status(state.folder)
-    assert status.age_hours == pytest.approx(2, abs=0.1)
-    assert status.lease is None
+    state.save(content(7) | {"step": 12})
     about = json.loads((state.folder / "about.json").read_text())
-    assert about.pop("saved")
     assert about == {"run": "ffn-89abcdef", "seed": 3, "epochs": 50, "data": DATA, "epoch": 7, "step": 12}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ffnrepro.files import file_digest, replacing, settings_digest, write_json
+from ffnrepro.files import file_digest, read_record, replacing, write_json
 
 
 def test_failing_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
@@ -38,9 +38,13 @@ def test_others_may_read_what_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_digest_of_settings_does_not_depend_on_the_order_of_keys() -> None:
-    assert settings_digest({"a": 1, "b": [2, None]}) == settings_digest({"b": [2, None], "a": 1})
-    assert settings_digest({"a": 1}) != settings_digest({"a": 1.5})
+@pytest.mark.parametrize("text", [None, "", "{", "[1]", '"text"'])
+def test_a_record_that_cannot_be_read_is_empty(tmp_path: Path, text: str | None) -> None:
+    write_json(tmp_path / "whole.json", {"a": [1]})
+    assert read_record(tmp_path / "whole.json") == {"a": [1]}
+    if text is not None:
+        (tmp_path / "broken.json").write_text(text)
+    assert read_record(tmp_path / "broken.json") == {}
 
 
 def test_file_digest_is_sha256(tmp_path: Path) -> None:

@@ -124,7 +124,6 @@ def test_a_pause_of_the_machine_does_not_count(tmp_path: Path, monkeypatch: pyte
         now += seconds + (0 if now else 100)
 
     monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     with pytest.raises(Unfinished, match="working on this and alive"), Lease(path, expiry=1.0).held():
         pytest.fail("another process holds it")
 

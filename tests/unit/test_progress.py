@@ -21,7 +21,7 @@ def test_the_log_line_of_an_epoch() -> None:
     assert epoch_line("ffn", 50, ROW) == (
         "ffn: epoch 3/50, loss 2.500 (cross entropy 2.000, kl 4f 0.300, kl 8f 0.200), top-1/top-5 train 41.3/70.0, "
         "validation 4f 30.0/60.0, 16f 45.5/75.0, learning rate 0.01, 1234 frames/s, 12 % waiting for data, 2400 s, "
-        "31 h 20 min left"
+        "31 hours left"
     )
 
 

@@ -370,10 +370,11 @@ def test_accept_is_for_another_run_of_an_experiment() -> None:
     config = configuration()
     finish(settle(config, "ffn"))
     finish("gone-12345678")
-    with pytest.raises(UserError, match="cannot be accepted: it is the selected run"):
-        RunList(config).accept("ffn")
-    with pytest.raises(UserError, match="cannot be accepted: its experiment is not in the configuration"):
-        RunList(config).accept("gone-12345678")
+    for name in ("ffn", "gone-12345678"):
+        with pytest.raises(
+            UserError, match="is the selected run, or its experiment is not in the configuration"
+        ):
+            RunList(config).accept(name)
 
 
 # --- Retry, prune, and names

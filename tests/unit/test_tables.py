@@ -9,7 +9,6 @@ import pytest
 
 from ffnrepro.errors import UserError
 from ffnrepro.tables import (
-    EvaluationInputs,
     Published,
     Records,
     TableRow,
@@ -23,7 +22,7 @@ from ffnrepro.tables import (
 )
 
 V1, V2 = "something-something-v1", "something-something-v2"
-INPUTS = EvaluationInputs(split="validation", short_side=256, crop_size=224, data="da" * 32, code="c0" * 32)
+INPUTS = {"split": "validation", "short_side": 256, "crop_size": 224, "data": "da" * 32, "code": "c0" * 32}
 
 
 @pytest.fixture(scope="module")
@@ -198,16 +197,19 @@ def test_a_stale_evaluation_is_refused(rows: list[TableRow], change: dict[str, A
     Path(NAME).write_text(json.dumps(RECORD | change))
     with pytest.raises(UserError) as refused:
         read_records(rows, INPUTS)
-    assert str(refused.value) == f"{NAME}: {problem}; make it again: snakemake --cores 1 --force {NAME}"
+    assert (
+        str(refused.value)
+        == f"{NAME}: {problem}; make what is stale again: snakemake --cores 1 --force {NAME}"
+    )
 
 
 def test_a_record_that_cannot_be_read_is_refused(rows: list[TableRow]) -> None:
     for text in ("{", "[]"):
         Path(NAME).write_text(text)
-        with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make it again: .* {NAME}$"):
+        with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make what is stale again: .* {NAME}$"):
             read_records(rows, INPUTS)
     Path(NAME).unlink()
-    with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make it again: .* {NAME}$"):
+    with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make what is stale again: .* {NAME}$"):
         read_records(rows, INPUTS)
 
 
@@ -217,7 +219,7 @@ def test_another_network_than_that_of_the_run_is_refused(rows: list[TableRow]) -
     with pytest.raises(UserError) as refused:
         read_records(rows, INPUTS)
     assert str(refused.value) == (
-        f"{RUN}/run.json: model is abababab and should be efefefef; make all 2 stale files again: "
+        f"{RUN}/run.json: model is abababab and should be efefefef; make what is stale again: "
         f"snakemake --cores 1 --force {RUN}/run.json {NAME}"
     )
 
@@ -225,6 +227,6 @@ def test_another_network_than_that_of_the_run_is_refused(rows: list[TableRow]) -
 def test_a_network_that_was_trained_on_other_data_is_refused(rows: list[TableRow]) -> None:
     (RUN / "run.json").write_text(json.dumps({"model": "ab" * 32, "data": "cd" * 32}))
     with pytest.raises(
-        UserError, match=f"^{RUN}/run.json: data is cdcdcdcd and should be dadadada; make it again"
+        UserError, match=f"^{RUN}/run.json: data is cdcdcdcd and should be dadadada; make what is stale again"
     ):
         read_records(rows, INPUTS)

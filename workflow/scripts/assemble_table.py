@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import tyro
@@ -11,9 +10,9 @@ from ffnrepro.files import replacing, write_json, write_text
 from ffnrepro.logs import logger, run
 from ffnrepro.runs import scoring_code
 from ffnrepro.tables import (
-    EvaluationInputs,
     assemble_table,
     check_published,
+    evaluation_inputs,
     read_published,
     read_records,
     read_rows,
@@ -49,11 +48,11 @@ def main(
     """
 
     def work() -> None:
-        inputs = EvaluationInputs(
+        inputs = evaluation_inputs(
             split=split,
             short_side=short_side,
             crop_size=crop_size,
-            data=data.read_text(encoding="utf-8").strip(),
+            manifest_digest=data,
             code=scoring_code(),
         )
         row_list = read_rows(rows)
@@ -67,7 +66,7 @@ def main(
         lines = json.loads(numbers.to_json(orient="records"))
         record = {
             "dataset": dataset,
-            **asdict(inputs),
+            **inputs,
             "rows": [row | {"numbers": line} for row, line in zip(json.loads(rows), lines, strict=True)],
         }
         write_json(output / f"{table}.json", record)

@@ -3,7 +3,6 @@
 import sys
 import time
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,7 @@ from ffnrepro.logs import run as run_logged
 from ffnrepro.provenance import provenance
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
 from ffnrepro.runs import read_run, scoring_code
-from ffnrepro.tables import EvaluationInputs
+from ffnrepro.tables import evaluation_inputs
 from ffnrepro.training.devices import choose_device, place
 from ffnrepro.training.loader import VideoBatches
 from ffnrepro.weights import load_checkpoint, tensors_digest
@@ -57,11 +56,11 @@ def main(
         torch.set_num_threads(threads)
         started = time.perf_counter()
         settings, _ = read_run(run)
-        inputs = EvaluationInputs(
+        inputs = evaluation_inputs(
             split=split,
             short_side=settings.short_side,
             crop_size=settings.crop_size,
-            data=(manifest / "manifest.sha256").read_text(encoding="utf-8").strip(),
+            manifest_digest=manifest / "manifest.sha256",
             code=scoring_code(),
         )
         folder = run / f"seed{seed}"
@@ -75,8 +74,8 @@ def main(
             manifest=rows,
             videos=videos,
             frame_counts=(frames,),
-            size=inputs.crop_size,
-            short_side=inputs.short_side,
+            size=settings.crop_size,
+            short_side=settings.short_side,
             crop="centre",
             open_video=open_video,
         )
@@ -96,7 +95,7 @@ def main(
             "experiment": run.name.rpartition("-")[0],
             "seed": seed,
             "frames": frames,
-            **asdict(inputs),
+            **inputs,
             "model": digest,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "videos": len(predictions),

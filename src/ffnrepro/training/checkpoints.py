@@ -15,7 +15,6 @@ these are what such a job continues from.
 
 import hashlib
 import io
-import json
 import logging
 import os
 import platform
@@ -24,14 +23,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ffnrepro import __version__
 from ffnrepro.errors import PermanentError, Unfinished, UserError
-from ffnrepro.files import replacing, write_json
-from ffnrepro.training.lease import Lease, LeaseStatus, read_lease
+from ffnrepro.files import read_record, replacing, write_json
+from ffnrepro.training.lease import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,6 @@ class Checkpoints:
         self._start = start
         self._save_minutes = save_minutes
         self._saved_at = time.monotonic()
-        self._unreadable: set[Path] = set()
         self._lease: Lease | None = None
 
     @contextmanager
@@ -109,7 +107,7 @@ class Checkpoints:
                 mark,
                 {
                     "message": str(error),
-                    "time": _now(),
+                    "time": f"{datetime.now():%F %T}",
                     "host": platform.node(),
                     "data": self._about["data"],
                     "version": __version__,
@@ -120,7 +118,7 @@ class Checkpoints:
 
     def _check_not_failed(self) -> None:
         mark = self.folder / "failed.json"
-        failure = _read_json(mark)
+        failure = read_record(mark)
         if failure.get("data") == self._about["data"] and failure.get("version") == __version__:
             raise PermanentError(
                 f"{failure['message']} (it failed so on {failure['time']}; to try the same settings and data again: "
@@ -164,141 +162,48 @@ class Checkpoints:
                 os.fsync(stream.fileno())
             write_json(
                 self.folder / "about.json",
-                {**self._about, "epoch": state["epoch"], "step": state["step"], "saved": _now()},
+                {**self._about, "epoch": state["epoch"], "step": state["step"]},
             )
         except OSError as error:
             raise UserError(
                 f"{self.folder}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write); "
                 "free some space and run again: it continues from the save before"
             ) from error
-        # Unreadable saves are kept until now, when two readable ones exist: `load` needs one, and this is another.
-        readable = [old for old in generations if old not in self._unreadable]
-        for old in set(generations) - set(readable[: GENERATIONS - 1]):
+        for old in generations[GENERATIONS - 1 :]:
             with suppress(OSError):
                 old.unlink()
         self._saved_at = time.monotonic()
         self.save_seconds = max(self.save_seconds, self._saved_at - started)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the newest whole save, on the CPU, or None if there are no saves.
+        """Return the newest whole save, on the CPU, or None if there is none; damaged ones are deleted.
 
         Raises:
-            UserError: there are saves, but none can be read now, so training does not start anew in their place; or they
-                began from another network than this training does.
+            UserError: the newest save cannot be read now, or began from another network than this training does.
         """
-        state = next((state for _, state in self._saves()), None)
-        if state is not None and (start := state.pop("start", None)) != self._start:
-            raise UserError(
-                f"{self.folder}: this training began from the network {start}, but now it would begin from {self._start}; "
-                f"to start it anew: ffnrepro runs prune {self._about['run']}"
-            )
-        if state is None and self._unreadable:
-            raise UserError(
-                f"{self.folder}: none of its saves can be read; check the disk and the permissions and run again, or start "
-                f"this run anew: ffnrepro runs prune {self._about['run']}"
-            )
-        return state
-
-    def last_finite(self) -> str:
-        """Describe the newest save without nan or inf, for the message of a training that went wrong."""
-        for file, state in self._saves():
-            if _is_finite(state):
-                return (
-                    f"The newest save without nan or inf is {file}, after epoch {state['epoch']} and {state['step']} steps; "
-                    "what went wrong may have begun before it"
-                )
-        return "There is no save without nan or inf"
-
-    def _saves(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Whole saves, the newest first. Damaged ones are deleted."""
         for file in self.generations():
             try:
                 content = file.read_bytes()
             except FileNotFoundError:  # another process of this training found it damaged
                 continue
             except OSError as error:
-                logger.warning("%s: not readable (%s); goes back to the save before it", file, error.strerror)
-                self._unreadable.add(file)
-                continue
+                raise UserError(
+                    f"{file}: cannot be read ({error.strerror}); check the disk and run again, or delete the file: training "
+                    "then continues from the save before it"
+                ) from error
             if not file.stem.endswith(_digest(content)):
                 logger.warning("%s: damaged, deleted; goes back to the save before it", file)
-                with suppress(OSError):
-                    file.unlink()
+                file.unlink(missing_ok=True)
                 continue
-            yield file, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-class StateStatus(NamedTuple):
-    """Progress of a training, as its folder shows it to other processes.
-
-    Attributes:
-        epoch: finished epochs, None before the first save.
-        epochs: of the whole training.
-        step: finished steps of the next epoch.
-        megabytes: size of the folder.
-        age_hours: time since the last change of a file.
-        lease: owner and last heartbeat.
-        stale: whether the owner of the lease is known to be dead.
-        failure: message of a failure that would stop the next attempt, too.
-    """
-
-    epoch: int | None
-    epochs: int | None
-    step: int | None
-    megabytes: float
-    age_hours: float
-    lease: LeaseStatus | None
-    stale: bool
-    failure: str | None
-
-
-def read_status(folder: Path) -> StateStatus:
-    """Read how far a training came, who works on it, and whether it failed.
-
-    Args:
-        folder: of its checkpoints.
-    """
-    about, failure = _read_json(folder / "about.json"), _read_json(folder / "failed.json")
-    lease = read_lease(folder / "lease.json")
-    files = []
-    for file in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # a training may delete it
-            if file.is_file():
-                files.append(file.stat())
-    now = time.time()
-    newest = max((file.st_mtime for file in files), default=now)
-    return StateStatus(
-        epoch=about.get("epoch"),
-        epochs=about.get("epochs"),
-        step=about.get("step"),
-        megabytes=sum(file.st_size for file in files) / 1e6,
-        age_hours=(now - newest) / 3600,
-        lease=lease,
-        stale=lease is not None and lease.owner_is_dead(),
-        failure=failure.get("message") if failure.get("version") == __version__ else None,
-    )
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if (start := state.pop("start", None)) != self._start:
+                raise UserError(
+                    f"{self.folder}: this training began from the network {start}, but now it would begin from "
+                    f"{self._start}; to start it anew: ffnrepro runs prune {self._about['run']}"
+                )
+            return state
+        return None
 
 
 def _digest(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return bool(value.isfinite().all())
-    if isinstance(value, dict):
-        return all(_is_finite(item) for item in value.values())
-    return all(_is_finite(item) for item in value) if isinstance(value, list) else True
-
-
-def _now() -> str:
-    return f"{datetime.now():%F %T}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read plain values; nothing if they are missing or unreadable."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value

@@ -7,6 +7,7 @@ for `EXPIRY` seconds of the watcher's own clock. So the clocks of the machines n
 
 import json
 import logging
+import math
 import os
 import platform
 import threading
@@ -136,8 +137,8 @@ class Lease:
         """Watch the lease, and return whether it expires; False if it gets another owner or none."""
         logger.info("%s: held by %s; watches for a heartbeat", self.path, status.name)
         interval = min(1.0, self._expiry / 10)
-        waited, last = 0.0, time.monotonic()
-        while waited < self._expiry:
+        # What pauses this process (a suspended machine, a network disk) pauses the owner, too. So looks count, not time.
+        for _ in range(math.ceil(self._expiry / interval)):
             time.sleep(interval)
             check()
             now = read_lease(self.path)
@@ -148,9 +149,6 @@ class Lease:
                     f"{self.path.parent}: {status.name} is working on this and alive; nothing was written. Wait for it to "
                     "end, or end it"
                 )
-            # What pauses this process (a suspended machine, a network disk) pauses the owner, too: that time does not count.
-            last, before = time.monotonic(), last
-            waited += min(last - before, 2 * interval)
         return True
 
     def _beat(self, ended: threading.Event) -> None:

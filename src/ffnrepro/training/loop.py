@@ -263,14 +263,13 @@ def _check_step(
         raise PermanentError(
             f"{place}: the loss is {loss:.3g} ({terms}) and the gradient's norm {result.gradient_norm:.3g}, learning rate "
             f"{optimizer.param_groups[0]['lr']:.3g}; look at gradient_norm and train_loss of the epochs before (tensorboard "
-            f"--logdir {checkpoints.folder}), lower training.learning_rate, or set training.precision: float32. "
-            f"{checkpoints.last_finite()}"
+            f"--logdir {checkpoints.folder}), lower training.learning_rate, or set training.precision: float32"
         )
     if result.skipped and scaler.get_scale() < SMALLEST_SCALE:
         raise PermanentError(
             f"{place}: float16 does not hold the gradients: steps are skipped, though the loss ({loss:.3g}) is scaled by "
             f"{scaler.get_scale():.1g} only; set training.precision to bfloat16 or float32, or lower "
-            f"training.learning_rate. {checkpoints.last_finite()}"
+            "training.learning_rate"
         )
 
 

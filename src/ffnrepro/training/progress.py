@@ -7,6 +7,8 @@ from pathlib import Path
 from torch import nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from ffnrepro.estimate import duration
+
 logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
@@ -39,25 +41,16 @@ def epoch_line(name: str, epochs: int, row: Row) -> str:
     )
     scores = ", ".join(
         f"{key.removeprefix('validation_top1_')} {value:.1f}/{row[key.replace('top1', 'top5')]:.1f}"
-        if key.replace("top1", "top5") in row
-        else f"{key.removeprefix('validation_top1_')} {value:.1f}"
         for key, value in row.items()
         if key.startswith("validation_top1_")
     )
-    left = (epochs - row["epoch"]) * row["seconds"]
+    left = duration((epochs - row["epoch"]) * row["seconds"] / 3600)
     return (
         f"{name}: epoch {row['epoch']:.0f}/{epochs}, loss {row['train_loss']:.3f} ({parts}), top-1/top-5 train "
         f"{row['train_top1']:.1f}/{row['train_top5']:.1f}, validation {scores}, learning rate "
         f"{row['learning_rate']:.2g}, {row['frames_per_second']:.0f} frames/s, {row['data_wait']:.0f} % waiting for "
-        f"data, {row['seconds']:.0f} s, {_duration(left)} left"
+        f"data, {row['seconds']:.0f} s, {left} left"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def warnings(history: Sequence[Row], *, select_by: str) -> list[str]:
@@ -67,22 +60,18 @@ def warnings(history: Sequence[Row], *, select_by: str) -> list[str]:
         history: one row for each epoch.
         select_by: validation score that chooses the best epoch.
     """
-    found = []
-    for key in history[-1]:
-        if (
-            key.startswith("train_kl_")
-            and _not_learning(history, key)
-            and not _not_learning(history[:-1], key)
-        ):
-            found.append(
-                f"{key.removeprefix('train_')} went from {history[0][key]:.3f} to {history[-1][key]:.3f}: the highest frame "
-                "count learns, but this one does not learn from it; check distillation_weight and the learning rate"
-            )
-    if _overfits(history, select_by) and not _overfits(history[:-1], select_by):
+    now, before = history[-1], history[:-1]
+    found = [
+        f"{key.removeprefix('train_')} went from {history[0][key]:.3f} to {now[key]:.3f}: the highest frame count learns, "
+        "but this one does not learn from it; check distillation_weight and the learning rate"
+        for key in now
+        if key.startswith("train_kl_") and _not_learning(history, key) and not _not_learning(before, key)
+    ]
+    if _overfits(history, select_by) and not _overfits(before, select_by):
         best = max(row[f"validation_{select_by}"] for row in history)
         found.append(
-            f"training accuracy is {history[-1]['train_top1']:.1f} %, but {select_by} on validation fell from "
-            f"{best:.1f} to {history[-1][f'validation_{select_by}']:.1f}: the network overfits; check training.crop "
+            f"training accuracy is {now['train_top1']:.1f} %, but {select_by} on validation fell from "
+            f"{best:.1f} to {now[f'validation_{select_by}']:.1f}: the network overfits; check training.crop "
             "(multi_scale), network.dropout and training.weight_decay"
         )
     return found
