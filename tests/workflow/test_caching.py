@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ffnrepro.runs import code_digests
 
@@ -160,7 +161,7 @@ def test_other_data_runs_its_stage_and_all_behind_it(whole_copy: Workflow) -> No
     drop_label(whole_copy)
     jobs, output = whole_copy.plan()
     assert jobs == {"parse_labels": 1, "index_videos": 1, **BEHIND}, output
-    assert output.count("already trained if the data is the same") == 2
+    assert output.count("only written out again if its data stays the same") == 2
 
 
 def test_a_raised_revision_of_a_data_stage_runs_it(whole_copy: Workflow) -> None:
@@ -251,26 +252,24 @@ def test_deleted_files(copy: Workflow) -> None:
     (copy.folder / "results/table1.md").unlink()
     jobs, output = copy.plan()
     assert jobs == {"check_training": 1, "train_tsm": 1, "evaluate": 4, **TABLE}, output
-    assert "already trained if the data is the same, and only written out again" in output
+    assert "already trained, and only written out again if its data" in output
 
 
 def test_a_stale_record_stops_the_table_until_it_is_made_again(copy: Workflow) -> None:
-    record, network = copy.seed("ffn") / "validation_8f.json", copy.seed("tsm") / "run.json"
-    table = (copy.folder / "results/table1.csv").read_bytes()
+    record, table = copy.seed("ffn") / "validation_8f.json", copy.folder / "results/table1.csv"
+    before = table.read_bytes()
     record.write_text(
         json.dumps(json.loads(record.read_text()) | {"model": "0123456789abcdef", "top1": 99.0})
     )
-    network.write_text(json.dumps(json.loads(network.read_text()) | {"data": "0123456789abcdef"}))
     result = copy.run("results/table1.csv")
     assert result.returncode != 0
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    found = re.fullmatch(
-        r"error: results/runs/\S+: \w+ is 01234567 and should be \w{8}; .*snakemake (.*)", line
-    )
+    path = record.relative_to(copy.folder)
+    found = re.fullmatch(rf"error: {path}: model is 01234567 and should be \w{{8}}; .*: snakemake (.*)", line)
     assert found, line
     copy.made(*found[1].split())
     copy.made("results/table1.csv")
-    assert (copy.folder / "results/table1.csv").read_bytes() == table
+    assert table.read_bytes() == before
 
 
 # --- Edited code -------------------------------------------------------------------------------------------------
@@ -295,10 +294,7 @@ def test_edited_code_of_a_method_and_its_network_taken_over(whole_copy: Workflow
     network = (old / "seed0/model.pt").read_bytes()
     late = whole_copy.bash(command)
     assert late.returncode != 0
-    assert re.search(
-        rf"error: .*{old.name}: the code in recipe/ now makes the key {new[4:]}: it was edited after",
-        late.stderr,
-    )
+    assert f"{old.name}: code or settings.json now make the key {new.removeprefix('ffn-')}" in late.stderr
     assert (old / "seed0/model.pt").read_bytes() == network
 
     accepted = whole_copy.ffnrepro("runs", *whole_copy.options, "accept", old.name)
@@ -307,9 +303,8 @@ def test_edited_code_of_a_method_and_its_network_taken_over(whole_copy: Workflow
     assert jobs == TABLE, output
     whole_copy.made()
     assert (whole_copy.folder / "results/table1.csv").read_bytes() == table
-    provenance = whole_copy.ffnrepro("provenance", "results/table1.csv")
-    assert f"network results/runs/{new}/seed0/run.json" in provenance
-    assert f"taken over from {old.name}" in provenance
+    chain = yaml.safe_load(whole_copy.ffnrepro("provenance", "results/table1.csv"))
+    assert chain["TSM-FFN"]["networks"][f"results/runs/{new}/seed0/run.json"]["accepted_from"] == old.name
 
     # Back to the earlier code.
     method.write_text(before)
