@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,16 +14,12 @@ import yaml
 
 from ffnrepro.errors import UserError
 
+PACKAGES = ("ffnrepro", "torch", "torchvision", "decord", "eva-decord", "av", "numpy")
+
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, git revision of the package's checkout, and device, as plain values."""
-    packages = {}
-    for name in ("ffnrepro", "torch", "torchvision", "decord", "eva-decord", "av", "numpy"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            # decord and eva-decord exclude each other.
-            continue
+    packages = {found.name: found.version for found in distributions() if found.name in PACKAGES}
     return {
         "python": platform.python_version(),
         "packages": packages,
@@ -65,26 +61,26 @@ def chain_of_table(table: Path) -> str:
     try:
         for row in _read(table.with_suffix(".json"))["rows"]:
             numbers, of_row = row["numbers"], chain.setdefault(row["label"], {})
-            networks: dict[str, Any] = {}
+            of_row["networks"] = {}
             for frames, paths in row["evaluations"].items():
                 evaluations = {path: _read(root / path) for path in paths}
-                runs = {str(Path(path).with_name("run.json")): path for path in paths}
-                networks |= {run: _read(root / run) for run in runs}
+                networks = {
+                    str(run): _read(root / run)
+                    for run in (Path(path).with_name("run.json") for path in paths)
+                }
+                of_row["networks"] |= networks
                 names = [f"{name}_{frames}f" for name in ("top1", "deviation", "published", "difference")]
                 cell = of_row[f"{frames} frames"] = {name: numbers[name] for name in names if name in numbers}
                 mean = fmean(evaluation["top1"] for evaluation in evaluations.values())
-                evaluated = {evaluation["model"] for evaluation in evaluations.values()}
-                trained = {networks[run]["model"] for run in runs}
-                if round(mean, 2) != numbers[f"top1_{frames}f"] or not evaluated <= set(
-                    numbers["checkpoint"].split()
-                ):
+                evaluated, trained = (
+                    {file["model"] for file in files.values()} for files in (evaluations, networks)
+                )
+                known = evaluated == trained <= set(numbers["checkpoint"].split())
+                if not known or round(mean, 2) != numbers[f"top1_{frames}f"]:
                     cell["WARNING"] = (
-                        f"evaluated again after the table was made (now {mean:.2f}); run snakemake"
+                        "a network or its evaluation was made again after the table; run snakemake"
                     )
-                elif evaluated != trained:
-                    cell["WARNING"] = "the network was trained again after it was evaluated; run snakemake"
                 cell["evaluations"] = evaluations
-            of_row["networks"] = networks
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{table} or a file behind it is of another version ({error!r}); run snakemake for it"

@@ -77,13 +77,10 @@ class RunList:
         return rows
 
     def _differs(self, run: str) -> list[str]:
-        experiment = run.rpartition("-")[0]
-        if run == self.selected.get(experiment):
-            return []
-        if experiment not in self.selected:
-            return ["its experiment is not in the configuration"]
         try:
-            return differences(RUNS / run, run_settings(self.config, experiment))
+            return differences(RUNS / run, run_settings(self.config, run.rpartition("-")[0]))
+        except KeyError:
+            return ["its experiment is not in the configuration"]
         except UserError:
             return ["its settings.json cannot be read"]
 
@@ -98,7 +95,9 @@ class RunList:
                 words.append(f"differs from {previous.name} in {', '.join(changes)}")
         done, epochs = self.progress(self.selected[experiment], seed)
         if done == epochs:
-            return "; ".join([*words, "already trained, and only written out again if its data stays the same"])
+            return "; ".join(
+                [*words, "already trained, and only written out again if its data stays the same"]
+            )
         if done:
             words.append(f"continues after epoch {done} of {epochs}")
         hours, basis = self.hours(experiment, seed)
@@ -114,10 +113,12 @@ class RunList:
     def progress(self, run: str, seed: int) -> tuple[int, int]:
         """Finished epochs of a selected run's training on the data as it is now, and epochs in all."""
         epochs = self.config.training_of(run.rpartition("-")[0]).epochs
-        if (data := _data()) is None:
-            return 0, epochs
+        digest = MANIFEST / "manifest.sha256"
+        data = digest.read_text(encoding="utf-8").strip() if digest.exists() else ""
+        if read_record(RUNS / run / f"seed{seed}/run.json").get("data") == data:
+            return epochs, epochs
         about = read_record(state_folder(STATE, run, seed, data) / "about.json")
-        return int(about.get("epoch", 0)), epochs
+        return about.get("epoch", 0), epochs
 
     def hours(self, experiment: str, seed: int) -> Estimate:
         """GPU hours that are left of a training of a selected run."""
@@ -162,13 +163,11 @@ class RunList:
             for experiment in self.config.experiments_of(table)
             for link in reversed(self.config.chain_of(experiment))
         )
-        rows, total, data = [], 0.0, _data()
+        rows, total = [], 0.0
         for experiment, seed in ((name, seed) for name in experiments for seed in self.config.seeds):
             run = self.selected[experiment]
-            record = read_record(RUNS / run / f"seed{seed}/run.json")
-            trained = data is not None and record.get("data") == data
             done, epochs = self.progress(run, seed)
-            hours, basis = Estimate(0.0, "trained") if trained else self.hours(experiment, seed)
+            hours, basis = Estimate(0.0, "trained") if done == epochs else self.hours(experiment, seed)
             total += hours or 0.0
             rows.append(
                 {
@@ -282,12 +281,6 @@ def _take_over(files: Iterable[Path], folder: Path, changes: Mapping[str, str]) 
             except OSError:
                 # Some file systems have no links.
                 shutil.copy2(file, target)
-
-
-def _data() -> str | None:
-    """Digest of the data as it is now; None: there is no manifest yet."""
-    path = MANIFEST / "manifest.sha256"
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def _rows_of(path: Path) -> int | None:

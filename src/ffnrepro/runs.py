@@ -88,16 +88,13 @@ def weights_identity(config: Config, depth: int) -> str | None:
     if declared is not None:
         return declared[:8]
     try:
-        stat = Path(source).stat()
-        return _digest_of_file(source, stat.st_size, stat.st_mtime_ns)[:8]
+        return _digest_of_file(Path(source))[:8]
     except OSError:
         # A plan is made without the file, too. The run itself refuses to start.
         return "missing"
 
 
-@cache
-def _digest_of_file(path: str, size: int, time: int) -> str:  # noqa: ARG001 - a changed file is read again
-    return file_digest(Path(path))
+_digest_of_file = cache(file_digest)
 
 
 def run_key(settings: RunSettings) -> str:

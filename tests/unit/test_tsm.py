@@ -125,17 +125,3 @@ def test_dropout_is_the_last_thing_before_the_classifier():
 def test_refuses_other_clips(clip, message):
     with pytest.raises(ValueError, match=message):
         TSM(**SMALL)(clip)
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ({"depth": 34}, "depth 34"),
-        ({"width": 4}, "width 4"),
-        ({"stem": 4}, "stem"),
-        ({"classes": 0}, "classes"),
-    ],
-)
-def test_refuses_other_networks(argument, message):
-    with pytest.raises(ValueError, match=message):
-        TSM(**{**SMALL, **argument})
