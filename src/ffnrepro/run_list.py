@@ -98,7 +98,9 @@ class RunList:
                 words.append(f"differs from {previous.name} in {', '.join(changes)}")
         done, epochs = self.progress(self.selected[experiment], seed)
         if done == epochs:
-            return "; ".join([*words, "already trained on this data, and only written out again"])
+            return "; ".join(
+                [*words, "already trained, and only written out again if its data stays the same"]
+            )
         if done:
             words.append(f"continues after epoch {done} of {epochs}")
         hours, basis = self.hours(experiment, seed)

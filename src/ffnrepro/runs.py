@@ -83,7 +83,8 @@ def weights_identity(config: Config, depth: int) -> str | None:
     if source is None:
         return None
     if source == "imagenet":
-        return IMAGENET[depth]
+        # `check_experiments` refuses a depth without such weights where its experiment is asked for.
+        return IMAGENET.get(depth, "missing")
     if declared is not None:
         return declared[:8]
     try:

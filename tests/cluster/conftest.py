@@ -26,7 +26,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from ..workflow.conftest import ROOT, make_workflow
+from ffnrepro.data.demo import make_demo_data
+
+from ..workflow.conftest import ROOT, TINY
 
 EPOCHS = 8
 STEPS = 3 * EPOCHS  # 24 videos, 8 a step
@@ -36,38 +38,42 @@ STEPS = 3 * EPOCHS  # 24 videos, 8 a step
 CHANGES: dict[str, Any] = {
     "data": {"index_shards": 1},
     "training": {"epochs": EPOCHS},
-    "evaluation": {"frame_counts": [4]},
+    "tables": {"table1": {"frame_counts": [4]}},
 }
 """What the tests change in the configuration, by section."""
 TIMES = ["seconds", "frames_per_second", "data_wait"]
 """Columns of the history that differ between two runs of the same training."""
 TABLE = "results/table1.csv"
+PREPARE = ("--until", "check_training")
+"""Arguments of snakemake that make all files that the trainings need."""
 TRAIN_TSM = ("--until", "train_tsm")
 """Arguments of snakemake that train TSM and do nothing after it."""
 
 
+def run_folder(folder: Path, experiment: str) -> Path:
+    """The only run of an experiment, in a working directory."""
+    (found,) = folder.glob(f"results/runs/{experiment}-????????")
+    return found
+
+
 def check_file(folder: Path, experiment: str) -> Path:
-    """What was checked before the trainings of an experiment."""
-    return folder / f"results/checks/{experiment}.txt"
+    """What was checked before the training of an experiment."""
+    return folder / f"logs/check_training/{run_folder(folder, experiment).name}/seed0.log"
 
 
 def result_folder(folder: Path, experiment: str) -> Path:
-    """The results of one training, in a working directory."""
-    return folder / f"results/experiments/{experiment}/seed0"
+    """The results of one training."""
+    return run_folder(folder, experiment) / "seed0"
 
 
 def training_log(folder: Path, experiment: str) -> str:
     """What a training logged in all of its attempts."""
-    return "".join(
-        text
-        for path in folder.glob("state/train/*/log.txt")
-        if f"{experiment}: " in (text := path.read_text())
-    )
+    return "".join(path.read_text() for path in folder.glob(f"state/{experiment}-*/seed0-*/log.txt"))
 
 
 def log_of_last_attempt(folder: Path, experiment: str) -> str:
     """What the last successful attempt of a training logged."""
-    return (folder / f"logs/train/{experiment}/seed0.log").read_text()
+    return (folder / f"logs/train/{run_folder(folder, experiment).name}/seed0.log").read_text()
 
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -309,8 +315,7 @@ class ClusterWorkflow:
         for name, value in changes.items():
             text, count = re.subn(rf"^( *{name}:) \S+", rf"\1 {value}", text, count=1, flags=re.MULTILINE)
             assert count == 1, name
-        if "runtime" not in yaml.safe_load((self.folder / "tiny.yaml").read_text()):
-            text = text.replace("      slurm_partition: ?gpu", "      gpu: 1\n      slurm_partition: ?gpu")
+        text = text.replace("      slurm_partition: ?gpu", "      gpu: 1\n      slurm_partition: ?gpu")
         target = self.folder / "profile"
         target.mkdir(exist_ok=True)
         (target / "config.yaml").write_text(text)
@@ -363,7 +368,7 @@ class ClusterWorkflow:
     def files(self) -> list[str]:
         return [
             "--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.folder),
-            "--configfile", str(ROOT / "config/config.yaml"), str(ROOT / "config/demo.yaml"),
+            "--configfile", str(ROOT / "config/demo.yaml"),
             str(self.folder / "tiny.yaml"),
         ]  # fmt: skip
 
@@ -450,10 +455,13 @@ def prepared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A working directory with all files that the trainings need, made locally. Tests copy it."""
 
     def make(folder: Path) -> None:
-        folder.mkdir()
-        workflow = ClusterWorkflow(make_workflow(folder).folder, cluster)
+        make_demo_data(
+            folder / "my data", seed=1, train_per_class=2, validation_per_class=1, frames=18, workers=2
+        )
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+        workflow = ClusterWorkflow(folder, cluster)
         workflow.configure(**CHANGES)
-        workflow.local(*(str(check_file(Path(), experiment)) for experiment in ("tsm", "ffn")))
+        workflow.local(*PREPARE)
 
     return make_once(tmp_path_factory, "prepared", make)
 
@@ -475,7 +483,7 @@ def local(
 
 @pytest.fixture
 def workflow(prepared: Path, tmp_path: Path, cluster: Cluster) -> Iterator[ClusterWorkflow]:
-    """A working directory in which only the trainings are missing, on a cluster without jobs."""
+    """A working directory in which TSM is ready to be trained, on a cluster without jobs."""
     shutil.copytree(prepared, tmp_path / "run")
     cluster.jobs_before = len(cluster.all_jobs())
     workflow = ClusterWorkflow(tmp_path / "run", cluster)

@@ -3,6 +3,7 @@
 The real script runs until it calls the optimiser. Nothing but the network and the wiring is ours in what it is compared with.
 """
 
+import hashlib
 import json
 import re
 import runpy
@@ -22,9 +23,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.tsm import TSM
+from ffnrepro.runs import run_name, run_settings, write_run
 
 from ..golden import formula_weights
-from .test_resumption import ROOT, arguments_of, data  # noqa: F401 - data is a fixture
+from ..trainings import ROOT, configuration
 
 # --- How a training is started -----------------------------------------------------------------------------------
 
@@ -38,15 +40,20 @@ RECIPE = {
 def start_training(
     dataset: Path, method: str, weights: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = arguments_of(dataset, method, **RECIPE)
-    where = arguments.index("--settings") + 1
-    settings = json.loads(arguments[where])
-    settings["network"]["dropout"] = 0.0
-    arguments[where] = json.dumps(settings)
-    script = ROOT / f"workflow/scripts/train_{method}.py"
-    places = ["--weights", str(weights), "--state", str(folder / "state"), "--output", str(folder / "output")]
-    weights.with_suffix(".sha256").write_text("the file's digest stands beside it\n")
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments, *places])
+    # The name of an experiment of config.yaml is that of its method.
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    network = {"weights": str(weights), "weights_sha256": sha256, "dropout": 0.0}
+    config = configuration(training=RECIPE, network=network)
+    run = folder / "results/runs" / run_name(config, method)
+    write_run(run, run_settings(config, method))
+    script = ROOT / "workflow/scripts/train.py"
+    options = {
+        "run": run, "seed": SEED, "start": weights, "state": folder / "state", "videos": dataset / "data/videos",
+        "classes": dataset / "results/labels/classes.csv", "manifest": dataset / "results/manifest", "device": "cpu",
+        "threads": 1, "workers": 0,
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", [str(script), *words])
     runpy.run_path(str(script), run_name="__main__")
 
 
@@ -124,7 +131,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
 @pytest.fixture(scope="module", params=METHODS)
 def reached(
     request: pytest.FixtureRequest,
-    data: Path,  # noqa: F811
+    data: Path,
     pretrained: tuple[Path, dict[str, Tensor]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, Step]:
@@ -194,16 +201,16 @@ def test_each_parameter_has_the_rate_and_decay_of_its_group(reached: tuple[str, 
         )
 
 
-def test_clips_and_labels_are_those_of_the_videos(reached: tuple[str, Step], data: Path) -> None:  # noqa: F811
+def test_clips_and_labels_are_those_of_the_videos(reached: tuple[str, Step], data: Path) -> None:
     method, step = reached
     assert tuple(sorted(step.clips)) == METHODS[method]
-    names = pd.read_parquet(data / "manifest/train.parquet")["id"].astype(str).tolist()
+    names = pd.read_parquet(data / "results/manifest/train.parquet")["id"].astype(str).tolist()
     labels = naive_labels(data)
     assert sorted(names) == sorted(labels)
     order = np.random.default_rng(np.random.SeedSequence([SEED, 0], spawn_key=(0,))).permutation(len(names))
     indices = order[: RECIPE["batch_size"]].tolist()
     for row, index in enumerate(indices):
-        expected = naive_clips(data / f"videos/{names[index]}.webm", METHODS[method], [SEED, 0, index])
+        expected = naive_clips(data / f"data/videos/{names[index]}.webm", METHODS[method], [SEED, 0, index])
         for frames, clip in expected.items():
             # (3, T, S, S) as it reaches the network, back in grey levels.
             ours = step.clips[frames][row].double().permute(1, 2, 3, 0).numpy()
@@ -217,7 +224,7 @@ def test_clips_and_labels_are_those_of_the_videos(reached: tuple[str, Step], dat
 
 def naive_labels(dataset: Path) -> dict[str, int]:
     classes, entries = (
-        json.loads((dataset / f"labels/{name}.json").read_text()) for name in ("labels", "train")
+        json.loads((dataset / f"data/labels/{name}.json").read_text()) for name in ("labels", "train")
     )
     return {
         entry["id"]: int(classes[entry["template"].replace("[", "").replace("]", "")]) for entry in entries

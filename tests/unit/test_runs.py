@@ -226,7 +226,7 @@ def test_a_training_is_described_before_it_runs() -> None:
     save_state(runs.selected["ffn"], epoch=44)
     assert (
         runs.describe_training("ffn", 0)
-        == f"{change}; already trained on this data, and only written out again"
+        == f"{change}; already trained, and only written out again if its data stays the same"
     )
 
 

@@ -156,8 +156,7 @@ def start_file(wildcards):
     check(experiment)
     start, weights = CONFIG.experiments[experiment].start, CONFIG.network.weights
     if start is not None:
-        seed = wildcards.get("seed", CONFIG.seeds[0])
-        return f"{TRAINING}/model.pt".format(run=RUN_LIST.selected[start], seed=seed)
+        return f"{TRAINING}/model.pt".format(run=RUN_LIST.selected[start], seed=wildcards.seed)
     if weights == "imagenet":
         return f"results/weights/resnet{CONFIG.network_of(experiment).depth}.pth"
     # `onstart` says so where the user's own file does not exist.
@@ -184,6 +183,7 @@ def training_note(wildcards):
     return RUN_LIST.describe_training(experiment_of(wildcards), int(wildcards.seed))
 
 
+@cache
 def digests_of_labels():
     return label_digests(Path(CONFIG.data.labels))
 

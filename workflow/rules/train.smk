@@ -35,27 +35,30 @@ rule write_settings:
         "../../environment.yml"
     resources:
         script=script("write_settings"),
+        # The name of the run stands for them: a new option with its default writes nothing again.
+        settings=settings_of,
         runtime=5,
         mem_mb=1000,
-    params:
-        settings=settings_of,
     message:
         "Writing the settings of {wildcards.run}"
     shell:
-        "python {resources.script:q} --settings {params.settings:q} --output {output} --log {log}"
+        "python {resources.script:q} --settings {resources.settings:q} --output {output} --log {log}"
 
 
 rule check_training:
     input:
+        # All are ancient, so that this runs where a training does, and for no other reason: Snakemake would overlook what
+        # has changed for the jobs behind it.
         settings=ancient("results/runs/{run}/settings.json"),
-        classes="results/labels/classes.csv",
-        data="results/manifest/manifest.sha256",
+        classes=ancient("results/labels/classes.csv"),
+        data=ancient("results/manifest/manifest.sha256"),
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
         start=ancient(start_file),
     output:
-        "results/runs/{run}/checked.txt",
+        # Each training is checked anew.
+        temp(f"{TRAINING}/checked.txt"),
     log:
-        "logs/check_training/{run}.log",
+        "logs/check_training/{run}/seed{seed}.log",
     conda:
         "../../environment.yml"
     threads: CONFIG.runtime.threads
@@ -65,22 +68,21 @@ rule check_training:
         gpu_jobs=GPUS,
         # Some steps are tried; on a cluster none, since another machine trains (profiles/slurm).
         steps=20,
+        start=start_argument,
         options=TRAINING_OPTIONS,
         runtime=30,
         mem_mb=16000,
-    params:
-        start=start_argument,
     message:
-        "Checking what a training needs: {wildcards.run}"
+        "Checking what a training needs: {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "python {resources.script:q} --run results/runs/{wildcards.run} --output {output} {params.start} "
-        "--steps {resources.steps} --threads {threads} {resources.options} --log {log}"
+        "python {resources.script:q} --run results/runs/{wildcards.run} --seed {wildcards.seed} {resources.start} "
+        "--output {output} --steps {resources.steps} --threads {threads} {resources.options} --log {log}"
 
 
 rule train_tsm:
     input:
         settings=ancient("results/runs/{run}/settings.json"),
-        checked=ancient("results/runs/{run}/checked.txt"),
+        checked=ancient(f"{TRAINING}/checked.txt"),
         classes=ancient("results/labels/classes.csv"),
         data="results/manifest/manifest.sha256",
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),

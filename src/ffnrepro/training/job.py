@@ -3,7 +3,7 @@
 The script of the training rules calls `run_job`; `ffnrepro doctor` tries some steps by `train_network`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -76,8 +76,9 @@ def run_job(job: Job) -> None:
 
     Raises:
         PermanentError: too few videos, unfit weights, a loss that is not finite, gradients that float16 does not hold.
-        UserError: no such device, no room for the state, or the code is not that of the run's folder.
-        Unfinished: stopped in time, or another process is at work on the same training.
+        UserError: no such device, no room for the state, other code than that of the run's folder, or a state that began
+            from another network.
+        Unfinished: stopped early, or another process works on the same training.
     """
     settings, code = read_run(job.run)
     check_key(job.run, settings)
@@ -219,6 +220,7 @@ def train_network(
             validate=partial(
                 validate,
                 loader=validation,
+                frame_counts=settings.method.frame_counts,
                 batch_size=recipe.batch_size // processes.count,
                 device=device,
                 stop_reason=stop.reason,
@@ -239,6 +241,7 @@ def validate(
     model: nn.Module,
     *,
     loader: VideoBatches,
+    frame_counts: Sequence[int],
     batch_size: int,
     device: torch.device,
     stop_reason: Callable[[], str | None],
@@ -253,7 +256,8 @@ def validate(
     plan = evaluation_batches(
         len(loader.dataset), batch_size=batch_size, rank=processes.rank, processes=processes.count
     )
-    sums: dict[str, float] = {"videos": 0}
+    # The same names in all processes, also in one that has no videos.
+    sums = dict.fromkeys(["videos", *(f"top{k}_{n}f" for n in frame_counts for k in (1, 5))], 0.0)
     reason = None
     bar = tqdm(loader.batches(plan), total=len(plan), desc=name, leave=False, disable=None, unit="step")
     for clips, labels in bar:
@@ -264,13 +268,12 @@ def validate(
         ).items():
             classes = best_classes(logits).cpu()
             for k in (1, 5):
-                key = f"top{k}_{frames}f"
-                sums[key] = sums.get(key, 0) + 100 * correct_within(classes, labels, k)
+                sums[f"top{k}_{frames}f"] += 100 * correct_within(classes, labels, k)
         sums["videos"] += len(labels)
     # A process that stops still comes here: the others, which have more steps or fewer, wait here for its sums.
     totals = processes.total({**sums, "stops": reason is not None})
     if totals.pop("stops"):
-        raise Unfinished(f"{name}: {reason or 'another process stops'}; what was done before is saved")
+        raise Unfinished(f"{name}: {reason or 'another process stops'}; earlier work is saved")
     videos = totals.pop("videos")
     return {key: total / videos for key, total in totals.items()}
 
