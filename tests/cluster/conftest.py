@@ -58,7 +58,7 @@ def run_folder(folder: Path, experiment: str) -> Path:
 
 def check_file(folder: Path, experiment: str) -> Path:
     """What was checked before the trainings of an experiment."""
-    return run_folder(folder, experiment) / "checked.txt"
+    return folder / f"logs/check_training/{run_folder(folder, experiment).name}/seed0.log"
 
 
 def result_folder(folder: Path, experiment: str) -> Path:
