@@ -364,9 +364,10 @@ def read_config(mapping: Mapping[str, Any]) -> Config:
     Raises:
         UserError: an unknown, missing, mistyped or impossible value, in one line with its key and how to fix it.
     """
-    if "table" in mapping:
+    evaluation = mapping.get("evaluation")
+    if "table" in mapping or (isinstance(evaluation, Mapping) and "frame_counts" in evaluation):
         raise UserError(
-            "config: table was a key of version 1; write tables: {table1: {frame_counts: [4, 8, 16], "
+            "config: table and evaluation.frame_counts were keys of version 1; write tables: {table1: {frame_counts: [4, 8, 16], "
             "rows: [{label: TSM, experiments: tsm, published: {method: TSM}}]}}"
         )
     config = read_settings(Config, mapping)

@@ -110,7 +110,7 @@ def train(
     )
     scaler = make_scaler(device, precision)
     state: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
-    saved = _restore(checkpoints, state, processes, name)
+    saved = _restore(checkpoints, state, processes, name, settings.epochs)
     history, best = saved["history"], saved["best"]
     # The saved sums are those of all processes, and each needs the same names.
     sums = defaultdict(float, saved["sums"] if processes.first else dict.fromkeys(saved["sums"], 0.0))
@@ -209,7 +209,7 @@ def train(
 
 
 def _restore(
-    checkpoints: Checkpoints, state: Mapping[str, Any], processes: Processes, name: str
+    checkpoints: Checkpoints, state: Mapping[str, Any], processes: Processes, name: str, epochs: int
 ) -> dict[str, Any]:
     """Restore the newest save, and return it; or what a training begins with."""
     saved = checkpoints.load() or {"history": [], "best": {}, "step": 0, "sums": {}}
@@ -220,7 +220,10 @@ def _restore(
         # A run may continue on another kind of device.
         if saved["scaler"] and state["scaler"].is_enabled():
             state["scaler"].load_state_dict(saved["scaler"])
-        logger.info("%s: continues at epoch %d, after %d steps", name, done + 1, step)
+        if done < epochs:
+            logger.info("%s: continues at epoch %d, after %d steps", name, done + 1, step)
+        else:
+            logger.info("%s: is already trained; its log is in %s", name, checkpoints.folder)
     if not processes.same((done, step)):
         raise Unfinished(
             f"{name}: {checkpoints.folder}: one process cannot read the save that another continues from"
