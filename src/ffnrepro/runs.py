@@ -73,8 +73,21 @@ def run_settings(config: Config, experiment: str) -> RunSettings:
         short_side=config.data.short_side,
         crop_size=config.data.crop_size,
         weights=None if own.start else weights_identity(config, network.depth),
-        start=run_key(run_settings(config, own.start)) if own.start else None,
+        start=_start_key(config, experiment),
     )
+
+
+def _start_key(config: Config, experiment: str) -> str | None:
+    """Key of the run that an experiment starts from."""
+    start = config.experiments[experiment].start
+    if start is None:
+        return None
+    try:
+        config.chain_of(experiment)
+    except UserError:
+        # `check_experiments` refuses it where the experiment is asked for.
+        return "missing"
+    return run_key(run_settings(config, start))
 
 
 def weights_identity(config: Config, depth: int) -> str | None:

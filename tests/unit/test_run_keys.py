@@ -185,6 +185,17 @@ def test_a_run_that_starts_from_another_depends_on_it() -> None:
     assert {name for name in before if before[name] != after[name]} == {"ffn", "longer"}
 
 
+def test_a_wrong_start_of_an_experiment_that_is_not_asked_for_stops_nothing() -> None:
+    wrong = {
+        "lost": {"method": "tsm", "train_frames": [4], "start": "nothing"},
+        "egg": {"method": "tsm", "train_frames": [4], "start": "hen"},
+        "hen": {"method": "tsm", "train_frames": [8], "start": "egg"},
+    }
+    config = read_config(CONFIG | {"experiments": CONFIG["experiments"] | wrong})
+    assert RunList(config).selected.items() >= RunList(read_config(CONFIG)).selected.items()
+    assert run_settings(config, "egg").start == "missing"
+
+
 def test_identity_of_pretrained_weights(tmp_path: Path) -> None:
     def identity(**network: Any) -> str | None:
         return run_settings(read_config(CONFIG | {"network": network}), "tsm").weights
