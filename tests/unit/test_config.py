@@ -178,7 +178,7 @@ def test_text_is_read_as_yaml_where_no_text_is_legal(mapping: dict[str, Any]) ->
         ({"network.width": 32}, r"does not fit experiments\.ffn .*width 32"),
         ({"network.stem": 5}, r"does not fit experiments\.ffn .*stem 5"),
         ({"experiments.ffn.start": "tms"}, r"experiments\.ffn\.start names 'tms', which is not in experiments \(tsm, "),
-        ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', whose network is of kind tsm and depth 18 while"),
+        ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', whose network is of kind tsm and depth 18, but"),
         ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.start": "tsm_4f"}, r"circle: tsm_4f -> tsm -> tsm_4f"),
         # The settings that one starts from are checked with it.
         ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.training": {"batchnorm_clips": 5}}, r"experiments\.tsm\.training"),
