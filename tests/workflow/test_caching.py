@@ -294,22 +294,15 @@ def test_edited_code_of_a_method_and_its_network_taken_over(whole_copy: Workflow
 
     # Jobs of the old code that waited in the queue meanwhile.
     new = re.search(r"results/runs/(ffn-\w{8})/seed0", output)[1]
-<<<<<<< HEAD
     files = {path: path.read_bytes() for path in (old / "seed0").iterdir()}
     for script in ("train", "evaluate"):
         command = re.search(rf"python .*{script}\.py.*", output)[0].replace(new, old.name)
         late = whole_copy.bash(command)
         assert late.returncode != 0
-        assert f"{old.name}: code or settings.json now make the key {new.removeprefix('ffn-')}" in late.stderr
+        assert (
+            f"{old.name}: code and settings.json now have the key {new.removeprefix('ffn-')}" in late.stderr
+        )
     assert {path: path.read_bytes() for path in (old / "seed0").iterdir()} == files
-=======
-    command = re.search(r"python .*train\.py.*", output)[0].replace(new, old.name)
-    network = (old / "seed0/model.pt").read_bytes()
-    late = whole_copy.bash(command)
-    assert late.returncode != 0
-    assert f"{old.name}: code and settings.json now have the key {new.removeprefix('ffn-')}" in late.stderr
-    assert (old / "seed0/model.pt").read_bytes() == network
->>>>>>> english
 
     accepted = whole_copy.ffnrepro("runs", *whole_copy.options, "accept", old.name)
     assert (
