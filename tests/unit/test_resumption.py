@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_is_not_tried_twice(attempt: Attempt, data: Pa
     # The second attempt would fail on the videos, if it came so far.
     assert attempt(tmp_path, arguments, "--videos", "not/there") == 1
     second = (tmp_path / "log").read_text()
-    assert f"error: {first} (it failed so on " in second
+    assert f"error: {first} (this training failed on " in second
     assert "ffnrepro runs retry tsm-" in second
 
 
