@@ -295,7 +295,10 @@ BROKEN = {
         r"of another shape: layer2\.0\.conv2\.weight \(16, 16, 1, 1\) instead of \(16, 16, 3, 3\)",
     ),
     "stage missing": (lambda state: _without(state, "layer4"), r"KeyError\('BasicBlock \(1, 1, 1, 0\)'\)"),
-    "scalar": (lambda state: state | {"module.new_fc.weight": torch.zeros(())}, "does not describe a network"),
+    "scalar": (
+        lambda state: state | {"module.new_fc.weight": torch.zeros(())},
+        "does not describe a network",
+    ),
     "not tensors": (lambda state: {"epoch": 1, "model": state}, "no state_dict of tensors"),
     "list": (lambda state: list(state.values()), "no state_dict of tensors"),
     "empty": (lambda state: {"state_dict": {}}, "of no known format"),  # noqa: ARG005
