@@ -427,7 +427,7 @@ def test_a_folder_of_other_settings_or_code_is_refused(tmp_path: Path, source: P
     runs._read_module.cache_clear()
     check_key(run, read_run(run)[0])
     edit_settings(run, lambda content: content["settings"]["training"].update(epochs=7))
-    with pytest.raises(UserError, match="make the key"):
+    with pytest.raises(UserError, match="have the key"):
         check_key(run, read_run(run)[0])
 
 

@@ -162,7 +162,7 @@ def test_a_measured_time_is_scaled() -> None:
 
 def test_where_nothing_is_known() -> None:
     found = estimate(RunSettings(method=TSM), videos=None, cores=8, gpu=False, past=None)
-    assert found == (None, "nothing like it was trained here")
+    assert found == (None, "no similar training has finished here")
     found = estimate(RunSettings(method=TSM, dataset="mine"), videos=None, cores=8, gpu=True, past=None)
     assert found == (None, "the videos are not counted yet")
 
@@ -207,7 +207,7 @@ def test_a_row_for_each_training() -> None:
 def test_a_training_is_described_before_it_runs() -> None:
     config = configuration()
     runs = RunList(config)
-    assert runs.describe_training("ffn", 0) == "hours unknown (nothing like it was trained here)"
+    assert runs.describe_training("ffn", 0) == "hours unknown (no similar training has finished here)"
     # A run of other settings, which took an hour with the same videos, of as many frames.
     other = configuration(training={"learning_rate": 0.02})
     finish(settle(other, "ffn"), hours=1.0)
@@ -269,7 +269,7 @@ def test_the_plan_of_a_table() -> None:
     use_data("e" * 64)
     assert [row["epoch"] for row in runs.plan("mine")[0]] == ["0/44"] * 4
     assert runs.plan("mine")[1] == pytest.approx(4 * 4.4)
-    with pytest.raises(UserError, match="no table yours; there are table1, mine"):
+    with pytest.raises(UserError, match="there is no table yours; give one of table1, mine"):
         runs.plan("yours")
 
 
@@ -389,7 +389,7 @@ def test_retry_removes_the_marks_of_a_failure() -> None:
     run = run_name(config, "ffn")
     assert RunList(config).retry("ffn") == f"{run}: can be tried again; run snakemake"
     assert not mark.exists()
-    assert RunList(config).retry("ffn") == f"{run}: has no mark of a failure; nothing to do"
+    assert RunList(config).retry("ffn") == f"{run}: has not failed; nothing to do"
 
 
 def test_prune_deletes_one_run() -> None:
@@ -398,7 +398,7 @@ def test_prune_deletes_one_run() -> None:
     for name in (run, old):
         finish(name)
     hold_lease(old)
-    with pytest.raises(UserError, match="works on it; end that process first"):
+    with pytest.raises(UserError, match="is working on it; end that process first"):
         RunList(config).prune(old)
     assert RunList(config).prune("ffn") == f"results/runs/{run}, state/{run}: deleted (0 MB)"
     assert [path.name for root in (RUNS, STATE) for path in root.iterdir()] == [old, old]
