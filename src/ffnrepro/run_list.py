@@ -10,7 +10,7 @@ from pathlib import Path
 from ffnrepro.config import Config
 from ffnrepro.errors import UserError
 from ffnrepro.estimate import Estimate, PastTraining, duration, estimate
-from ffnrepro.files import read_record, write_json
+from ffnrepro.files import network_digest, read_record, write_json
 from ffnrepro.runs import (
     RUNS,
     STATE,
@@ -213,7 +213,8 @@ class RunList:
             raise UserError(f"{run}: is the selected run, or its experiment is not in the configuration")
         settings = run_settings(self.config, experiment)
         changes = differences(RUNS / run, settings)
-        if other := [words for words in changes if not words.startswith("code of ")]:
+        # The key of the run that it starts from changes with that run's code; its network counts, below.
+        if other := [words for words in changes if not words.startswith(("code of ", "start "))]:
             raise UserError(f"{run}: not only its code differs from that of {target}, but {', '.join(other)}")
         self._refuse_leases(run)
         self._refuse_leases(target)
@@ -222,6 +223,15 @@ class RunList:
         networks = {path.parent: read_record(path) for path in (RUNS / run).glob("seed*/run.json")}
         if not networks:
             raise UserError(f"{run}: has no finished network")
+        start = self.config.experiments[experiment].start
+        for folder, network in networks.items():
+            if start and network.get("start_model") != network_digest(
+                RUNS / self.selected[start] / folder.name
+            ):
+                raise UserError(
+                    f"{folder}: began from another network than {self.selected[start]} has; if only that run's code differs, "
+                    "accept its earlier run first"
+                )
         write_run(RUNS / target, settings)
         origin = {"run": target, "accepted_from": run}
         for folder, network in networks.items():
