@@ -133,7 +133,7 @@ def test_a_finished_network_is_written_out_again_without_videos(
 def test_code_that_was_edited_after_the_job_was_planned(copied: Job) -> None:
     run = copied.run.rename(copied.run.with_name("tsm-12345678"))
     with pytest.raises(
-        UserError, match=r"tsm-12345678: code or settings.json now make the key .* edited after"
+        UserError, match=r"tsm-12345678: code and settings.json now have the key .* edited after"
     ):
         run_job(dataclasses.replace(copied, run=run))
     assert not (copied.state / "tsm-12345678").exists()

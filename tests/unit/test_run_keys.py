@@ -411,7 +411,9 @@ def test_what_a_file_lacks_counts_as_its_default(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_settings_or_code_is_refused(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(UserError, match=r"name-01234567: code or settings.json now make the key [0-9a-f]{8}"):
+    with pytest.raises(
+        UserError, match=r"name-01234567: code and settings.json now have the key [0-9a-f]{8}"
+    ):
         write_run(tmp_path / "name-01234567", tsm())
     assert not (tmp_path / "name-01234567").exists()
     run = made(tmp_path, tsm())

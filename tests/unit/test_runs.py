@@ -226,7 +226,7 @@ def test_a_training_is_described_before_it_runs() -> None:
     save_state(runs.selected["ffn"], epoch=44)
     assert (
         runs.describe_training("ffn", 0)
-        == f"{change}; already trained, and only written out again if its data stays the same"
+        == f"{change}; already trained; if the data stays the same, it is only written out again"
     )
 
 
@@ -291,7 +291,9 @@ def test_accept_takes_networks_states_and_current_evaluations_over() -> None:
     runs = RunList(config)
     target = runs.selected["ffn"]
     message = runs.accept(old)
-    assert message == f"{old}: taken over into results/runs/{target} (code of ffnrepro.recipe.step)"
+    assert (
+        message == f"{old}: its networks are now also in results/runs/{target} (code of ffnrepro.recipe.step)"
+    )
 
     for path, content in before.items():
         assert path.read_bytes() == content, path
@@ -347,9 +349,9 @@ def leased_target(config: Config, run: str) -> None:  # noqa: ARG001
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (other_settings, "not only its code differs from that of ffn-.*, but training.epochs 43 -> 44"),
-        (lambda _, run: hold_lease(run), "ffn-01d0c0de: job 42, process 1 on node7 works on it"),
-        (leased_target, "job 42, process 1 on node7 works on it"),
+        (other_settings, "differs from ffn-.* in training.epochs 43 -> 44"),
+        (lambda _, run: hold_lease(run), "ffn-01d0c0de: job 42, process 1 on node7 is working on it"),
+        (leased_target, "job 42, process 1 on node7 is working on it"),
         (finished_target, "has files of its own; ffnrepro runs prune ffn-"),
         (started_target, "has files of its own; ffnrepro runs prune ffn-"),
         (lambda _, run: shutil.rmtree(RUNS / run / "seed0"), "ffn-01d0c0de: has no finished network"),
@@ -393,7 +395,7 @@ def test_accept_is_for_another_run_of_an_experiment() -> None:
     finish("gone-12345678")
     for name in ("ffn", "gone-12345678"):
         with pytest.raises(
-            UserError, match="is the selected run, or its experiment is not in the configuration"
+            UserError, match="is already the selected run, or its experiment is not in the configuration"
         ):
             RunList(config).accept(name)
 
@@ -406,7 +408,7 @@ def test_retry_removes_the_marks_of_a_failure() -> None:
     mark = save_state(settle(config, "ffn"), epoch=1) / "failed.json"
     mark.write_text("{}")
     run = run_name(config, "ffn")
-    assert RunList(config).retry("ffn") == f"{run}: will be tried again"
+    assert RunList(config).retry("ffn") == f"{run}: can be tried again; run snakemake"
     assert not mark.exists()
     assert RunList(config).retry("ffn") == f"{run}: has no mark of a failure; nothing to do"
 
@@ -438,7 +440,7 @@ def test_what_is_no_run_is_refused(name: str, tmp_path: Path) -> None:
     finish(age(configuration(), "tsm"))
     (tmp_path / "x-12345678").mkdir()
     files = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"^no run .*; ffnrepro runs lists them"):
+    with pytest.raises(UserError, match=r"^there is no run .*; ffnrepro runs lists all runs"):
         RunList(configuration()).prune(name)
     assert sorted(tmp_path.rglob("*")) == files
 
@@ -459,7 +461,10 @@ def test_the_command(
     assert main(["runs", "--plan", "table1", *place]) == 0
     assert "table1 needs about" in capsys.readouterr().out
     assert main(["runs", "prune", "tsm", *place]) == 1
-    assert f"error: no run {run_name(config, 'tsm')}; ffnrepro runs lists them" in capsys.readouterr().err
+    assert (
+        f"error: there is no run {run_name(config, 'tsm')}; ffnrepro runs lists all runs"
+        in capsys.readouterr().err
+    )
     assert main(["runs", "prune", *place]) == 1
     assert "ffnrepro runs prune: give the names of runs" in capsys.readouterr().err
     assert main(["runs", "prune", "ffn", *place]) == 0

@@ -256,7 +256,7 @@ def test_deleted_files(copy: Workflow) -> None:
     (copy.folder / "results/table1.md").unlink()
     jobs, output = copy.plan()
     assert jobs == {"check_training": 1, "train_tsm": 1, "evaluate": 4, **TABLE}, output
-    assert "already trained, and only written out again if its data" in output
+    assert "already trained; if the data stays the same" in output
 
 
 def test_a_stale_record_stops_the_table_until_it_is_made_again(copy: Workflow) -> None:
@@ -299,11 +299,16 @@ def test_edited_code_of_a_method_and_its_network_taken_over(whole_copy: Workflow
         command = re.search(rf"python .*{script}\.py.*", output)[0].replace(new, old.name)
         late = whole_copy.bash(command)
         assert late.returncode != 0
-        assert f"{old.name}: code or settings.json now make the key {new.removeprefix('ffn-')}" in late.stderr
+        assert (
+            f"{old.name}: code and settings.json now have the key {new.removeprefix('ffn-')}" in late.stderr
+        )
     assert {path: path.read_bytes() for path in (old / "seed0").iterdir()} == files
 
     accepted = whole_copy.ffnrepro("runs", *whole_copy.options, "accept", old.name)
-    assert f"{old.name}: taken over into results/runs/{new} (code of ffnrepro.recipe.methods.ffn)" in accepted
+    assert (
+        f"{old.name}: its networks are now also in results/runs/{new} (code of ffnrepro.recipe.methods.ffn)"
+        in accepted
+    )
     jobs, output = whole_copy.plan()
     assert jobs == TABLE, output
     whole_copy.made()
