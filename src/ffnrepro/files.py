@@ -55,3 +55,9 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def network_digest(folder: Path) -> str:
+    """Digest of the network that is now in the folder of a run's seed."""
+    path = folder / "model.sha256"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else "missing"

@@ -10,7 +10,7 @@ from pathlib import Path
 from ffnrepro.config import Config
 from ffnrepro.errors import UserError
 from ffnrepro.estimate import Estimate, PastTraining, duration, estimate
-from ffnrepro.files import read_record, write_json
+from ffnrepro.files import network_digest, read_record, write_json
 from ffnrepro.runs import (
     RUNS,
     STATE,
@@ -216,7 +216,8 @@ class RunList:
             )
         settings = run_settings(self.config, experiment)
         changes = differences(RUNS / run, settings)
-        if other := [change for change in changes if not change.startswith("code of ")]:
+        # The key of the run that it starts from changes with that run's code; its network counts, below.
+        if other := [change for change in changes if not change.startswith(("code of ", "start "))]:
             raise UserError(
                 f"{run}: differs from {target} in {', '.join(other)}; accept is for runs that differ in code only"
             )
@@ -227,6 +228,15 @@ class RunList:
         networks = {path.parent: read_record(path) for path in (RUNS / run).glob("seed*/run.json")}
         if not networks:
             raise UserError(f"{run}: has no finished network; run snakemake instead")
+        first = self.config.experiments[experiment].start
+        for folder, network in networks.items():
+            if first and network.get("start_model") != network_digest(
+                RUNS / self.selected[first] / folder.name
+            ):
+                raise UserError(
+                    f"{folder}: began from another network than {self.selected[first]} has; if only the code of that run "
+                    "differs, accept its earlier run first"
+                )
         write_run(RUNS / target, settings)
         origin = {"run": target, "accepted_from": run}
         for folder, network in networks.items():

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from tabulate import tabulate
 
 from ffnrepro.errors import UserError
-from ffnrepro.files import read_record
+from ffnrepro.files import network_digest, read_record
 
 REFERENCE = "something-something-v2"
 """The data set whose published figures are shown for comparison if the evaluated data set has none."""
@@ -118,10 +118,12 @@ def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records
     stale: dict[Path, str] = {}
     cells = [(path, frames) for row in rows for frames, paths in row.evaluations.items() for path in paths]
     for path, frames in cells:
-        # The digest file lies beside the current network.
-        digest = path.with_name("model.sha256")
-        model = digest.read_text(encoding="utf-8").strip() if digest.exists() else "missing"
+        model = network_digest(path.parent)
         of_training = {"model": model, "data": inputs["data"]}
+        # Of the network that the training started from, where that is another run's.
+        start = read_record(path.with_name("run.json"))
+        if start.get("start_model") and Path(start["start"]).exists():
+            of_training["start_model"] = network_digest(Path(start["start"]).parent)
         run, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed"))
         expected = {"run": run, "seed": seed, "frames": frames, "model": model, **inputs}
         for file, content in ((path.with_name("run.json"), of_training), (path, expected)):
@@ -129,7 +131,7 @@ def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records
             # The first eight digits of a digest are enough to see the difference.
             differences = [
                 f"{key} is {record.get(key, 'missing')!s:.8} and should be {value!s:.8}"
-                if key in ("model", "data", "code")
+                if key in ("model", "start_model", "data", "code")
                 else f"{key} is {record.get(key, 'missing')} and should be {value}"
                 for key, value in content.items()
                 if record.get(key) != value

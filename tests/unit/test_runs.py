@@ -14,7 +14,7 @@ import pytest
 
 from ffnrepro import __version__
 from ffnrepro.cli import main
-from ffnrepro.config import Config
+from ffnrepro.config import Config, read_files
 from ffnrepro.errors import UserError
 from ffnrepro.estimate import PastTraining, duration, estimate
 from ffnrepro.recipe.methods.ffn import Ffn
@@ -366,6 +366,27 @@ def test_accept_refuses(prepare: Callable[[Config, str], None], message: str) ->
     with pytest.raises(UserError, match=message):
         RunList(config).accept(run)
     assert sorted(Path().rglob("*")) == files
+
+
+def test_accept_takes_over_a_training_that_started_from_the_same_network() -> None:
+    """Code that both trainings use was edited: the second one starts from a run of another key, of the same network."""
+    experiments = read_files(CONFIG)["experiments"]
+    config = configuration(experiments=experiments | {"longer": experiments["ffn"] | {"start": "ffn"}})
+    first, second = age(config, "ffn"), age(config, "longer")
+    path = RUNS / second / "settings.json"
+    record = json.loads(path.read_text())
+    record["settings"]["start"] = first.rpartition("-")[2]
+    path.write_text(json.dumps(record))
+    finish(first)
+    trained = finish(second) / "run.json"
+    trained.write_text(json.dumps(json.loads(trained.read_text()) | {"start_model": "1234"}))
+    runs = RunList(config)
+    with pytest.raises(
+        UserError, match=r"longer-01d0c0de/seed0: began from another network than ffn-\w{8} has"
+    ):
+        runs.accept(second)
+    runs.accept(first)
+    assert f"taken over into results/runs/{runs.selected['longer']}" in runs.accept(second)
 
 
 def test_accept_is_for_another_run_of_an_experiment() -> None:

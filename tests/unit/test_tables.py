@@ -236,3 +236,23 @@ def test_a_network_that_was_trained_on_other_data_is_refused(rows: list[TableRow
         match=f"^{RUN}/run.json: data is cdcdcdcd and should be dadadada; make all stale files again",
     ):
         read_records(rows, INPUTS)
+
+
+def test_a_network_that_started_from_another_network_than_there_is_now_is_refused(
+    rows: list[TableRow],
+) -> None:
+    first = Path("results/runs/tsm-99999999/seed1")
+    first.mkdir(parents=True)
+    (first / "model.pt").touch()
+    (first / "model.sha256").write_text("ee" * 32 + "\n")
+    record = {
+        "model": "ab" * 32,
+        "data": "da" * 32,
+        "start": f"{first}/model.pt",
+        "start_model": "ee" * 32,
+    }
+    (RUN / "run.json").write_text(json.dumps(record))
+    read_records(rows, INPUTS)
+    (first / "model.sha256").write_text("ff" * 32 + "\n")
+    with pytest.raises(UserError, match=f"^{RUN}/run.json: start_model is eeeeeeee and should be ffffffff; "):
+        read_records(rows, INPUTS)
