@@ -386,7 +386,7 @@ def test_accept_takes_over_a_training_that_started_from_the_same_network() -> No
     ):
         runs.accept(second)
     runs.accept(first)
-    assert f"taken over into results/runs/{runs.selected['longer']}" in runs.accept(second)
+    assert f"in results/runs/{runs.selected['longer']} (" in runs.accept(second)
 
 
 def test_accept_is_for_another_run_of_an_experiment() -> None:
