@@ -68,8 +68,13 @@ if CONFIG.runtime.cache_decoded:
     TRAINING_OPTIONS += " --cache-decoded"
 
 
+def names_of_runs(experiments):
+    """Regular expression of runs. Of any key: the script of a job whose code was edited in the queue refuses in plain words."""
+    return f"(?:{'|'.join(experiments)})-[0-9a-f]{{8}}"
+
+
 wildcard_constraints:
-    run="|".join(RUN_LIST.selected.values()),
+    run=names_of_runs(CONFIG.experiments),
     seed="0|[1-9][0-9]*",
     split="train|validation|test",
     frames="[1-9][0-9]{0,2}",
@@ -92,10 +97,8 @@ def check(*experiments):
 
 def runs_of(family):
     """Regular expression of the runs whose network is of a family: TSM's, or FFN's and its ablations'."""
-    runs = [
-        run for name, run in RUN_LIST.selected.items() if CONFIG.experiments[name].method.family == family
-    ]
-    return "|".join(runs) or "(?!)"
+    names = [name for name, experiment in CONFIG.experiments.items() if experiment.method.family == family]
+    return names_of_runs(names) if names else "(?!)"
 
 
 def evaluations_of(experiment, frame_counts):
