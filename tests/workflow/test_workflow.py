@@ -195,7 +195,7 @@ ST = {"frame_counts": [4], "rows": [{"label": "TSM-ST", "experiments": "st"}]}
     [
         ({"data": {"labels": "nowhere"}}, r"nowhere: no such folder of label files"),
         ({"data": {"videos": "none"}}, r"none: no such folder .*`data\.videos`"),
-        ({"dataset": "something-something-v2"}, r"labels: not those of `dataset: .* 24 train instead of 168,913;"),
+        ({"dataset": "something-something-v2"}, r"labels: these are not the labels of `dataset: .* 24 train instead of 168,913;"),
         ({"evaluation": {"split": "test"}}, r"labels: the split test has no rows"),
         ({"network": {"weights": "my.pth", "weights_sha256": "0123456789"}}, r"my\.pth: no such file; set network\.weights"),
         ({"network": {"weights": "imagenet"}}, r"config: network\.weights is imagenet, which does not fit"),
