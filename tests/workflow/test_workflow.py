@@ -95,7 +95,7 @@ def test_the_default_configuration_plans_the_real_run(tmp_path: Path) -> None:
     assert len(trainings) == 4
     folder = "data/something-something-v2"
     for path in (f"{folder}/labels", f"{folder}/20bn-something-something-v2"):
-        assert f"{path}: not there yet\n" in result.stderr
+        assert f"{path}: does not exist yet\n" in result.stderr
 
 
 def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) -> None:
