@@ -239,7 +239,7 @@ def test_other_files_are_passed_over(tmp_path):
 def test_two_releases_in_one_folder_are_refused(tmp_path):
     write(tmp_path)
     write(tmp_path, "something-something-v2-")
-    with pytest.raises(UserError, match="stands beside it"):
+    with pytest.raises(UserError, match="in the same folder"):
         read_labels(tmp_path)
 
 
@@ -489,11 +489,11 @@ WRONG_TEXT = {
     ),
     "two lists of classes": (
         TSM | {"labels.csv": V1["labels.csv"]},
-        ["category.txt", "labels.csv", "stands beside it", "keep"],
+        ["category.txt", "labels.csv", "in the same folder", "keep"],
     ),
     "two formats": (
         TSM | {"train.csv": V1["train.csv"]},
-        ["train.csv", "train_videofolder.txt", "stands beside it", "keep"],
+        ["train.csv", "train_videofolder.txt", "in the same folder", "keep"],
     ),
     "kinetics without times": (
         {"train.csv": KINETICS.replace("3,13", ",13")},

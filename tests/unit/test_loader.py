@@ -165,7 +165,7 @@ def test_evaluation_stops_with_the_name_of_the_video(
 ) -> None:
     data = Numbers(6, tmp_path, **{f"{fault}_once": (2,)})
     assert read(make(data, workers=workers, seconds=1)) == keys_of(6)
-    with pytest.raises(UserError, match=rf"videos/5\.webm: {words}.*; evaluation counts each video once"):
+    with pytest.raises(UserError, match=rf"videos/5\.webm: {words}.*; evaluation must count every video"):
         read(make(Numbers(6, tmp_path, **{fault: (5,)}), workers=workers, seconds=1))
 
 

@@ -39,7 +39,7 @@ def meet_an_end(processes: Processes) -> dict[str, Any]:
 
 
 def meet_other_sums(processes: Processes) -> dict[str, Any]:
-    with pytest.raises(ValueError, match=r"another process has other sums than \['[ab]'\]"):
+    with pytest.raises(ValueError, match=r"another process does not have the sums \['[ab]'\]"):
         processes.total({"a": 1.0} if processes.first else {"b": 1.0})
     return {}
 

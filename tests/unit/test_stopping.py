@@ -83,7 +83,7 @@ def test_a_job_whose_end_is_not_known_is_warned_of(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     assert end_of_job(None) is None
-    assert "the end of SLURM job 12 is not known; set runtime.time_budget" in caplog.text
+    assert "the end of SLURM job 12 is unknown; set runtime.time_budget" in caplog.text
 
 
 def test_unfinished_work_has_an_exit_code_and_a_message(capsys: pytest.CaptureFixture[str]) -> None:

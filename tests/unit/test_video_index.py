@@ -276,5 +276,5 @@ def test_paths_are_read_one_by_one_and_a_caller_may_stop(tmp_path):
 def test_a_child_that_does_not_start_is_an_error(monkeypatch, tmp_path):
     resource_tracker.ensure_running()  # a child process of Python's own, which must start
     monkeypatch.setattr("multiprocessing.spawn._python_exe", (shutil.which("false") or "").encode())
-    with pytest.raises(UserError, match="ends before it begins"):
+    with pytest.raises(UserError, match="does not start"):
         list(examine_in_child([tmp_path / "1.webm"], seconds=0.1))

@@ -95,7 +95,7 @@ def test_the_default_configuration_plans_the_real_run(tmp_path: Path) -> None:
     assert len(trainings) == 4
     folder = "data/something-something-v2"
     for path in (f"{folder}/labels", f"{folder}/20bn-something-something-v2"):
-        assert f"{path}: not there yet\n" in result.stderr
+        assert f"{path}: does not exist yet\n" in result.stderr
 
 
 def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ ST = {"frame_counts": [4], "rows": [{"label": "TSM-ST", "experiments": "st"}]}
     [
         ({"data": {"labels": "nowhere"}}, r"nowhere: no such folder of label files"),
         ({"data": {"videos": "none"}}, r"none: no such folder .*`data\.videos`"),
-        ({"dataset": "something-something-v2"}, r"labels: not those of `dataset: .* 24 train instead of 168,913;"),
+        ({"dataset": "something-something-v2"}, r"labels: these are not the labels of `dataset: .* 24 train instead of 168,913;"),
         ({"evaluation": {"split": "test"}}, r"labels: the split test has no rows"),
         ({"network": {"weights": "my.pth", "weights_sha256": "0123456789"}}, r"my\.pth: no such file; set network\.weights"),
         ({"network": {"weights": "imagenet"}}, r"config: network\.weights is imagenet, which does not fit"),
