@@ -202,7 +202,7 @@ def test_a_stale_evaluation_is_refused(rows: list[TableRow], change: dict[str, A
         read_records(rows, INPUTS)
     assert (
         str(refused.value)
-        == f"{NAME}: {problem}; make all stale files again: snakemake --cores 1 --force {NAME}"
+        == f"{NAME}: {problem}; make all stale files again, with the --directory and --configfile of your call: snakemake --cores 1 --force {NAME}"
     )
 
 
@@ -210,11 +210,11 @@ def test_a_record_that_cannot_be_read_is_refused(rows: list[TableRow]) -> None:
     for text in ("{", "[]"):
         Path(NAME).write_text(text)
         with pytest.raises(
-            UserError, match=f"^{NAME}: cannot be read; make all stale files again: .* {NAME}$"
+            UserError, match=f"^{NAME}: cannot be read; make all stale files again, .* {NAME}$"
         ):
             read_records(rows, INPUTS)
     Path(NAME).unlink()
-    with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make all stale files again: .* {NAME}$"):
+    with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make all stale files again, .* {NAME}$"):
         read_records(rows, INPUTS)
 
 
@@ -224,7 +224,7 @@ def test_another_network_than_that_of_the_run_is_refused(rows: list[TableRow]) -
     with pytest.raises(UserError) as refused:
         read_records(rows, INPUTS)
     assert str(refused.value) == (
-        f"{RUN}/run.json: model is abababab and should be efefefef; make all stale files again: "
+        f"{RUN}/run.json: model is abababab and should be efefefef; make all stale files again, with the --directory and --configfile of your call: "
         f"snakemake --cores 1 --force {RUN}/run.json {NAME}"
     )
 

@@ -53,13 +53,8 @@ def script(name):
 
 
 # Options that affect no result are `resources`, because a changed param reruns a job and a changed resource does not.
-DEVICE_OPTIONS = shlex.join(
-    [
-        *("--videos", CONFIG.data.videos),
-        *("--device", CONFIG.runtime.device),
-        *("--workers", str(CONFIG.runtime.workers)),
-    ]
-)
+DEVICE_OPTIONS = f"--videos {shlex.quote(CONFIG.data.videos)} --device {CONFIG.runtime.device} "
+DEVICE_OPTIONS += f"--workers {CONFIG.runtime.workers}"
 TRAINING_OPTIONS = f"{DEVICE_OPTIONS} --save-minutes {CONFIG.runtime.save_minutes:g} "
 TRAINING_OPTIONS += f"--max-bad-fraction {CONFIG.data.max_bad_fraction:g}"
 if CONFIG.runtime.time_budget is not None:
