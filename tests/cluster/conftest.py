@@ -397,7 +397,7 @@ class ClusterWorkflow:
         return [(job, devices) for job, devices in (line.split(" ") for line in lines)]
 
     def slow_down(self, *, after: int, seconds: float = 1e9) -> None:
-        """Slow down each training step after the first `steps` ones; without `seconds`, training waits there."""
+        """Slow down each training step after the first `after` steps; without `seconds`, training waits there."""
         pace = self.folder / "pace"
         pace.with_suffix(".new").write_text(f"{after} {seconds}")
         pace.with_suffix(".new").replace(pace)
