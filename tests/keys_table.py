@@ -26,7 +26,7 @@ def _list_keys(model: Any, models: Any, prefix: str) -> Iterator[tuple[str, Any]
         inner = [models[ref] for ref in re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(field))]
         step = {"array": f"{name}[].", "object": f"{name}.NAME."}.get(field.get("type"), f"{name}.")
         if "discriminator" in field:
-            # The settings of all methods stand flat in an experiment.
+            # The settings of a method stand beside the other keys of an experiment.
             step = ""
         for schema in inner:
             yield from _list_keys(schema, models, f"{prefix}{step}")

@@ -142,7 +142,7 @@ def test_the_digest_follows_the_content():
         build_manifest(CLASSES[::-1], LABELS, INDEX),
     ]
     assert len({digest, *(manifest.digest for manifest in changed)}) == 6
-    # A stray file changes what is listed, but no result.
+    # A stray file changes the list of excluded videos, but no result.
     without_stray = build_manifest(CLASSES, LABELS, INDEX[INDEX["id"] != "stray"])
     assert without_stray.digest == digest
     assert len(without_stray.excluded) == 5

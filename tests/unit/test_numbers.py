@@ -108,7 +108,7 @@ def flat(value: Any, key: str = "") -> dict[str, float]:
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
-def test_numbers_are_as_they_were(method: str) -> None:
+def test_numbers_are_unchanged(method: str) -> None:
     expected = json.loads((FOLDER / "numbers.json").read_text())[method]
     found = numbers(methods.CLASSES[method].model_validate({"method": method, **SETTINGS[method]}))
     assert flat(found) == pytest.approx(flat(expected), rel=1e-9, abs=1e-12), (

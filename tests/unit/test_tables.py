@@ -112,7 +112,7 @@ def test_a_label_changes_nothing_else_and_a_setting_is_compared_with_its_own_fig
     assert "| 40.00 |" in " ".join(table_markdown(ablation, published=published, dataset=V1).split())
 
 
-def test_where_nothing_is_published_other_figures_stand_apart(published: Published) -> None:
+def test_without_published_figures_those_of_the_reference_are_shown_apart(published: Published) -> None:
     table = assemble_table(ROWS, RECORDS, published=published, dataset="demo")
     assert table.filter(regex="(published|difference)_").isna().to_numpy().all()
     text = table_markdown(table, published=published, dataset="demo")

@@ -81,7 +81,7 @@ def test_a_part_with_the_ending_of_a_zip_is_a_part(tmp_path):
     assert unpacked(tmp_path / "into") == FILES
 
 
-def test_files_that_only_look_like_parts_are_passed_over(tmp_path):
+def test_files_that_only_look_like_parts_are_ignored(tmp_path):
     write_parts(tmp_path / "downloads")
     for name in ("scan-2024-11", "notes-10.zip", "report-2024.pdf", f"{STEM}-02 (1)", f"{STEM}-06.part"):
         (tmp_path / "downloads" / name).write_bytes(b"something else")

@@ -109,7 +109,7 @@ class VideoReader(ABC):
 
 
 class _PyAVReader(VideoReader):
-    """Decodes from the first frame on, which is exact whatever the key frames; a short clip needs no seeking."""
+    """Decodes from the first frame, which is exact for any key frames; short clips need no seeking."""
 
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         reformatter = av.video.reformatter.VideoReformatter()
