@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from tabulate import tabulate
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ffnrepro.config import Config, read_config, read_files
 from ffnrepro.data.decode import is_folder
@@ -90,45 +90,41 @@ def unpack_command(
     logger.info(unpack(folder, into or folder, expect=expect, progress=sys.stderr.isatty()))
 
 
-def inspect_command(paths: Positional[tuple[Path, ...]] = (Path(),), json: bool = False) -> None:
+def inspect_command(
+    paths: Positional[tuple[Path, ...]] = (Path(),), as_json: Annotated[bool, arg(name="json")] = False
+) -> None:
     """Show what the index would record for videos: whether they are usable, their frames and size.
 
     Args:
         paths: Videos, folders of frames, or folders of either.
-        json: Print a list of objects.
+        as_json: Print a list of objects.
     """
+    files = [file for path in paths for file in _videos_of(path)]
+    rows = []
     try:
-        inspect_videos(paths, as_json=json)
+        for path, examined in examine_in_child(files):
+            outcome = examined if printable(path.name) == path.name else NAME_NOT_UTF8
+            row: dict[str, Any] = {"path": printable(str(path)), "status": "ok", "reason": ""}
+            row |= dict.fromkeys(("frames", "width", "height", "fps", "codec", "duration"))
+            if isinstance(outcome, str):
+                row |= {"status": "excluded", "reason": outcome}
+            else:
+                row |= {**vars(outcome[0]), "frames": outcome[1]}
+            rows.append(row)
+            if not as_json:
+                print(_describe(row), flush=True)
+        if as_json:
+            print(json.dumps(rows, indent=2), flush=True)
     except BrokenPipeError:
         # What reads the output, such as `head`, has ended. Python writes what is left when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def inspect_videos(paths: Sequence[Path], *, as_json: bool) -> None:
-    """Print what the index would record for files, for folders of frames, and for all in folders of either."""
-    files = [file for path in paths for file in _videos_of(path)]
-    rows = []
-    for path, examined in examine_in_child(files):
-        outcome = examined if printable(path.name) == path.name else NAME_NOT_UTF8
-        row: dict[str, Any] = {"path": printable(str(path)), "status": "ok", "reason": ""}
-        row |= dict.fromkeys(("frames", "width", "height", "fps", "codec", "duration"))
-        if isinstance(outcome, str):
-            row |= {"status": "excluded", "reason": outcome}
-        else:
-            row |= {**vars(outcome[0]), "frames": outcome[1]}
-        rows.append(row)
-        if not as_json:
-            print(_describe(row), flush=True)
-    if as_json:
-        print(json.dumps(rows, indent=2), flush=True)
 
 
 def _videos_of(path: Path) -> list[Path]:
     """Files of a folder of videos, or folders of frames of a folder of such; else the path itself."""
     if not is_folder(path):
         return [path]
-    layouts: tuple[Layout, ...] = ("videos", "frames")
-    for layout in layouts:
+    for layout in get_args(Layout):
         with contextlib.suppress(UserError, OSError):
             found = [path / name for name in list_videos(path, layout)]
             if layout == "videos" or any(map(holds_frames, found)):
@@ -169,17 +165,11 @@ def doctor_command(
     from ffnrepro.doctor import configured_job, examine  # noqa: PLC0415
     from ffnrepro.runs import run_settings  # noqa: PLC0415
 
-    if steps < 0:
-        raise UserError(f"--steps {steps}: give a number of steps, or 0")
     config = workflow.config()
     if experiment not in config.experiments:
         raise UserError(f"no experiment {experiment}; there are {', '.join(config.experiments)}")
     with workflow.enter():
-        checks = examine(configured_job(config, experiment), run_settings(config, experiment), steps=steps)
-    for check in checks:
-        print("ok     " if check.good else "PROBLEM", check.text)
-    if not all(check.good for check in checks):
-        raise UserError("this training would not run here as it is")
+        print(examine(configured_job(config, experiment), run_settings(config, experiment), steps=steps))
 
 
 def runs_command(

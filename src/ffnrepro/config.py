@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -33,7 +32,7 @@ from ffnrepro.methods import CLASSES, AnyMethod
 from ffnrepro.recipe.methods.ffn import Ffn
 from ffnrepro.recipe.methods.method import Method
 from ffnrepro.recipe.network import Depth, NetworkSettings
-from ffnrepro.settings import FrameCounts, Settings, check_rising, read_settings, refuse_unknown_keys
+from ffnrepro.settings import FrameCounts, Rising, Settings, read_settings, refuse_unknown_keys
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +40,6 @@ IMAGENET = {18: "f37072fd", 50: "0676ba61", 101: "63fe2227"}
 """First digits of the SHA-256 of torchvision's ImageNet-1k V1 weights, by depth."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def _check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError("give different whole numbers of 0 or more, such as [0, 1, 2]")
-    return seeds
 
 
 ExperimentName = Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")]
@@ -106,7 +99,7 @@ class NetworkConfig(NetworkSettings):
     with the same keys; or `null`: none."""
     weights_sha256: Sha256 | None = None
     """SHA-256 that a weights file of your own must have, or at least its first 8 hexadecimal digits; `null`:
-    that of torchvision's file."""
+    any."""
 
 
 class TrainingSettings(Settings):
@@ -125,7 +118,7 @@ class TrainingSettings(Settings):
     schedule: Literal["step", "cosine"] = "step"
     """`step`: the learning rate is multiplied by 0.1 at each of `training.milestones`; `cosine`: it falls to
     zero at the end."""
-    milestones: Annotated[tuple[NonNegativeInt, ...], AfterValidator(check_rising)] = (20, 40)
+    milestones: Annotated[tuple[NonNegativeInt, ...], Rising] = (20, 40)
     """Numbers of epochs after which `schedule: step` lowers the learning rate; those at or beyond
     `training.epochs` are dropped with a warning."""
     warmup_epochs: NonNegativeInt = 0
@@ -176,9 +169,6 @@ class Experiment(Settings):
         method = {key: item for key, item in value.items() if key not in own}
         chosen = CLASSES.get(str(value.get("method")))
         if chosen is not None:
-            for name, other in CLASSES.items():
-                for key in method.keys() & (other.model_fields.keys() - chosen.model_fields.keys()):
-                    raise ValueError(f"{key} is a key of the method {name}; remove it")
             refuse_unknown_keys(value, dict.fromkeys([*chosen.model_fields, *cls.model_fields]))
         return own | {"method": method}
 
@@ -206,18 +196,11 @@ class Row(Settings):
 
     label: str
     """Name of the row in the table; each row has its own."""
-    experiments: str | dict[int, str]
+    # On the command line (`--config`) the keys of a mapping arrive as text.
+    experiments: str | dict[Annotated[int, Field(strict=False)], str]
     """Name of an experiment, or a name for each of the table's frame counts, such as `{4: tsm_4f, 8: tsm_8f,
     16: tsm}`."""
     published: Published | None = None
-
-    @field_validator("experiments", mode="before")
-    @classmethod
-    def _read_frame_counts(cls, value: Any) -> Any:
-        # On the command line (`--config`) the keys of a mapping arrive as text.
-        if isinstance(value, Mapping):
-            return {int(key) if str(key).isdecimal() else key: name for key, name in value.items()}
-        return value
 
     def experiment_at(self, frames: int) -> str:
         """Name of the experiment that is evaluated at `frames` frames."""
@@ -272,7 +255,7 @@ class Config(Settings):
     dataset: str
     """Name of the data set in resources/published.csv, whose published figures the tables show; any other
     name: none."""
-    seeds: Annotated[tuple[int, ...], AfterValidator(_check_seeds)] = (0,)
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Rising] = (0,)
     """Seeds of initialisation, order, frames, crops and dropout. Each network is trained once for each seed;
     with several, the tables have the mean and the sample standard deviation (n - 1)."""
     data: DataSettings
@@ -381,13 +364,11 @@ def read_config(mapping: Mapping[str, Any]) -> Config:
     Raises:
         UserError: an unknown, missing, mistyped or impossible value, in one line with its key and how to fix it.
     """
-    evaluation = mapping.get("evaluation")
-    for key, section in (("table", mapping), ("evaluation.frame_counts", evaluation)):
-        if isinstance(section, Mapping) and key.split(".")[-1] in section:
-            raise UserError(
-                f"config: {key} was a key of version 1; write tables: {{table1: {{frame_counts: [4, 8, 16], "
-                "rows: [{label: TSM, experiments: tsm, published: {method: TSM}}]}}"
-            )
+    if "table" in mapping:
+        raise UserError(
+            "config: table was a key of version 1; write tables: {table1: {frame_counts: [4, 8, 16], "
+            "rows: [{label: TSM, experiments: tsm, published: {method: TSM}}]}}"
+        )
     config = read_settings(Config, mapping)
     for name, experiment in config.experiments.items():
         key = f"experiments.{name}.training"
@@ -406,28 +387,30 @@ def check_experiments(config: Config, names: Iterable[str]) -> None:
         UserError: settings that do not fit together, or two experiments that are the same.
     """
     found: dict[Any, str] = {}
-    warnings = set()
     for name in dict.fromkeys(link for first in names for link in config.chain_of(first)):
         experiment, training = config.experiments[name], config.training_of(name)
         _check_training(name, config)
-        _check_weights(name, config)
+        network = config.network_of(name)
+        if config.network.weights == "imagenet" and (
+            network.depth == 10 or network.width != 64 or network.stem != 7
+        ):
+            raise UserError(
+                f"config: network.weights is imagenet, which does not fit experiments.{name} (depth {network.depth}, width "
+                f"{network.width}, stem {network.stem}); set network.weights: null, or depth 18, 50 or 101, width 64, stem 7"
+            )
         late = set(config._all_training_of(name).milestones) - set(training.milestones)
         if late and training.schedule == "step":
             key = _training_key(name, "milestones", experiment)
-            warnings.add(f"config: {key}: {sorted(late)} has no effect in {training.epochs} epochs")
-        settings = (experiment.method.effective(), config.network_of(name), training, experiment.start)
+            _warn_once(f"config: {key}: {sorted(late)} has no effect in {training.epochs} epochs")
+        settings = (experiment.method.effective(), network, training, experiment.start)
         if settings in found:
             raise UserError(
                 f"config: experiments.{name} is the same as {found[settings]}; remove one of them"
             )
         found[settings] = name
-    for warning in sorted(warnings):
-        _warn_once(warning)
 
 
-@cache
-def _warn_once(warning: str) -> None:
-    logger.warning(warning)
+_warn_once = cache(logger.warning)
 
 
 def _training_key(name: str, key: str, experiment: Experiment) -> str:
@@ -461,15 +444,3 @@ def _check_training(name: str, config: Config) -> None:
                 f"experiments.{name}.training_shift: authors shifts pieces of {longest} frames, so the clips that a "
                 f"GPU takes together must be a multiple of {multiple}",
             )
-
-
-def _check_weights(name: str, config: Config) -> None:
-    """Refuse pretrained weights that do not fit an experiment's network."""
-    network, weights = config.network_of(name), config.network.weights
-    if weights == "imagenet" and (network.depth == 10 or network.width != 64 or network.stem != 7):
-        raise UserError(
-            f"config: network.weights is imagenet, which does not fit experiments.{name} (depth {network.depth}, width "
-            f"{network.width}, stem {network.stem}); set network.weights: null, or depth 18, 50 or 101, width 64, stem 7"
-        )
-    if config.own_weights and config.network.weights_sha256 is None and network.depth == 10:
-        raise UserError("config: network.weights_sha256 is null; give the sha256 of network.weights")

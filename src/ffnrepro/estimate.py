@@ -3,7 +3,6 @@
 import math
 from typing import NamedTuple
 
-from ffnrepro.recipe.network import NetworkSettings
 from ffnrepro.runs import RunSettings
 
 FRAMES_PER_SECOND = {"tsm": 5293, "ffn": 4758}
@@ -71,15 +70,12 @@ def estimate(
 
 def _seconds(settings: RunSettings, videos: int, cores: float) -> float:
     frames = sum(settings.method.frame_counts)
-    cost = _cost(settings.network) * (settings.crop_size / 224) ** 2
+    network = settings.network
+    # Of a frame, relative to that of ResNet-50 at 224 px.
+    cost = GFLOPS[network.depth] / GFLOPS[50] * (network.width / 64 * settings.crop_size / 224) ** 2
     computing = frames * cost / FRAMES_PER_SECOND[settings.method.family] / settings.training.gpus
     decoding = 1 / (DECODED_PER_SECOND * cores)
     return settings.training.epochs * videos * max(computing, decoding)
-
-
-def _cost(network: NetworkSettings) -> float:
-    """Cost of a frame, relative to that of ResNet-50."""
-    return GFLOPS[network.depth] / GFLOPS[50] * (network.width / 64) ** 2
 
 
 def duration(hours: float, *, gpu: bool = False) -> str:

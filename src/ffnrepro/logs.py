@@ -14,8 +14,6 @@ from ffnrepro.errors import Unfinished, UserError
 
 logger = logging.getLogger("ffnrepro")
 
-_FORMAT = "%(asctime)s %(levelname)s %(message)s"
-
 UNFINISHED = 75
 """Exit code of work that stopped early and has to be run again (`EX_TEMPFAIL`)."""
 
@@ -31,18 +29,12 @@ class _ScreenHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
-def start_logging(log: Path | None = None) -> None:
-    """Send the package's messages to the screen and, where one is given, to a log file."""
-    logger.setLevel(logging.INFO)
-    stop_logging()
-    screen = _ScreenHandler()
-    screen.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(screen)
-    if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(log, mode="w", encoding="utf-8")
-        file.setFormatter(logging.Formatter(_FORMAT))
-        logger.addHandler(file)
+def log_to(file: Path, *, mode: str) -> None:
+    """Write all further messages to a file, too; `mode` as of `open`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, mode=mode, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
 
 
 def stop_logging() -> None:
@@ -52,13 +44,6 @@ def stop_logging() -> None:
         handler.close()
 
 
-def also_log_to(file: Path) -> None:
-    """Append all further messages to a file, too: Snakemake deletes a job's own log before each attempt."""
-    handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(_FORMAT))
-    logger.addHandler(handler)
-
-
 def run(work: Callable[[], object], log: Path | None = None) -> int:
     """Run a script's work and return its exit code.
 
@@ -66,8 +51,12 @@ def run(work: Callable[[], object], log: Path | None = None) -> int:
     other exception is a fault of this project; its traceback goes to the log file, too, since the screen of a cluster job
     is seldom kept.
     """
+    logger.setLevel(logging.INFO)
+    stop_logging()
+    logger.addHandler(_ScreenHandler())
     # Of several processes only the first one writes the log file.
-    start_logging(None if int(os.environ.get("RANK", "0")) else log)
+    if log is not None and os.environ.get("RANK", "0") == "0":
+        log_to(log, mode="w")
     try:
         work()
     except UserError as error:

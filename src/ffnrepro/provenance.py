@@ -1,10 +1,9 @@
 """What a number was made with: versions, revision and device; and the files behind the numbers of a table."""
 
-import json
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,20 +12,15 @@ import torch
 import yaml
 
 from ffnrepro.errors import UserError
+from ffnrepro.files import read_record
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, git revision of the package's checkout, and device, as plain values."""
-    packages = {}
-    for name in ("ffnrepro", "torch", "torchvision", "decord", "eva-decord", "av", "numpy"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            # decord and eva-decord exclude each other.
-            continue
+    names = {"ffnrepro", "torch", "torchvision", "decord", "eva-decord", "av", "numpy"}
     return {
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": {found.name: found.version for found in distributions() if found.name in names},
         "git_revision": _git_revision(),
         "host": platform.node(),
         "platform": platform.platform(),
@@ -65,26 +59,26 @@ def chain_of_table(table: Path) -> str:
     try:
         for row in _read(table.with_suffix(".json"))["rows"]:
             numbers, of_row = row["numbers"], chain.setdefault(row["label"], {})
-            networks: dict[str, Any] = {}
+            of_row["networks"] = {}
             for frames, paths in row["evaluations"].items():
                 evaluations = {path: _read(root / path) for path in paths}
-                runs = {str(Path(path).with_name("run.json")): path for path in paths}
-                networks |= {run: _read(root / run) for run in runs}
+                networks = {
+                    str(run): _read(root / run)
+                    for run in (Path(path).with_name("run.json") for path in paths)
+                }
+                of_row["networks"] |= networks
                 names = [f"{name}_{frames}f" for name in ("top1", "deviation", "published", "difference")]
                 cell = of_row[f"{frames} frames"] = {name: numbers[name] for name in names if name in numbers}
                 mean = fmean(evaluation["top1"] for evaluation in evaluations.values())
-                evaluated = {evaluation["model"] for evaluation in evaluations.values()}
-                trained = {networks[run]["model"] for run in runs}
-                if round(mean, 2) != numbers[f"top1_{frames}f"] or not evaluated <= set(
-                    numbers["checkpoint"].split()
-                ):
+                evaluated, trained = (
+                    {file["model"] for file in files.values()} for files in (evaluations, networks)
+                )
+                known = evaluated == trained <= set(numbers["checkpoint"].split())
+                if not known or round(mean, 2) != numbers[f"top1_{frames}f"]:
                     cell["WARNING"] = (
-                        f"evaluated again after the table was made (now {mean:.2f}); run snakemake"
+                        "a network or its evaluation was made again after the table; run snakemake"
                     )
-                elif evaluated != trained:
-                    cell["WARNING"] = "the network was trained again after it was evaluated; run snakemake"
                 cell["evaluations"] = evaluations
-            of_row["networks"] = networks
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{table} or a file behind it is of another version ({error!r}); run snakemake for it"
@@ -92,11 +86,10 @@ def chain_of_table(table: Path) -> str:
     return yaml.safe_dump(chain, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+def _read(path: Path) -> dict[str, Any]:
+    record = read_record(path)
+    if not record:
         raise UserError(
-            f"{path}: cannot be read ({error}); give the path of a table, such as results/table1.csv, and run "
-            "snakemake for it"
-        ) from error
+            f"{path}: cannot be read; give the path of a table, such as results/table1.csv, and run snakemake for it"
+        )
+    return record

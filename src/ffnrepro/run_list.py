@@ -17,9 +17,9 @@ from ffnrepro.runs import (
     RunSettings,
     differences,
     read_run,
+    run_name,
     run_settings,
     scoring_code,
-    selected_runs,
     state_folder,
     write_run,
 )
@@ -40,7 +40,7 @@ class RunList:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.selected = selected_runs(config)
+        self.selected = {experiment: run_name(config, experiment) for experiment in config.experiments}
         self._on_gpu = config.runtime.device != "cpu"
 
     # --- list
@@ -77,13 +77,10 @@ class RunList:
         return rows
 
     def _differs(self, run: str) -> list[str]:
-        experiment = run.rpartition("-")[0]
-        if run == self.selected.get(experiment):
-            return []
-        if experiment not in self.selected:
-            return ["its experiment is not in the configuration"]
         try:
-            return differences(RUNS / run, run_settings(self.config, experiment))
+            return differences(RUNS / run, run_settings(self.config, run.rpartition("-")[0]))
+        except KeyError:
+            return ["its experiment is not in the configuration"]
         except UserError:
             return ["its settings.json cannot be read"]
 
@@ -92,39 +89,42 @@ class RunList:
     def describe_training(self, experiment: str, seed: int) -> str:
         """What a training of a selected run means: what differs from the last run, its progress, and its hours."""
         words = []
-        if previous := self._previous(experiment):
+        files = RUNS.glob(f"{experiment}-????????/settings.json")
+        others = [path for path in files if path.parent.name != self.selected[experiment]]
+        if others:
+            previous = max(others, key=lambda path: path.stat().st_mtime).parent
             with suppress(UserError):
                 changes = differences(previous, run_settings(self.config, experiment))
                 words.append(f"differs from {previous.name} in {', '.join(changes)}")
         done, epochs = self.progress(self.selected[experiment], seed)
         if done == epochs:
-            return "; ".join([*words, "already trained, and only written out again if its data stays the same"])
+            return "; ".join(
+                [*words, "already trained, and only written out again if its data stays the same"]
+            )
         if done:
             words.append(f"continues after epoch {done} of {epochs}")
         hours, basis = self.hours(experiment, seed)
         about = "" if hours is None else f"about {duration(hours, gpu=self._on_gpu)}"
         return "; ".join([*words, f"{about or 'hours unknown'} ({basis})"])
 
-    def _previous(self, experiment: str) -> Path | None:
-        """Folder of the latest other run of an experiment."""
-        files = RUNS.glob(f"{experiment}-????????/settings.json")
-        others = [path for path in files if path.parent.name != self.selected[experiment]]
-        return max(others, key=lambda path: path.stat().st_mtime).parent if others else None
-
     def progress(self, run: str, seed: int) -> tuple[int, int]:
         """Finished epochs of a selected run's training on the data as it is now, and epochs in all."""
         epochs = self.config.training_of(run.rpartition("-")[0]).epochs
-        if (data := _data()) is None:
-            return 0, epochs
+        digest = MANIFEST / "manifest.sha256"
+        data = digest.read_text(encoding="utf-8").strip() if digest.exists() else ""
+        if read_record(RUNS / run / f"seed{seed}/run.json").get("data") == data:
+            return epochs, epochs
         about = read_record(state_folder(STATE, run, seed, data) / "about.json")
-        return int(about.get("epoch", 0)), epochs
+        return about.get("epoch", 0), epochs
 
     def hours(self, experiment: str, seed: int) -> Estimate:
         """GPU hours that are left of a training of a selected run."""
-        settings = run_settings(self.config, experiment)
+        import pyarrow.parquet  # noqa: PLC0415
+
+        settings, train = run_settings(self.config, experiment), MANIFEST / "train.parquet"
         whole = estimate(
             settings,
-            videos=_rows_of(MANIFEST / "train.parquet"),
+            videos=pyarrow.parquet.read_metadata(train).num_rows if train.exists() else None,
             cores=self.config.runtime.threads,
             past=self._past(settings),
             gpu=self._on_gpu,
@@ -162,13 +162,11 @@ class RunList:
             for experiment in self.config.experiments_of(table)
             for link in reversed(self.config.chain_of(experiment))
         )
-        rows, total, data = [], 0.0, _data()
+        rows, total = [], 0.0
         for experiment, seed in ((name, seed) for name in experiments for seed in self.config.seeds):
             run = self.selected[experiment]
-            record = read_record(RUNS / run / f"seed{seed}/run.json")
-            trained = data is not None and record.get("data") == data
             done, epochs = self.progress(run, seed)
-            hours, basis = Estimate(0.0, "trained") if trained else self.hours(experiment, seed)
+            hours, basis = Estimate(0.0, "trained") if done == epochs else self.hours(experiment, seed)
             total += hours or 0.0
             rows.append(
                 {
@@ -282,19 +280,6 @@ def _take_over(files: Iterable[Path], folder: Path, changes: Mapping[str, str]) 
             except OSError:
                 # Some file systems have no links.
                 shutil.copy2(file, target)
-
-
-def _data() -> str | None:
-    """Digest of the data as it is now; None: there is no manifest yet."""
-    path = MANIFEST / "manifest.sha256"
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
-
-
-def _rows_of(path: Path) -> int | None:
-    """Rows of a Parquet file; None: there is no such file."""
-    import pyarrow.parquet  # noqa: PLC0415
-
-    return int(pyarrow.parquet.read_metadata(path).num_rows) if path.exists() else None
 
 
 def _megabytes(folders: Iterable[Path]) -> float:

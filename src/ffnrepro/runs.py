@@ -88,16 +88,13 @@ def weights_identity(config: Config, depth: int) -> str | None:
     if declared is not None:
         return declared[:8]
     try:
-        stat = Path(source).stat()
-        return _digest_of_file(source, stat.st_size, stat.st_mtime_ns)[:8]
+        return _digest_of_file(Path(source))[:8]
     except OSError:
         # A plan is made without the file, too. The run itself refuses to start.
         return "missing"
 
 
-@cache
-def _digest_of_file(path: str, size: int, time: int) -> str:  # noqa: ARG001 - a changed file is read again
-    return file_digest(Path(path))
+_digest_of_file = cache(file_digest)
 
 
 def run_key(settings: RunSettings) -> str:
@@ -109,11 +106,6 @@ def run_key(settings: RunSettings) -> str:
 def run_name(config: Config, experiment: str) -> str:
     """Name of the run that an experiment stands for, as configuration and code are now."""
     return f"{experiment}-{run_key(run_settings(config, experiment))}"
-
-
-def selected_runs(config: Config) -> dict[str, str]:
-    """The run of each experiment."""
-    return {experiment: run_name(config, experiment) for experiment in config.experiments}
 
 
 # --- digests of code
@@ -167,13 +159,12 @@ def _read_module(module: str) -> tuple[str, tuple[str, ...]]:
             imported += [alias.name for alias in node.names]
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            body[:] = [item for item in body if not _is_bare_string(item)]
+            body[:] = [
+                item
+                for item in body
+                if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
+            ]
     return ast.unparse(tree), tuple(imported)
-
-
-def _is_bare_string(node: ast.stmt) -> bool:
-    value = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def _file_of(module: str) -> Path:
@@ -194,7 +185,7 @@ def write_run(folder: Path, settings: RunSettings) -> None:
     Raises:
         UserError: settings and code are not those that the folder is named by.
     """
-    _check_name(folder, settings)
+    check_key(folder, settings)
     content = settings.model_dump(mode="json")
     write_json(folder / "settings.json", {"settings": content, "code": method_code(settings.method.method)})
 
@@ -213,16 +204,12 @@ def read_run(folder: Path) -> tuple[RunSettings, dict[str, str]]:
         raise UserError(f"{path}: cannot be read ({error!r}); delete it and run snakemake again") from error
 
 
-def check_key(folder: Path) -> None:
-    """Refuse to work in a folder whose settings or code are not those of this process.
+def check_key(folder: Path, settings: RunSettings) -> None:
+    """Refuse to work in a folder whose name is not of these settings and the code of this process.
 
     Raises:
-        UserError: they are not, since the code was edited while the job waited in the queue.
+        UserError: it is not, since the code was edited while the job waited in the queue.
     """
-    _check_name(folder, read_run(folder)[0])
-
-
-def _check_name(folder: Path, settings: RunSettings) -> None:
     key = run_key(settings)
     if not folder.name.endswith(f"-{key}"):
         raise UserError(

@@ -6,11 +6,11 @@ means. A validator of a model raises `ValueError` with the words that follow "co
 
 import difflib
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ffnrepro.errors import UserError
@@ -87,21 +87,9 @@ def check_rising(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-def check_frame_counts(frame_counts: tuple[int, ...]) -> tuple[int, ...]:
-    """Refuse frame counts that are missing, out of bounds, repeated or out of order.
+Rising = AfterValidator(check_rising)
 
-    Raises:
-        ValueError: says how to fix them.
-    """
-    if not frame_counts:
-        raise ValueError("give at least one frame count, such as [16]")
-    for frames in frame_counts:
-        if not 1 <= frames <= MAX_FRAMES:
-            raise ValueError(f"a frame count lies between 1 and {MAX_FRAMES}, and {frames} does not")
-    return check_rising(frame_counts)
-
-
-FrameCounts = Annotated[tuple[int, ...], AfterValidator(check_frame_counts)]
+FrameCounts = Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_FRAMES)], ...], Field(min_length=1), Rising]
 """Frame counts from 1 to `MAX_FRAMES`, each once, in rising order."""
 
 
@@ -176,8 +164,7 @@ def _describe(error: ErrorDetails, mapping: Any, key: str) -> str:
 
 def _dotted(error: ErrorDetails, mapping: Any, key: str) -> str:
     """The dotted key of an error, without the parts of pydantic's location that name a type."""
-    location: Sequence[int | str] = error["loc"]
-    found, here = key, mapping
+    location, found, here = error["loc"], key, mapping
     for i, part in enumerate(location):
         last = i == len(location) - 1
         if isinstance(here, list | tuple) and isinstance(part, int):

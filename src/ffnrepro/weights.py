@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest, replacing
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork, SeparateNetworks
 from ffnrepro.recipe.models.pretrained import load_pretrained, pretrained_targets
-from ffnrepro.recipe.models.tsm import BLOCKS, TSM, Bottleneck
+from ffnrepro.recipe.models.tsm import BLOCKS, TSM, BasicBlock, Bottleneck
 
 FORMAT = "ffnrepro checkpoint 1"
 """Marks our own files; the number changes when an older file can no longer be read."""
@@ -37,7 +37,6 @@ _KINDS: dict[str, type[Network]] = {
 }
 """Names of the networks in our own files, as `method` of their architecture."""
 
-_DROPOUT = 0.5  # of every published network; their files do not say
 _scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
 _NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     # Other people's checkpoints hold numpy scalars (`best_prec1`), under the name of numpy 1 or of numpy 2.
@@ -48,20 +47,10 @@ _NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
-class Pretrained(NamedTuple):
-    """A file of ImageNet weights: the beginning of its SHA-256, and where it is fetched."""
-
-    sha256_prefix: str
-    url: str
-
-
-PRETRAINED: dict[int, Pretrained] = {
-    depth: Pretrained(IMAGENET[depth], weights.url)
-    for depth, weights in (
-        (18, ResNet18_Weights.IMAGENET1K_V1),
-        (50, ResNet50_Weights.IMAGENET1K_V1),
-        (101, ResNet101_Weights.IMAGENET1K_V1),
-    )
+PRETRAINED = {
+    18: ResNet18_Weights.IMAGENET1K_V1.url,
+    50: ResNet50_Weights.IMAGENET1K_V1.url,
+    101: ResNet101_Weights.IMAGENET1K_V1.url,
 }
 """torchvision's ImageNet-1k V1 weights, from which the published networks start, by depth."""
 
@@ -114,26 +103,18 @@ def load_checkpoint(path: Path | str) -> Network:
     """
     path = Path(path)
     content = _read(path)
-    if "format" in content:
-        if content["format"] != FORMAT:
-            raise UserError(
-                f"{path}: format {content['format']!r} is not read by this version ({FORMAT!r} is)"
-            )
-        try:
-            architecture = dict(content["architecture"])
-            make, state = _KINDS[architecture.pop("method")], _tensors(path, content["state_dict"])
-            with torch.device("meta"):
-                model = make(**architecture)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: not a complete checkpoint of ffnrepro ({error!r}); write it again"
-            ) from error
-    else:
-        state = _rename(path, _tensors(path, content))
+    own = "format" in content
+    state = _tensors(path, content) if own else _rename(path, _tensors(path, content))
+    try:
+        architecture = {**content["architecture"]} if own else _architecture_of(state)
+        # Made without memory first, so that no random numbers are drawn and nothing is initialised in vain.
         with torch.device("meta"):
-            model = _network_of(path, state)
+            model = _KINDS[architecture.pop("method")](**architecture)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: makes no network that this version knows ({error!r}); fetch or write it again"
+        ) from error
     _require_match(path, model.state_dict(), state)
-    # Made without memory first, so that no random numbers are drawn and nothing is initialised in vain.
     model.to_empty(device="cpu")
     model.load_state_dict(state)
     return model.eval()
@@ -154,21 +135,14 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path}: not a checkpoint of tensors and plain values ({type(error).__name__}: {reason}); "
             "fetch it again, or save its state_dict alone with torch.save where it was made"
         ) from error
-    if not isinstance(content, Mapping):
-        raise UserError(
-            f"{path}: holds a {type(content).__name__}, not a state_dict; save the model's state_dict"
-        )
-    return content
+    return content if isinstance(content, Mapping) else {"state_dict": content}
 
 
 def _tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The named tensors of a state dict, raw or under "state_dict", without a wrapper's `module.`."""
     state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not state:
-        raise UserError(f"{path}: its state_dict is empty or no dictionary; save the model's state_dict")
-    strange = [str(name) for name, tensor in state.items() if not isinstance(tensor, Tensor)]
-    if strange:
-        raise UserError(f"{path}: no state_dict of tensors ({_some(strange)}); save the model's state_dict")
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path}: holds no state_dict of tensors; save the model's state_dict")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -198,23 +172,16 @@ def _rename(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         rules = _BASE_MODEL
     elif any(name.startswith("backbone.") for name in state):
         rules = _MMACTION2
-    elif "conv1.weight" in state and "fc.weight" in state:
-        raise UserError(
-            f"{path}: a bare state_dict without ffnrepro's format, maybe of an image network: give ImageNet weights "
-            "as the pretrained ones, or write the checkpoint with save_checkpoint"
-        )
     else:
         raise UserError(
-            f"{path}: its keys ({_some(list(state))}) are of no known format; known are ffnrepro's own, FFN's "
-            "authors', mit-han-lab's TSM and mmaction2's TSM"
+            f"{path}: its keys ({_some(list(state))}) are of no known format; known are ffnrepro's own, FFN's authors', "
+            "mit-han-lab's TSM and mmaction2's TSM. A file of ImageNet weights belongs into network.weights"
         )
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         ours = name
         for pattern, replacement in rules:
             ours = re.sub(pattern, replacement, ours)
-        if ours in renamed:
-            raise UserError(f"{path}: holds {ours} twice, once as {name}; keep one of them")
         renamed[ours] = tensor.flatten() if ".alteration." in ours else tensor
     for name in [name for name in renamed if name.endswith(".running_var")]:
         # Files from before PyTorch 0.4.1 do not count the batches, and nothing depends on it.
@@ -222,40 +189,26 @@ def _rename(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _network_of(path: Path, state: Mapping[str, Tensor]) -> TSM | FrameFlexibleNetwork:
+def _architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The network whose weights have these names and shapes; what is missing is found out afterwards."""
+    block = Bottleneck if any(".conv3." in name for name in state) else BasicBlock
     stages = tuple(
         len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")})
         for stage in (1, 2, 3, 4)
     )
-    bottleneck = any(".conv3." in name for name in state)
-    depths = [
-        depth
-        for depth, (block, blocks) in BLOCKS.items()
-        if blocks == stages and (block is Bottleneck) == bottleneck
-    ]
-    if not depths:
-        kind = "of three convolutions" if bottleneck else "of two convolutions"
-        raise UserError(
-            f"{path}: stages of {stages} blocks {kind} make no known ResNet ({', '.join(map(str, BLOCKS))}); "
-            "fetch a checkpoint of one of these"
-        )
-    stem, classifier = state.get("conv1.weight"), state.get("fc.weight")
+    depths = {f"{kind.__name__} {blocks}": depth for depth, (kind, blocks) in BLOCKS.items()}
     private = (re.search(r"(?:bn\d|downsample\.1|alteration)\.(\d+)(?:\.|$)", name) for name in state)
     frame_counts = sorted({int(match[1]) for match in private if match})
-    try:
-        arguments: dict[str, Any] = {
-            "classes": 1 if classifier is None else classifier.shape[0],
-            "depth": depths[0],
-            "width": 64 if stem is None else stem.shape[0],
-            "stem": 7 if stem is None else stem.shape[-1],
-            "dropout": _DROPOUT,
-        }
-        if frame_counts:
-            return FrameFlexibleNetwork(frame_counts=frame_counts, **arguments)
-        return TSM(**arguments)
-    except (ValueError, IndexError) as error:
-        raise UserError(f"{path}: its weights make no network ({error}); fetch it again") from error
+    return {
+        "method": "ffn" if frame_counts else "tsm",
+        "classes": state["fc.weight"].shape[0],
+        "depth": depths[f"{block.__name__} {stages}"],
+        "width": state["conv1.weight"].shape[0],
+        "stem": state["conv1.weight"].shape[-1],
+        # Of every published network; their files do not say.
+        "dropout": 0.5,
+        **({"frame_counts": frame_counts} if frame_counts else {}),
+    }
 
 
 def _require_match(path: Path | str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -298,11 +251,12 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> No
         _require_match(path, model.state_dict(), state)
         model.load_state_dict(state)
         return
+    state = _tensors(path, _read(path))
     check_pretrained(path, digest)
     # Their files are older than the count of batches, which starts at zero.
     found = {
         name: tensor
-        for name, tensor in _tensors(path, _read(path)).items()
+        for name, tensor in state.items()
         if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
     }
     _require_match(path, {name: copies[0] for name, copies in pretrained_targets(model).items()}, found)
@@ -313,10 +267,8 @@ def check_pretrained(path: Path, sha256_prefix: str) -> None:
     """Check that a file's SHA-256 begins as it must.
 
     Raises:
-        UserError: the file is missing, or is another one.
+        UserError: it is another file.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; fetch the pretrained weights first")
     found = file_digest(path)
     if not found.startswith(sha256_prefix):
         raise UserError(
@@ -333,27 +285,17 @@ def fetch_pretrained(depth: int, path: Path) -> None:
         path: the file to write; its folder is made if need be, and a partial file is never left there.
 
     Raises:
-        UserError: there are no such weights, the file there is another one, or it cannot be downloaded.
+        UserError: the file there is another one, or it cannot be downloaded.
     """
-    if depth not in PRETRAINED:
-        raise UserError(
-            f"depth {depth}: torchvision has no ImageNet weights for it, only for {', '.join(map(str, PRETRAINED))}; "
-            "train without pretrained weights"
-        )
-    weights = PRETRAINED[depth]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        timeout = socket.getdefaulttimeout()
+        # Compute nodes often drop what goes out, and the download would wait for minutes.
+        socket.setdefaulttimeout(30)
         try:
-            # Compute nodes often drop what goes out, and the download would wait for minutes.
-            socket.setdefaulttimeout(30)
-            torch.hub.download_url_to_file(weights.url, str(path), weights.sha256_prefix, progress=False)
+            torch.hub.download_url_to_file(PRETRAINED[depth], str(path), IMAGENET[depth], progress=False)
         except (OSError, RuntimeError, HTTPException) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{path}: cannot be downloaded ({reason}); on a machine with internet fetch {weights.url} "
-                "and name it in network.weights"
+                f"{path}: cannot be downloaded ({error}); on a machine with internet fetch {PRETRAINED[depth]} and name it "
+                "in network.weights"
             ) from error
-        finally:
-            socket.setdefaulttimeout(timeout)
-    check_pretrained(path, weights.sha256_prefix)
+    check_pretrained(path, IMAGENET[depth])

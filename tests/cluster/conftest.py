@@ -57,7 +57,7 @@ def run_folder(folder: Path, experiment: str) -> Path:
 
 
 def check_file(folder: Path, experiment: str) -> Path:
-    """What was checked before the trainings of an experiment."""
+    """What was checked before the training of an experiment."""
     return folder / f"logs/check_training/{run_folder(folder, experiment).name}/seed0.log"
 
 

@@ -1,4 +1,4 @@
-"""The command by hand: what `inspect` tells of videos."""
+"""The command line: what `inspect` prints about videos."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def folder(write_video, numbered_frames, tmp_path):
     return where
 
 
-def test_inspect_tells_what_the_index_would(folder, capsys):
+def test_inspect_prints_what_the_index_would_record(folder, capsys):
     assert main(["inspect", str(folder), str(folder.parent / "frames"), "nowhere.webm", "--json"]) == 0
     first, empty, frames, missing = json.loads(capsys.readouterr().out)
     assert first == {
@@ -76,7 +76,7 @@ def test_inspect_ends_quietly_when_nobody_reads_on(folder):
 
 
 def test_an_interruption_is_one_line(folder):
-    os.mkfifo(folder / "nobody writes.webm")  # examined for as long as a file may take
+    os.mkfifo(folder / "nobody writes.webm")
     with run_inspect(
         [folder / "1.webm"] * 8 + [folder / "nobody writes.webm"], start_new_session=True
     ) as process:

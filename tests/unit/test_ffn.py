@@ -141,14 +141,8 @@ def test_forward_leaves_no_state(network):
 @pytest.mark.parametrize("make", [FrameFlexibleNetwork, SeparateNetworks])
 @pytest.mark.parametrize("shape", [(3, 4, 24, 24), (2, 4, 3, 24, 24)])
 def test_refuses_other_clips(make, shape):
-    with pytest.raises(ValueError, match=r"clips must have the shape \(N, 3, T, H, W\)"):
+    with pytest.raises(ValueError, match=r"the shape \(N, 3, T, H, W\)"):
         make(**SMALL)(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("frame_counts", [(), (4, 4), (0, 4)])
-def test_refuses_other_frame_counts(frame_counts):
-    with pytest.raises(ValueError, match="frame_counts must be different positive numbers"):
-        FrameFlexibleNetwork(**SMALL, frame_counts=frame_counts)
 
 
 # --- What the authors' code does otherwise ---------------------------------------------------------------------

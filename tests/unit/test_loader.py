@@ -54,7 +54,7 @@ class Numbers:
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[dict[int, torch.Tensor], int]:
         index = key if isinstance(key, int) else key[1]
         if self._has("bad", index):
-            raise DecodeError(f"{self.path_of(index)}: does not decode")
+            raise DecodeError(self.path_of(index))
         if self._has("hangs", index):
             ctypes.PyDLL(None).pause()  # native code that keeps the interpreter lock and never returns
         if self._has("kills", index):

@@ -1,13 +1,10 @@
 """Progress of a training: the log line of an epoch, and warnings of faults made on purpose."""
 
-import logging
 from pathlib import Path
 
 import pytest
-import torch
 
-from ffnrepro.recipe.models.tsm import TSM
-from ffnrepro.training.progress import epoch_line, warn_of_norms, warnings, write_scalars
+from ffnrepro.training.progress import epoch_line, warnings, write_scalars
 
 ROW = {
     "epoch": 3, "learning_rate": 0.01, "train_loss": 2.5, "train_cross_entropy": 2.0, "train_kl_4f": 0.3,
@@ -58,22 +55,6 @@ def test_a_network_that_overfits() -> None:
     assert not [
         text for text in warnings(history, select_by="top1_16f") if "overfits" in text
     ]  # warned before
-
-
-def test_a_batchnorm_in_the_wrong_mode(caplog: pytest.LogCaptureFixture) -> None:
-    model = TSM(classes=3, depth=10, width=8, stem=3).train()
-    with caplog.at_level(logging.WARNING):
-        warn_of_norms(model, training=True)
-        warn_of_norms(model.eval(), training=False)
-    assert not caplog.text
-    assert isinstance(model.layer1[0].bn1, torch.nn.BatchNorm2d)
-    model.layer1[0].bn1.train()
-    warn_of_norms(model, training=False)
-    assert "1 BatchNorms (layer1.0.bn1, ...) are in training mode during evaluation" in caplog.text
-    model.train()
-    model.layer1[0].bn1.eval()
-    warn_of_norms(model, training=True)
-    assert "are in evaluation mode during training" in caplog.text
 
 
 def test_curves_are_written(tmp_path: Path) -> None:

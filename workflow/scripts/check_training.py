@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from ffnrepro.doctor import examine, report
+from ffnrepro.doctor import examine
 from ffnrepro.files import write_text
 from ffnrepro.logs import logger, run
 from ffnrepro.runs import read_run
@@ -23,7 +23,7 @@ def main(job: tyro.conf.OmitArgPrefixes[Job], steps: int, output: Path, log: Pat
     """
 
     def work() -> None:
-        findings = report(examine(job, read_run(job.run)[0], steps=steps))
+        findings = examine(job, read_run(job.run)[0], steps=steps)
         logger.info("%s: a training would run:\n%s", job.run.name, findings)
         write_text(output, findings + "\n")
 

@@ -84,47 +84,32 @@ class Checkpoints:
             PermanentError: an earlier attempt failed in a way that another attempt does not change.
             Unfinished: another process works on this training.
         """
-        self._check_not_failed()
         lease = Lease(self.folder / "lease.json")
         with lease.held(check):
-            # The process that held the lease before may have failed.
-            self._check_not_failed()
+            mark = self.folder / "failed.json"
+            failure, now = read_record(mark), {"data": self._about["data"], "version": __version__}
+            if failure.items() >= now.items():
+                raise PermanentError(
+                    f"{failure['message']} (it failed so on {failure['time']}; to try the same settings and data again: "
+                    f"ffnrepro runs retry {self._about['run']})"
+                )
             self._lease = lease
-            for leftover in self.folder.glob(".*-*"):  # of saves that were killed
+            for leftover in [mark, *self.folder.glob(".*-*")]:  # and of saves that were killed
                 leftover.unlink(missing_ok=True)
             try:
                 yield
             except PermanentError as error:
-                self._mark_failed(error)
-                raise
-            finally:
-                self._lease = None
-
-    def _mark_failed(self, error: PermanentError) -> None:
-        mark = self.folder / "failed.json"
-        try:
-            write_json(
-                mark,
-                {
+                failure = {
                     "message": str(error),
                     "time": f"{datetime.now():%F %T}",
                     "host": platform.node(),
-                    "data": self._about["data"],
-                    "version": __version__,
-                },
-            )
-        except OSError as unmarked:
-            logger.warning("%s: cannot be written (%s)", mark, unmarked.strerror)
-
-    def _check_not_failed(self) -> None:
-        mark = self.folder / "failed.json"
-        failure = read_record(mark)
-        if failure.get("data") == self._about["data"] and failure.get("version") == __version__:
-            raise PermanentError(
-                f"{failure['message']} (it failed so on {failure['time']}; to try the same settings and data again: "
-                f"ffnrepro runs retry {self._about['run']})"
-            )
-        mark.unlink(missing_ok=True)
+                    **now,
+                }
+                try:
+                    write_json(mark, failure)
+                except OSError as unmarked:
+                    logger.warning("%s: cannot be written (%s)", mark, unmarked.strerror)
+                raise
 
     def generations(self) -> list[Path]:
         """The saved files, the newest first."""

@@ -1,14 +1,11 @@
 """The device that a network runs on."""
 
 import os
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ffnrepro.errors import UserError
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def choose_device(name: str) -> torch.device:
@@ -56,7 +53,7 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
-def place(model: Network, device: torch.device) -> Network:
+def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to the device, in channels-last memory except on MPS, where it does not work."""
     model = model.to(device)
     return model if device.type == "mps" else model.to(memory_format=torch.channels_last)

@@ -3,7 +3,6 @@
 The script of the training rules calls `run_job`; `ffnrepro doctor` tries some steps by `train_network`.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from tqdm import tqdm
 from ffnrepro.config import RuntimeSettings
 from ffnrepro.data.decode import open_video
 from ffnrepro.errors import PermanentError, Unfinished, UserError
-from ffnrepro.files import replacing, write_json, write_text
-from ffnrepro.logs import also_log_to
+from ffnrepro.files import read_record, replacing, write_json, write_text
+from ffnrepro.logs import log_to
 from ffnrepro.provenance import provenance
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
 from ffnrepro.recipe.scoring import best_classes, clip_logits, correct_within
@@ -77,11 +76,12 @@ def run_job(job: Job) -> None:
 
     Raises:
         PermanentError: too few videos, unfit weights, a loss that is not finite, gradients that float16 does not hold.
-        UserError: no such device, no room for the state, or the code is not that of the run's folder.
-        Unfinished: stopped in time, or another process is at work on the same training.
+        UserError: no such device, no room for the state, other code than that of the run's folder, or a state that began
+            from another network.
+        Unfinished: stopped early, or another process works on the same training.
     """
     settings, code = read_run(job.run)
-    check_key(job.run)
+    check_key(job.run, settings)
     recipe, runtime = settings.training, job.runtime
     device = choose_device(runtime.device)
     check_precision(recipe.precision, device)
@@ -105,7 +105,8 @@ def run_job(job: Job) -> None:
         stop = stack.enter_context(StopRequest(end_of_job(runtime.time_budget)))
         if processes.first:
             stack.enter_context(checkpoints.held(partial(stop.check, job.run.name)))
-            also_log_to(checkpoints.folder / "log.txt")
+            # Snakemake deletes a job's own log before each attempt.
+            log_to(checkpoints.folder / "log.txt", mode="a")
             stop.announce()
         processes.wait()
         model, trained = train_network(job, settings, device, checkpoints, stop, processes)
@@ -114,23 +115,24 @@ def run_job(job: Job) -> None:
         save_checkpoint(job.output / "model.pt", model)
         digest = tensors_digest(trained.best_model)
         write_text(job.output / "model.sha256", digest + "\n")
-        made_with = checkpoints.folder / "made_with.json"
+        made_with = read_record(checkpoints.folder / "made_with.json")
         # A network that is only written out again was not made here and now.
-        if not made_with.exists() or json.loads(made_with.read_text(encoding="utf-8"))["model"] != digest:
-            write_json(
-                made_with,
-                {
-                    "model": digest,
-                    "code": code,
-                    "precision": precision_on(device, recipe.precision),
-                    "start": job.start and str(job.start),
-                    "start_model": start,
-                    **made_here,
-                },
-            )
-        write_record(
-            job.output,
-            trained,
+        if made_with.get("model") != digest:
+            made_with = {
+                "model": digest,
+                "code": code,
+                "precision": precision_on(device, recipe.precision),
+                "start": job.start and str(job.start),
+                "start_model": start,
+                **made_here,
+            }
+            write_json(checkpoints.folder / "made_with.json", made_with)
+        history = pd.DataFrame(trained.history)
+        with replacing(job.output / "history.parquet") as temporary:
+            history.to_parquet(temporary, index=False)
+        scores = history.filter(like="validation_")
+        write_json(
+            job.output / "run.json",
             {
                 "run": job.run.name,
                 "seed": job.seed,
@@ -138,7 +140,11 @@ def run_job(job: Job) -> None:
                 "data": job.data,
                 "videos": len(pd.read_parquet(job.manifest / "train.parquet", columns=["id"])),
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                **json.loads(made_with.read_text(encoding="utf-8")),
+                **made_with,
+                "best_epoch": trained.best_epoch,
+                "best": scores.iloc[trained.best_epoch - 1].to_dict(),
+                "last": scores.iloc[-1].to_dict(),
+                "wall_seconds": history["seconds"].sum(),
             },
         )
     processes.end()
@@ -292,27 +298,3 @@ def check_splits(manifest: Path, batch_size: int) -> None:
             f"{validation}: no videos, and validation chooses the best epoch; label some of the videos for it, or see in "
             f"{manifest / 'excluded.csv'} why they are left out"
         )
-
-
-def write_record(folder: Path, trained: Trained, record: dict[str, Any]) -> None:
-    """Write `history.parquet` and `run.json`: what is known of a trained network.
-
-    Args:
-        folder: of the seed.
-        trained: the training.
-        record: settings, code, data, the network's digest and size, and what it was made with.
-    """
-    history = pd.DataFrame(trained.history)
-    scores = history.filter(like="validation_")
-    with replacing(folder / "history.parquet") as temporary:
-        history.to_parquet(temporary, index=False)
-    write_json(
-        folder / "run.json",
-        {
-            **record,
-            "best_epoch": trained.best_epoch,
-            "best": scores.iloc[trained.best_epoch - 1].to_dict(),
-            "last": scores.iloc[-1].to_dict(),
-            "wall_seconds": history["seconds"].sum(),
-        },
-    )

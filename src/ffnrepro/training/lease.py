@@ -116,9 +116,8 @@ class Lease:
     def _acquire(self, check: Callable[[], None]) -> None:
         while not self._create():
             status = read_lease(self.path)
-            if status is None or not (status.owner_is_dead() or self._expires(status, check)):
-                continue
-            if read_lease(self.path) == status:
+            gone = status is not None and (status.owner_is_dead() or self._expires(status, check))
+            if status is not None and gone and read_lease(self.path) == status:
                 logger.warning("takes over from %s, which is no longer there", status.name)
                 write_json(self.path, self._owner)
                 time.sleep(SETTLE)
@@ -178,10 +177,8 @@ def read_lease(path: Path) -> LeaseStatus | None:
 
 def _machine() -> str:
     """Where process numbers mean the same: host, its boot, and the namespace of a container."""
-    parts = [platform.node()]
     try:
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:  # not Linux
-        pass
-    return " ".join(parts)
+        return platform.node()

@@ -17,23 +17,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ffnrepro.data.decode import DecodeError
 from ffnrepro.errors import UserError
-from ffnrepro.recipe.clips import ClipDataset, collate_clips
+from ffnrepro.recipe.clips import Batch, ClipDataset, Key, collate_clips
 
 logger = logging.getLogger(__name__)
-
-Key = int | tuple[int, int]
-"""Of a sample: ``index``, or ``(epoch, index)`` in training."""
-
-Batch = tuple[dict[int, Tensor], Tensor]
-"""Clips by frame count T, each uint8 (N, 3, T, S, S), and labels (N,)."""
 
 NO_SAMPLE = -1
 
@@ -202,14 +195,8 @@ class _WorkerDied(Exception):
     """A worker process has ended."""
 
 
-class _Unreadable(NamedTuple):
-    """Stands in a batch for a sample that cannot be read."""
-
-    reason: str
-
-
 class _GuardedSamples(Dataset[Any]):
-    """Samples, or the reason why they cannot be read.
+    """Samples, or in place of one the reason (text) why it cannot be read.
 
     Args:
         dataset: Of clips.
@@ -235,7 +222,7 @@ class _GuardedSamples(Dataset[Any]):
         index = key if isinstance(key, int) else key[1]
         if self.deaths[index] > 1:
             path = self._dataset.path_of(index)
-            return _Unreadable(f"{path}: the decoder did not finish in {self._seconds:g} s, or crashed")
+            return f"{path}: the decoder did not finish in {self._seconds:g} s, or crashed"
         with Path(os.devnull).open("wb") as nowhere:
             self.current[worker.id] = index
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=nowhere)
@@ -252,13 +239,13 @@ class _GuardedSamples(Dataset[Any]):
             try:
                 return self._dataset[key]
             except DecodeError as error:
-                return _Unreadable(str(error))
+                return str(error)
 
 
 def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
     """Return the batch of the readable samples, None if there are none, and the reasons of the others."""
-    readable = [sample for sample in samples if not isinstance(sample, _Unreadable)]
-    reasons = [sample.reason for sample in samples if isinstance(sample, _Unreadable)]
+    readable = [sample for sample in samples if not isinstance(sample, str)]
+    reasons = [sample for sample in samples if isinstance(sample, str)]
     return collate_clips(readable) if readable else None, reasons
 
 

@@ -30,7 +30,7 @@ from ffnrepro.training.checkpoints import Checkpoints
 from ffnrepro.training.devices import move
 from ffnrepro.training.loader import VideoBatches
 from ffnrepro.training.processes import Processes
-from ffnrepro.training.progress import epoch_line, warn_of_norms, warnings, write_scalars
+from ffnrepro.training.progress import epoch_line, warnings, write_scalars
 from ffnrepro.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -110,15 +110,17 @@ def train(
     )
     scaler = make_scaler(device, precision)
     state: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
-    progress = _restore(checkpoints, state, processes, name, settings.epochs)
-    history, sums = progress.history, progress.sums
+    saved = _restore(checkpoints, state, processes, name)
+    history, best = saved["history"], saved["best"]
+    # The saved sums are those of all processes, and each needs the same names.
+    sums = defaultdict(float, saved["sums"] if processes.first else dict.fromkeys(saved["sums"], 0.0))
 
     def save(epoch: int, step: int) -> None:
         totals = processes.total(sums)
         if processes.first:
-            saved = {key: part.state_dict() for key, part in state.items()}
+            parts = {key: part.state_dict() for key, part in state.items()}
             place = {"epoch": epoch, "step": step}
-            checkpoints.save({**saved, **place, "sums": totals, "history": history, "best": progress.best})
+            checkpoints.save({**parts, **place, "sums": totals, "history": history, "best": best})
 
     for epoch in range(len(history), settings.epochs):
         batches = training_batches(
@@ -129,7 +131,7 @@ def train(
             rank=processes.rank,
             processes=processes.count,
         )
-        first_step, progress.step = progress.step, 0
+        first_step = saved.pop("step", 0)
         bad_before = sums["bad_videos"]
         longest = 0.0
         model.train()
@@ -160,9 +162,6 @@ def train(
                 clip_norm=settings.clip_norm,
                 batchnorm_clips=settings.batchnorm_clips,
             )
-            if step == first_step:
-                # Whatever puts a BatchNorm into the other mode may do so in the forward pass only.
-                warn_of_norms(model, training=True)
             _check_step(result, scaler, optimizer, checkpoints, f"{name}: epoch {epoch + 1}, step {step + 1}")
             _count_step(sums, result, targets, frames=sum(len(clip) * n for n, clip in clips.items()))
             sums["bad_videos"] = bad_before + loader.bad_videos
@@ -190,15 +189,14 @@ def train(
         started = time.perf_counter()
         share_running_statistics(model)
         scores = validate(model)
-        warn_of_norms(model, training=False)
         sums["seconds_validation"] = time.perf_counter() - started
         totals = defaultdict(float, processes.total(sums))
         row = {"epoch": epoch + 1, "learning_rate": optimizer.param_groups[0]["lr"]}
         history.append(row | _history_row(totals, scores, processes.count))
         score = selection_score(scores, method.frame_counts)
-        if is_better(score, progress.best.get("score")):
+        if is_better(score, best.get("score")):
             weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
-            progress.best = {"epoch": epoch + 1, "score": score, "model": weights}
+            best = {"epoch": epoch + 1, "score": score, "model": weights}
         sums.clear()
         save(epoch + 1, 0)
         if processes.first:
@@ -207,42 +205,27 @@ def train(
             for warning in warnings(history, select_by=f"top1_{max(method.frame_counts)}f"):
                 logger.warning("%s: %s", name, warning)
 
-    return Trained(history, progress.best["epoch"], progress.best["model"])
-
-
-@dataclass
-class _Progress:
-    """How far a training came: finished epochs, the best one, and steps and sums of the epoch under way."""
-
-    history: list[dict[str, float]]
-    best: dict[str, Any]
-    step: int
-    sums: defaultdict[str, float]
+    return Trained(history, best["epoch"], best["model"])
 
 
 def _restore(
-    checkpoints: Checkpoints, state: Mapping[str, Any], processes: Processes, name: str, epochs: int
-) -> _Progress:
-    progress = _Progress([], {}, 0, defaultdict(float))
-    if (saved := checkpoints.load()) is not None:
+    checkpoints: Checkpoints, state: Mapping[str, Any], processes: Processes, name: str
+) -> dict[str, Any]:
+    """Restore the newest save, and return it; or what a training begins with."""
+    saved = checkpoints.load() or {"history": [], "best": {}, "step": 0, "sums": {}}
+    done, step = len(saved["history"]), saved["step"]
+    if "model" in saved:
         state["model"].load_state_dict(saved["model"])
         state["optimizer"].load_state_dict(saved["optimizer"])
         # A run may continue on another kind of device.
         if saved["scaler"] and state["scaler"].is_enabled():
             state["scaler"].load_state_dict(saved["scaler"])
-        progress = _Progress(saved["history"], saved["best"], saved["step"], defaultdict(float))
-        # The saved sums are those of all processes, and each needs the same names.
-        progress.sums.update(saved["sums"] if processes.first else dict.fromkeys(saved["sums"], 0.0))
-        if len(progress.history) < epochs:
-            place = f"epoch {len(progress.history) + 1}, after {progress.step} steps"
-            logger.info("%s: continues at %s", name, place)
-        else:
-            logger.info("%s: is already trained; its log is in %s", name, checkpoints.folder)
-    if not processes.same((len(progress.history), progress.step)):
+        logger.info("%s: continues at epoch %d, after %d steps", name, done + 1, step)
+    if not processes.same((done, step)):
         raise Unfinished(
             f"{name}: {checkpoints.folder}: one process cannot read the save that another continues from"
         )
-    return progress
+    return saved
 
 
 def _check_step(

@@ -28,11 +28,7 @@ class Processes:
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank = rank
         self.count = count
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the first process."""
-        return self.rank == 0
+        self.first = rank == 0
 
     def any_of(self, flags: Sequence[bool]) -> list[bool]:
         """For each flag, whether it is set in any process.

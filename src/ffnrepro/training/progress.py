@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from ffnrepro.estimate import duration
@@ -90,23 +89,6 @@ def _not_learning(history: Sequence[Row], key: str) -> bool:
 def _overfits(history: Sequence[Row], select_by: str) -> bool:
     scores = [row[f"validation_{select_by}"] for row in history]
     return bool(scores) and history[-1]["train_top1"] > OVERFITTED and scores[-1] <= max(scores) - FALLEN
-
-
-def warn_of_norms(model: nn.Module, *, training: bool) -> None:
-    """Warn if a BatchNorm is not in the mode of this phase."""
-    wrong = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d) and module.training != training
-    ]
-    if wrong:
-        logger.warning(
-            "%d BatchNorms (%s, ...) are in %s mode during %s: their statistics are wrong",
-            len(wrong),
-            wrong[0],
-            "evaluation" if training else "training",
-            "training" if training else "evaluation",
-        )
 
 
 def write_scalars(folder: Path, row: Row) -> None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import subprocess
 import time
 from datetime import datetime
 from types import FrameType
@@ -87,19 +86,9 @@ def end_of_job(time_budget: float | None) -> float | None:
         time_budget: minutes from now.
     """
     ends = [] if time_budget is None else [time.time() + 60 * time_budget]
-    if (job := os.environ.get("SLURM_JOB_ID")) is not None and (end := _end_of_slurm_job(job)) is not None:
-        ends.append(end)
-    return min(ends, default=None)
-
-
-def _end_of_slurm_job(job: str) -> float | None:
-    # SLURM before 22.05 does not set the variable.
-    if (stamp := os.environ.get("SLURM_JOB_END_TIME", "")).isdecimal():
-        return float(stamp)
-    command = ["squeue", "--noheader", "--jobs", job, "--format", "%e"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-        return datetime.fromisoformat(answer.split()[0]).timestamp()
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+    if end := os.environ.get("SLURM_JOB_END_TIME"):
+        ends.append(float(end))
+    elif job := os.environ.get("SLURM_JOB_ID"):
+        # SLURM before 22.05 does not say it.
         logger.warning("the end of SLURM job %s is not known; set runtime.time_budget if it has one", job)
-        return None
+    return min(ends, default=None)

@@ -40,9 +40,6 @@ class FrameFlexibleNetwork(ShiftedResNet):
             Evaluation is always per clip.
         adapter_init: `near_zero`, standard deviation 0.001, as the paper says; or `authors`, sqrt(2 / C), since
             the Kaiming initialisation of the authors' code overwrites the former.
-
-    Raises:
-        ValueError: an argument makes no network.
     """
 
     def __init__(
@@ -59,8 +56,6 @@ class FrameFlexibleNetwork(ShiftedResNet):
         training_shift: Literal["per_clip", "authors"] = "per_clip",
         adapter_init: Literal["near_zero", "authors"] = "near_zero",
     ) -> None:
-        if not frame_counts or min(frame_counts) < 1 or len(set(frame_counts)) < len(frame_counts):
-            raise ValueError(f"frame_counts must be different positive numbers, not {list(frame_counts)}")
         super().__init__(
             classes=classes,
             depth=depth,
@@ -74,7 +69,8 @@ class FrameFlexibleNetwork(ShiftedResNet):
         )
         self.frame_counts = tuple(frame_counts)
         self.training_shift = training_shift
-        self._switches = {
+        self.architecture |= {
+            "frame_counts": list(frame_counts),
             "specialized_normalization": specialized_normalization,
             "weight_alteration": weight_alteration,
         }
@@ -83,11 +79,6 @@ class FrameFlexibleNetwork(ShiftedResNet):
                 if isinstance(module, AlteredConv2d):
                     for alteration in module.alteration.values():
                         nn.init.normal_(alteration, 0.0, math.sqrt(2 / module.in_channels))
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The arguments that make this network again, as plain values."""
-        return {**super().architecture, "frame_counts": list(self.frame_counts), **self._switches}
 
     def forward(self, clip: Tensor) -> Tensor:
         """Logits `(N, classes)` of normalised clips `(N, 3, T, H, W)`, at any T, by the nearest sub-network.
@@ -109,24 +100,23 @@ class SeparateNetworks(nn.Module):
         classes: number of classes.
         frame_counts: the frame counts that are trained.
         **settings: of each network, as of `FrameFlexibleNetwork`.
+
+    Attributes:
+        architecture: the arguments that make these networks again, as plain values.
     """
 
     def __init__(self, *, classes: int, frame_counts: Sequence[int] = (4, 8, 16), **settings: Any) -> None:
         super().__init__()
         self.frame_counts = tuple(frame_counts)
-        self.subnetworks = nn.ModuleDict(
-            {
-                str(frames): FrameFlexibleNetwork(classes=classes, frame_counts=(frames,), **settings)
-                for frames in frame_counts
-            }
-        )
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The arguments that make these networks again, as plain values."""
-        first = self.subnetworks[str(self.frame_counts[0])]
-        assert isinstance(first, FrameFlexibleNetwork)
-        return {**first.architecture, "frame_counts": list(self.frame_counts)}
+        networks = [
+            FrameFlexibleNetwork(classes=classes, frame_counts=(frames,), **settings)
+            for frames in frame_counts
+        ]
+        self.subnetworks = nn.ModuleDict({str(network.frame_counts[0]): network for network in networks})
+        self.architecture: dict[str, Any] = {
+            **networks[0].architecture,
+            "frame_counts": list(frame_counts),
+        }
 
     def forward(self, clip: Tensor) -> Tensor:
         """Logits `(N, classes)` of normalised clips `(N, 3, T, H, W)`, by the network of the nearest frame count.

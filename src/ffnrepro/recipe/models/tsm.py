@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ffnrepro.recipe.models.temporal_shift import SHIFT_FRACTION, temporal_shift
+from ffnrepro.recipe.models.temporal_shift import temporal_shift
 
 Norm = Callable[[int], nn.Module]
 """Makes the normalisation of so many channels. It is called with the features and the sub-network."""
@@ -144,29 +144,29 @@ class ShiftedResNet(nn.Module):
         norm: makes a normalisation.
         entry: makes the first convolution of the residual branch.
 
-    Raises:
-        ValueError: an argument makes no network.
+    Attributes:
+        architecture: the arguments that make this network again, as plain values.
     """
 
     def __init__(
         self,
         *,
         classes: int,
-        depth: int,
-        width: int,
-        stem: int,
-        dropout: float,
-        norm: Norm,
-        entry: Entry,
+        depth: int = 50,
+        width: int = 64,
+        stem: int = 7,
+        dropout: float = 0.5,
+        norm: Norm = PlainBatchNorm2d,
+        entry: Entry = PlainConv2d,
     ) -> None:
         super().__init__()
-        if depth not in BLOCKS:
-            raise ValueError(f"depth {depth} is none of {', '.join(map(str, BLOCKS))}")
-        if width < SHIFT_FRACTION:
-            raise ValueError(f"width {width} leaves no channel to shift: at least {SHIFT_FRACTION}")
-        if classes < 1 or stem < 1 or stem % 2 == 0:
-            raise ValueError(f"classes ({classes}) must be positive, and stem ({stem}) odd and positive")
-        self.classes, self.depth, self.width, self.stem = classes, depth, width, stem
+        self.architecture: dict[str, Any] = {
+            "classes": classes,
+            "depth": depth,
+            "width": width,
+            "stem": stem,
+            "dropout": dropout,
+        }
         block, blocks = BLOCKS[depth]
 
         self.conv1 = nn.Conv2d(3, width, stem, stride=2, padding=stem // 2, bias=False)
@@ -191,17 +191,6 @@ class ShiftedResNet(nn.Module):
         nn.init.normal_(self.fc.weight, 0.0, 0.001)
         nn.init.zeros_(self.fc.bias)
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The arguments that make this network again, as plain values."""
-        return {
-            "classes": self.classes,
-            "depth": self.depth,
-            "width": self.width,
-            "stem": self.stem,
-            "dropout": self.dropout.p,
-        }
-
     def score(self, clip: Tensor, subnetwork: int, shift_length: int | None = None) -> Tensor:
         """Logits `(N, classes)` of clips `(N, 3, T, H, W)`, by the sub-network of one frame count.
 
@@ -213,10 +202,11 @@ class ShiftedResNet(nn.Module):
         Raises:
             ValueError: the clips have another shape, or are not of a floating-point type.
         """
-        if clip.dim() != 5 or clip.shape[1] != 3:
-            raise ValueError(f"clips must have the shape (N, 3, T, H, W), not {tuple(clip.shape)}")
-        if not clip.is_floating_point():
-            raise ValueError(f"clips must be normalised floating-point values, not {clip.dtype}")
+        if clip.dim() != 5 or clip.shape[1] != 3 or not clip.is_floating_point():
+            raise ValueError(
+                f"clips must be normalised, of a floating-point type and the shape (N, 3, T, H, W), not {clip.dtype} "
+                f"{tuple(clip.shape)}"
+            )
         clips, _, frames = clip.shape[:3]
         x = clip.transpose(1, 2).flatten(0, 1)
         x = self.maxpool(F.relu(self.bn1(self.conv1(x), subnetwork), inplace=True))
@@ -229,31 +219,7 @@ class ShiftedResNet(nn.Module):
 
 
 class TSM(ShiftedResNet):
-    """Temporal Shift Module: one set of weights, whatever the number of frames.
-
-    Args:
-        classes: number of classes.
-        depth: 10, 18, 50 or 101.
-        width: channels of the first convolution; the stages have 1, 2, 4 and 8 times as many.
-        stem: kernel size of the first convolution.
-        dropout: probability with which a feature is dropped before the classifier.
-
-    Raises:
-        ValueError: an argument makes no network.
-    """
-
-    def __init__(
-        self, *, classes: int, depth: int = 50, width: int = 64, stem: int = 7, dropout: float = 0.5
-    ) -> None:
-        super().__init__(
-            classes=classes,
-            depth=depth,
-            width=width,
-            stem=stem,
-            dropout=dropout,
-            norm=PlainBatchNorm2d,
-            entry=PlainConv2d,
-        )
+    """Temporal Shift Module: one set of weights, whatever the number of frames."""
 
     def forward(self, clip: Tensor) -> Tensor:
         """Logits `(N, classes)` of normalised clips `(N, 3, T, H, W)`.
