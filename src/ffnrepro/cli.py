@@ -1,4 +1,4 @@
-"""The command `ffnrepro`: work beside the workflow."""
+"""The command `ffnrepro`: tasks outside the workflow."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from ffnrepro.data.video_index import NAME_NOT_UTF8, Layout, holds_frames, list_
 from ffnrepro.errors import UserError
 from ffnrepro.logs import logger, run
 
-# Torch is imported by the commands that use it: the others, and the processes of `inspect`, start without it.
+# Torch is imported only by the commands that use it, so that the others, and the processes of `inspect`, start quickly.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,22 +48,24 @@ class Workflow:
     """Where the workflow runs, and with which configuration.
 
     Attributes:
-        configfile: Files that change keys of config/config.yaml, as for snakemake.
-        directory: Where the workflow runs.
+        configfile: Files that change keys of config/config.yaml, as given to snakemake.
+        directory: Folder in which the workflow runs.
     """
 
     configfile: tuple[Path, ...] = ()
     directory: Path = Path()
 
     def config(self) -> Config:
-        """The configuration; the given files stand above the project's own, as in the Snakefile."""
+        """The configuration; the given files override the project's own, as in the Snakefile."""
         own = Path("config/config.yaml")
         return read_config(read_files([own, *self.configfile] if own.exists() else self.configfile))
 
     def enter(self) -> contextlib.chdir[Path]:
         """A context in which `directory` is the working directory."""
         if not self.directory.is_dir():
-            raise UserError(f"--directory {self.directory}: no such folder; give the one that snakemake gets")
+            raise UserError(
+                f"--directory {self.directory}: no such folder; give the folder that snakemake was given"
+            )
         return contextlib.chdir(self.directory)
 
 
@@ -71,8 +73,8 @@ def make_demo_data_command(folder: Positional[Path], seed: int = 0) -> None:
     """Write the built-in data set: label files and videos.
 
     Args:
-        folder: Where it is written.
-        seed: Another one gives other clips of the same classes.
+        folder: Folder to write to.
+        seed: Seed of the clips; another seed gives other clips of the same classes.
     """
     logger.info(make_demo_data(folder, seed=seed, progress=sys.stderr.isatty()))
 
@@ -83,9 +85,9 @@ def unpack_command(
     """Join the downloaded parts of an archive and unpack it.
 
     Args:
-        folder: Holds the parts, or a zip of each.
-        into: Where the archive's folder is made; None: in FOLDER.
-        expect: Files that the archive must hold; the default is that of Something-Something V2.
+        folder: Folder that holds the parts, or a zip of each part.
+        into: Folder in which the archive's folder is made; None: FOLDER.
+        expect: Number of files that the archive must hold; the default is that of Something-Something V2.
     """
     logger.info(unpack(folder, into or folder, expect=expect, progress=sys.stderr.isatty()))
 
@@ -97,7 +99,7 @@ def inspect_command(
 
     Args:
         paths: Videos, folders of frames, or folders of either.
-        as_json: Print a list of objects.
+        as_json: Print the results as a JSON list of objects.
     """
     files = [file for path in paths for file in _videos_of(path)]
     rows = []
@@ -116,12 +118,12 @@ def inspect_command(
         if as_json:
             print(json.dumps(rows, indent=2), flush=True)
     except BrokenPipeError:
-        # What reads the output, such as `head`, has ended. Python writes what is left when it exits.
+        # The reader of the output, such as `head`, has ended. At exit Python would still write its buffer to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _videos_of(path: Path) -> list[Path]:
-    """Files of a folder of videos, or folders of frames of a folder of such; else the path itself."""
+    """The videos in a folder, be they files or folders of frames; if there are none, the path itself."""
     if not is_folder(path):
         return [path]
     for layout in get_args(Layout):
@@ -129,7 +131,7 @@ def _videos_of(path: Path) -> list[Path]:
             found = [path / name for name in list_videos(path, layout)]
             if layout == "videos" or any(map(holds_frames, found)):
                 return found
-    # A folder of frames; or an empty one, which is then excluded with its reason.
+    # It is a folder of frames, or an empty folder, which is then excluded with its reason.
     return [path]
 
 
@@ -145,7 +147,7 @@ def provenance_command(table: Positional[Path]) -> None:
     """Print the files and versions behind each number of a table.
 
     Args:
-        table: Such as results/table1.csv.
+        table: Path of a table, such as results/table1.csv.
     """
     from ffnrepro.provenance import chain_of_table  # noqa: PLC0415
 
@@ -158,16 +160,16 @@ def doctor_command(
     """Check whether a training would run on this machine, and how long it would take.
 
     Args:
-        experiment: Such as ffn.
-        workflow: Its place and configuration.
-        steps: Training steps that are tried; 0: none, and this machine's device and memory are not checked.
+        experiment: Name of an experiment, such as ffn.
+        workflow: Folder and configuration of the workflow.
+        steps: Number of training steps to try; 0: none, and this machine's device and memory are not checked.
     """
     from ffnrepro.doctor import configured_job, examine  # noqa: PLC0415
     from ffnrepro.runs import run_settings  # noqa: PLC0415
 
     config = workflow.config()
     if experiment not in config.experiments:
-        raise UserError(f"no experiment {experiment}; there are {', '.join(config.experiments)}")
+        raise UserError(f"there is no experiment {experiment}; give one of {', '.join(config.experiments)}")
     with workflow.enter():
         print(examine(configured_job(config, experiment), run_settings(config, experiment), steps=steps))
 
@@ -178,16 +180,16 @@ def runs_command(
     workflow: OmitArgPrefixes[Workflow] = Workflow(),
     plan: str | None = None,
 ) -> None:
-    """List the trained networks and the trainings under way, or act on some of them.
+    """List the trained networks and the trainings in progress, or act on some of them.
 
-    `accept` takes a run's networks over where only code differs, `retry` lets a training that failed for good be tried
-    again, and `prune` deletes networks, evaluations and states.
+    `accept` uses a run's networks in the selected run if only code differs, `retry` allows another attempt at a
+    training that failed permanently, and `prune` deletes networks, evaluations and states.
 
     Args:
         action: What to do.
-        names: Runs as listed; the name of an experiment stands for its selected run.
-        workflow: Its place and configuration.
-        plan: Name of a table: list the trainings that it needs, and their GPU hours.
+        names: Names of runs as listed; the name of an experiment stands for its selected run.
+        workflow: Folder and configuration of the workflow.
+        plan: Name of a table, to list the trainings that it needs and their GPU hours.
     """
     from ffnrepro.run_list import RunList  # noqa: PLC0415
 
@@ -202,7 +204,7 @@ def runs_command(
         elif plan is not None:
             rows, hours = runs.plan(plan)
             print(tabulate(rows, headers="keys"))
-            print(f"{plan} needs about {hours:.1f} more GPU hours, as far as they are known.")
+            print(f"{plan} needs about {hours:.1f} more GPU hours (without unknown ones).")
         else:
             print(tabulate(runs.rows(), headers="keys") or "no runs yet")
 

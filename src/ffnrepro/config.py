@@ -1,11 +1,11 @@
 """The configuration: one model for each section, and the functions that read and check it.
 
-Each key stands here (or in `recipe/network.py` and `recipe/methods/`) once, with its type, bounds, default and
+Each key is declared once, here or in `recipe/network.py` and `recipe/methods/`, with its type, bounds, default and
 description; `python -m tests.keys_table` prints the table of keys of config/README.md. The declared defaults are the
-paper's recipe and never change: a run's key is made of the settings that differ from them.
+paper's recipe and never change: a run's cache key is computed from the settings that differ from them.
 
-Each key is checked whenever a configuration is read. `check_experiments` makes the checks across keys, for the
-experiments of the requested tables alone, so that another table's mistake stops nothing.
+Each key is checked whenever a configuration is read. `check_experiments` makes the checks across keys, but only for
+the experiments of the requested tables, so that a mistake in another table stops nothing.
 """
 
 import logging
@@ -58,8 +58,8 @@ class DataSettings(Settings):
     """`true`: the labels are a part of the data set on purpose; `false`: something-something-v1 and -v2 must
     have the official numbers of classes and of training, validation and test videos."""
     layout: Literal["videos", "frames"] = "videos"
-    """`videos`: one file for each video; `frames`: one folder of JPEG frames for each, as Something-Something
-    V1 comes."""
+    """`videos`: one file for each video; `frames`: one folder of JPEG frames for each, as in Something-Something
+    V1."""
     verify: Literal["decode", "packets"] = "decode"
     """`decode`: decode every frame of each video; `packets`: decode the first frame, and only read the rest."""
     watch: Literal["names", "stat", "none"] = "names"
@@ -67,14 +67,14 @@ class DataSettings(Settings):
     a shard has another size); `stat`: the size or time of a file changed, too (slow on a network file system); `none`:
     only another value of `data.videos`."""
     index_shards: PositiveInt = 64
-    """Jobs that the index of the videos is split into; a new video repeats one of them. 64 suits
-    Something-Something; 1 or 2 suit a few hundred videos."""
+    """Number of jobs that index the videos; a new video repeats one of them. 64 suits Something-Something; 1 or 2
+    suit a few hundred videos."""
     max_excluded: Fraction = 0.005
-    """Fraction of the labelled videos that may be unusable; if there are more, the run stops with the reasons
-    counted and the likeliest fix."""
+    """Fraction of the labelled videos that may be unusable; if there are more, the run stops with a count of each
+    reason and the likeliest fix."""
     max_bad_fraction: Fraction = 0.01
-    """Fraction of an epoch's samples that training may leave out because their files went bad after the
-    index; any value above 0 allows at least one sample."""
+    """Fraction of an epoch's samples that training may leave out because their files went bad after
+    indexing; any value above 0 allows at least one sample."""
     short_side: PositiveInt = 256
     """Pixels of the shorter side that frames are resized to, in evaluation and for `training.crop: random`
     (section 4.1)."""
@@ -108,13 +108,13 @@ class TrainingSettings(Settings):
     epochs: PositiveInt = 50
     """Passes over the training videos; the last, incomplete batch of each is dropped."""
     batch_size: PositiveInt = 32
-    """Videos of a step, over all GPUs; of each video FFN takes one clip for each frame count."""
+    """Videos per step, over all GPUs; from each video FFN takes one clip for each frame count."""
     gpus: PositiveInt = 1
-    """GPUs of one machine that share each batch, with one process for each. BatchNorm sees `batch_size /
+    """GPUs of one machine that share each batch, with one process for each GPU. BatchNorm sees `batch_size /
     gpus` clips, so this changes the result."""
     learning_rate: PositiveFloat = 0.01
-    """Learning rate of convolutions and normalisation; the classifier's weight has 5 times as much, its bias
-    10 times, biases of convolutions twice."""
+    """Learning rate of convolutions and normalisation; it is multiplied by 5 for the classifier's weight, by 10 for
+    its bias, and by 2 for biases of convolutions."""
     schedule: Literal["step", "cosine"] = "step"
     """`step`: the learning rate is multiplied by 0.1 at each of `training.milestones`; `cosine`: it falls to
     zero at the end."""
@@ -126,12 +126,12 @@ class TrainingSettings(Settings):
     momentum: NonNegativeFloat = 0.9
     """Momentum of SGD."""
     weight_decay: NonNegativeFloat = 0.0005
-    """Weight decay of SGD; biases and normalisation have none."""
+    """Weight decay of SGD; biases and normalisation are not decayed."""
     clip_norm: PositiveFloat | None = 20.0
     """Upper bound of the gradient's norm, applied after unscaling; `null`: no clipping, as in the published
     run."""
     batchnorm_clips: PositiveInt | None = None
-    """Clips that are normalised together in a step: 16 does on one GPU what the published run did on two;
+    """Number of clips of a step that are normalised together: 16 does on one GPU what the published run did on two;
     `null`: all."""
     crop: Literal["multi_scale", "random"] = "multi_scale"
     """`multi_scale`: one of 4 scales and 13 positions, as published; `random`: a plain random crop."""
@@ -140,7 +140,7 @@ class TrainingSettings(Settings):
     `float32`; CPU and MPS compute in float32."""
 
     def effective(self) -> Self:
-        """A copy without milestones that are never reached; a cosine schedule, which has none, gets the default."""
+        """A copy without milestones that are never reached; with a cosine schedule, which uses none, they are the default."""
         milestones = tuple(epoch for epoch in self.milestones if epoch < self.epochs)
         if self.schedule == "cosine":
             milestones = type(self).model_fields["milestones"].default
@@ -148,7 +148,7 @@ class TrainingSettings(Settings):
 
 
 class Experiment(Settings):
-    """One network that is trained; its method's own settings stand beside these in the configuration."""
+    """One network to train; the settings of its method stand beside these keys in the configuration."""
 
     method: AnyMethod
     depth: Depth | None = None
@@ -157,12 +157,12 @@ class Experiment(Settings):
     """Name of the experiment whose network, of the same seed and depth, the training starts from; `null`:
     `network.weights`."""
     training: dict[str, Any] = Field(default={})
-    """Keys of `training` that differ for this experiment, such as `{epochs: 30}`; any but `gpus`."""
+    """Keys of `training` that differ for this experiment, such as `{epochs: 30}`; any except `gpus`."""
 
     @model_validator(mode="before")
     @classmethod
     def _gather_method(cls, value: Any) -> Any:
-        """Put the settings of the method, which stand flat in the configuration, together."""
+        """Collect the settings of the method, which stand beside the experiment's own keys in the configuration."""
         if not isinstance(value, Mapping) or isinstance(value.get("method"), Method):
             return value
         own = {key: item for key, item in value.items() if key in cls.model_fields and key != "method"}
@@ -177,9 +177,9 @@ class EvaluationSettings(Settings):
     """What is evaluated."""
 
     split: Literal["train", "validation", "test"] = "validation"
-    """Split whose videos the tables count; the published figures are of `validation`."""
+    """Split that is evaluated; the published figures are for `validation`."""
     batch_size: PositiveInt = 32
-    """Clips that go through the network together; changes no number beyond rounding."""
+    """Number of clips that go through the network together; it changes results by rounding only."""
 
 
 class Published(Settings):
@@ -229,32 +229,31 @@ class Table(Settings):
 
 
 class RuntimeSettings(Settings):
-    """How the work is run; nothing here changes a number beyond rounding (but only CUDA has `training.precision`)."""
+    """How the work is run; nothing here changes results by more than rounding (but only CUDA uses `training.precision`)."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """`auto`: cuda, else mps, else cpu (in a SLURM job never the CPU, which `cpu` asks for). `run.json`
-    records which it was, since the CPU and mps train in float32."""
+    """`auto`: cuda, else mps, else cpu (but never the CPU in a SLURM job: set `cpu` to use it there). `run.json`
+    records which device was used, since the CPU and mps train in float32."""
     threads: PositiveInt = 8
-    """CPU cores of a training or evaluation job; with several GPUs each process computes with all of them."""
+    """CPU cores of a training or evaluation job; with several GPUs, each process computes with all of these cores."""
     workers: NonNegativeInt = 8
-    """Processes of a job that decode videos; with several GPUs they share them. 0 decodes in the training
+    """Processes of a job that decode videos; with several GPUs, the GPUs share them. 0 decodes in the training
     process."""
     cache_decoded: bool = False
-    """Keep decoded clips in memory; for data sets of a few thousand small clips."""
+    """Keep decoded videos in memory; for data sets of a few thousand small videos."""
     save_minutes: PositiveFloat = 10.0
-    """Minutes between two saves of a training's state; it is saved at the end of each epoch and on an early
-    stop, too."""
+    """Minutes between two saves of a training's state; it is also saved at the end of each epoch and when the training
+    is stopped."""
     time_budget: PositiveFloat | None = None
-    """Minutes after which a training saves, stops and says "unfinished, run again" (exit code 75); `null`:
-    shortly before its SLURM job ends, if it runs in one."""
+    """Minutes after which a training saves, stops and says "unfinished, run again" (exit code 75); `null`: it
+    stops shortly before its SLURM job ends, if it runs in one."""
 
 
 class Config(Settings):
     """The whole configuration."""
 
     dataset: str
-    """Name of the data set in resources/published.csv, whose published figures the tables show; any other
-    name: none."""
+    """Name of the data set. If resources/published.csv has figures for this name, the tables show them."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Rising] = (0,)
     """Seeds of initialisation, order, frames, crops and dropout. Each network is trained once for each seed;
     with several, the tables have the mean and the sample standard deviation (n - 1)."""
@@ -279,7 +278,7 @@ class Config(Settings):
         )
 
     def training_of(self, experiment: str) -> TrainingSettings:
-        """Settings of an experiment's training that have an effect."""
+        """Settings of an experiment's training, without those that have no effect."""
         return self._all_training_of(experiment).effective()
 
     def _all_training_of(self, experiment: str) -> TrainingSettings:
@@ -306,10 +305,10 @@ class Config(Settings):
             )
 
     def chain_of(self, experiment: str) -> tuple[str, ...]:
-        """Names of an experiment, of the one that it starts from, and so on.
+        """Names of an experiment, of the experiment that it starts from, and so on.
 
         Raises:
-            UserError: a `start` does not exist, has another depth or leads back to where it began.
+            UserError: a `start` does not exist, has a network of another kind or depth, or leads back to an earlier experiment.
         """
         chain = [experiment]
         while (start := self.experiments[chain[-1]].start) is not None:
@@ -317,26 +316,26 @@ class Config(Settings):
             self._check_name(start, key)
             if start in chain:
                 raise UserError(
-                    f"config: {key} is {start!r}, which goes in a circle: {' -> '.join([*chain, start])}"
+                    f"config: {key} is {start!r}, which makes a circle: {' -> '.join([*chain, start])}; set one of these starts to null"
                 )
-            theirs, own = (
+            of_start, own = (
                 (self.experiments[name].method.family, self.network_of(name).depth)
                 for name in (start, chain[-1])
             )
-            if theirs != own:
+            if of_start != own:
                 raise UserError(
-                    f"config: {key} is {start!r}, whose network is of kind {theirs[0]} and depth {theirs[1]} while that of "
-                    f"{chain[-1]} is of kind {own[0]} and depth {own[1]}; both must be the same"
+                    f"config: {key} is {start!r}, whose network is of kind {of_start[0]} and depth {of_start[1]}, but the network "
+                    f"of {chain[-1]} is of kind {own[0]} and depth {own[1]}; both must be the same"
                 )
             chain.append(start)
         return tuple(chain)
 
 
 def read_files(paths: Sequence[Path]) -> dict[str, Any]:
-    """The mapping of configuration files; a later one changes the keys that it names, as in Snakemake.
+    """Read and merge configuration files; a later file changes the keys that it names, as in Snakemake.
 
     Raises:
-        UserError: a file does not exist or is no YAML mapping.
+        UserError: a file does not exist or is not a YAML mapping.
     """
     merged: dict[str, Any] = {}
     for path in paths:
@@ -345,7 +344,7 @@ def read_files(paths: Sequence[Path]) -> dict[str, Any]:
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot be read ({error})".replace("\n", " ")) from error
         if not isinstance(mapping, dict):
-            raise UserError(f"{path}: no mapping of keys")
+            raise UserError(f"{path}: not a mapping; write keys and their values, such as seeds: [0]")
         _merge(merged, mapping)
     return merged
 
@@ -364,9 +363,10 @@ def read_config(mapping: Mapping[str, Any]) -> Config:
     Raises:
         UserError: an unknown, missing, mistyped or impossible value, in one line with its key and how to fix it.
     """
-    if "table" in mapping:
+    evaluation = mapping.get("evaluation")
+    if "table" in mapping or (isinstance(evaluation, Mapping) and "frame_counts" in evaluation):
         raise UserError(
-            "config: table was a key of version 1; write tables: {table1: {frame_counts: [4, 8, 16], "
+            "config: table and evaluation.frame_counts are keys of version 1; write tables: {table1: {frame_counts: [4, 8, 16], "
             "rows: [{label: TSM, experiments: tsm, published: {method: TSM}}]}}"
         )
     config = read_settings(Config, mapping)
@@ -384,7 +384,7 @@ def check_experiments(config: Config, names: Iterable[str]) -> None:
     Logs a warning about milestones that are never reached.
 
     Raises:
-        UserError: settings that do not fit together, or two experiments that are the same.
+        UserError: settings that do not fit together, or two experiments with the same settings.
     """
     found: dict[Any, str] = {}
     for name in dict.fromkeys(link for first in names for link in config.chain_of(first)):
@@ -401,11 +401,13 @@ def check_experiments(config: Config, names: Iterable[str]) -> None:
         late = set(config._all_training_of(name).milestones) - set(training.milestones)
         if late and training.schedule == "step":
             key = _training_key(name, "milestones", experiment)
-            _warn_once(f"config: {key}: {sorted(late)} has no effect in {training.epochs} epochs")
+            _warn_once(
+                f"config: {key}: {sorted(late)} is dropped, because training has only {training.epochs} epochs"
+            )
         settings = (experiment.method.effective(), network, training, experiment.start)
         if settings in found:
             raise UserError(
-                f"config: experiments.{name} is the same as {found[settings]}; remove one of them"
+                f"config: experiments.{name} has the same settings as {found[settings]}; remove one of them"
             )
         found[settings] = name
 
@@ -429,18 +431,20 @@ def _check_training(name: str, config: Config) -> None:
     if training.warmup_epochs >= training.epochs:
         fail("warmup_epochs", f"it must be below training.epochs {training.epochs}")
     if training.batch_size % training.gpus:
-        fail("batch_size", f"it must be a multiple of training.gpus {training.gpus}, which share each batch")
+        fail(
+            "batch_size", f"it must be a multiple of training.gpus {training.gpus}: the GPUs share each batch"
+        )
     if clips is not None and training.gpus > 1:
-        fail("batchnorm_clips", "it is for one GPU; with several, each normalises its own part of a batch")
+        fail("batchnorm_clips", "set null: with several GPUs, each normalises its own part of a batch")
     if clips is not None and training.batch_size % clips:
-        fail("batchnorm_clips", f"training.batch_size {training.batch_size} must be a multiple of it")
+        fail("batchnorm_clips", f"it must divide training.batch_size {training.batch_size}")
     if isinstance(method, Ffn) and method.training_shift == "authors":
         longest = method.train_frames[-1]
-        # The clips that go through together must fill whole pieces of the longest clip, at each frame count.
+        # At each frame count, the clips that go through the network together must fill whole pieces of `longest` frames.
         multiple = math.lcm(*(longest // math.gcd(longest, frames) for frames in method.train_frames))
         if (clips or training.batch_size // training.gpus) % multiple:
             fail(
                 "batchnorm_clips" if clips else "batch_size",
-                f"experiments.{name}.training_shift: authors shifts pieces of {longest} frames, so the clips that a "
-                f"GPU takes together must be a multiple of {multiple}",
+                f"experiments.{name}.training_shift: authors shifts pieces of {longest} frames, so the number of clips "
+                f"that a GPU takes together must be a multiple of {multiple}",
             )

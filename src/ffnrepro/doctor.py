@@ -1,7 +1,7 @@
-"""`ffnrepro doctor`: whether a training would run on this machine, and for how long, before it waits in a queue.
+"""`ffnrepro doctor`: check whether a training would run on this machine, and for how long, before it is queued.
 
-It checks device, shared memory, decoder, weights and disk, and then trains some steps: by the same loop and on the same
-videos as the real training, in a folder that is deleted afterwards.
+It checks device, shared memory, decoder, weights and disk, and then trains some steps, with the same loop and on the
+same videos as the real training, in a folder that is deleted afterwards.
 """
 
 import os
@@ -30,7 +30,7 @@ PREFETCHED = 2
 """Batches that each loader worker holds ready: PyTorch's default."""
 
 MOST_SECONDS = 60.0
-"""Seconds of steps after which no further step is tried, though more were asked for: the machine may be very slow."""
+"""Seconds after which no further step is tried, even if more were requested: the machine may be very slow."""
 
 
 class _SomeSteps(StopRequest):
@@ -42,7 +42,7 @@ class _SomeSteps(StopRequest):
         self.ends: list[float] = []
 
     def reason(self, reserve: float = 0.0) -> str | None:
-        """Why to stop now, or None."""
+        """The reason to stop now, or None."""
         self.ends.append(time.perf_counter())
         long = len(self.ends) > 2 and self.ends[-1] - self.ends[0] > MOST_SECONDS
         return "enough" if long or len(self.ends) >= self.steps else super().reason(reserve)
@@ -53,8 +53,8 @@ def examine(job: Job, settings: RunSettings, *, steps: int) -> str:
 
     Args:
         job: The training.
-        settings: Of its run.
-        steps: Steps that are tried; 0: another machine trains, so this machine's device and memory are not checked.
+        settings: Settings of its run.
+        steps: Number of steps to try; 0: another machine trains, so this machine's device and memory are not checked.
 
     Raises:
         UserError: The training would not run; the message holds all problems, with their fixes.
@@ -69,14 +69,14 @@ def examine(job: Job, settings: RunSettings, *, steps: int) -> str:
         except (UserError, DecodeError) as error:
             problems.append(f"{name}: {error}")
     if problems:
-        raise UserError(f"this training would not run as it is: {'; '.join(problems)}")
+        raise UserError(f"this training would not run: {'; '.join(problems)}")
     if steps:
         lines.append(f"ok  steps: {_try_steps(job, settings, steps)}")
     return "\n".join(lines)
 
 
 def configured_job(config: Config, experiment: str) -> Job:
-    """The first training of an experiment that the workflow would start here."""
+    """The first training that the workflow would start for an experiment."""
     seed, first, weights = config.seeds[0], config.experiments[experiment].start, config.network.weights
     if first is not None:
         weights = f"{RUNS}/{run_name(config, first)}/seed{seed}/model.pt"
@@ -97,39 +97,41 @@ def _check_device(job: Job, settings: RunSettings) -> str:
     check_precision(settings.training.precision, device)
     check_count(device, settings.training.gpus)
     if device.type != "cuda":
-        return f"{device.type}, which computes in float32; fine for the demo, while the published run needs a GPU"
+        return (
+            f"{device.type}, which computes in float32; fine for the demo, but the published run needs a GPU"
+        )
     free, whole = torch.cuda.mem_get_info(device)
     return f"{torch.cuda.get_device_name(device)}, {_size(free)} of {_size(whole)} free"
 
 
 def _check_shared_memory(job: Job, settings: RunSettings) -> str:
-    """Loader workers hand over their batches in shared memory; a container has 64 MB of it by default."""
+    """Check shared memory, in which loader workers pass on their batches; a container has 64 MB of it by default."""
     frames = settings.training.batch_size * sum(settings.method.frame_counts)
-    # Each process has its part of a batch, and of the workers.
+    # The processes share the batch and the workers.
     workers = -(-job.runtime.workers // settings.training.gpus)
     needed = frames * 3 * settings.crop_size**2 * PREFETCHED * workers
     shared = Path("/dev/shm")
     if not needed or not shared.exists():
         return "none needed"
-    return _room(shared, needed, "lower runtime.workers, or give the container more (--shm-size)")
+    return _check_space(shared, needed, "lower runtime.workers, or give the container more (--shm-size)")
 
 
 def _check_disk(job: Job, settings: RunSettings) -> str:
     with torch.device("meta"):
         network = settings.method.build(174, settings.network)
-    # A save holds the network, its momentum and the best network; the next is written before the oldest goes.
+    # A save holds the network, its momentum and the best network; a new save is written before the oldest is deleted.
     needed = (GENERATIONS + 1) * 3 * 4 * sum(parameter.numel() for parameter in network.parameters())
     folder = _existing(job.state)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} may not be written to; change its permissions, or move the folder")
-    return _room(folder, needed, "make room, or move the folder")
+        raise UserError(f"{folder} is not writable; change its permissions, or move the folder")
+    return _check_space(folder, needed, "free some space, or move the folder")
 
 
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
-def _room(folder: Path, needed: float, fix: str) -> str:
+def _check_space(folder: Path, needed: float, fix: str) -> str:
     free = shutil.disk_usage(folder).free
     text = f"{_size(free)} free in {folder}, {_size(needed)} needed"
     if free < needed:
@@ -166,15 +168,15 @@ def _check_videos(job: Job, settings: RunSettings) -> str:
 
 def _try_steps(job: Job, settings: RunSettings, steps: int) -> str:
     device = choose_device(job.runtime.device)
-    # As the training does.
+    # The same number of threads as in the training.
     torch.set_num_threads(job.runtime.threads)
     recipe = settings.training
     per_epoch = len(pd.read_parquet(job.manifest / "train.parquet")) // recipe.batch_size
-    # One process is tried, with its part of the batch.
+    # Only one process is tried, with its part of the batch.
     part = recipe.model_copy(update={"batch_size": recipe.batch_size // recipe.gpus, "gpus": 1})
     tried = settings.model_copy(update={"training": part})
     stop = _SomeSteps(min(steps, per_epoch))
-    # Beside the states, so that the save at the end is written where theirs will be.
+    # The folder lies beside the states, so that the save at the end is written to the same disk.
     beside = _existing(job.state.absolute().parent)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".doctor-") as temporary, suppress(Unfinished):
         checkpoints = Checkpoints(
@@ -184,18 +186,20 @@ def _try_steps(job: Job, settings: RunSettings, steps: int) -> str:
             train_network(job, tried, device, checkpoints, stop, Processes())
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"a batch of {part.batch_size} clips does not fit on the device; take a larger one, or lower "
-                "training.batch_size and training.learning_rate alike (that changes numbers)"
+                f"a batch of {part.batch_size} videos does not fit on the device; use a larger device, or lower "
+                "training.batch_size and training.learning_rate by the same factor (this changes numbers)"
             ) from error
-    # The pauses in which data is waited for count, too.
+    # The time spent waiting for data counts, too.
     spans = [b - a for a, b in zip(stop.ends, stop.ends[1:], strict=False)]
     if not spans:
-        return "one was done; too few videos to tell the time"
+        return "one was done; there are too few videos to measure the time"
     step = mean(spans)
     rate = recipe.batch_size * sum(settings.method.frame_counts) / step
     memory = f"{_size(torch.cuda.max_memory_reserved(device))}, " if device.type == "cuda" else ""
-    first = "; of the first epoch, which decodes: later ones are quicker" if job.runtime.cache_decoded else ""
+    first = (
+        "; measured in the first epoch, later epochs need no decoding" if job.runtime.cache_decoded else ""
+    )
     return (
-        f"{memory}{step:.3f} s a step of {recipe.batch_size} clips ({rate:.0f} frames/s, {os.cpu_count()} cores): about "
+        f"{memory}{step:.3f} s per step of {recipe.batch_size} videos ({rate:.0f} frames/s, {os.cpu_count()} cores): about "
         f"{duration(step * per_epoch * recipe.epochs / 3600)} for {recipe.epochs} epochs, validation not counted{first}"
     )

@@ -9,8 +9,8 @@ class UserError(Exception):
 
 
 class PermanentError(UserError):
-    """A `UserError` in which every further attempt with the same configuration and data would end, too."""
+    """A `UserError` that would end every further attempt with the same configuration and data, too."""
 
 
 class Unfinished(Exception):
-    """Work that stops before its end and loses nothing: it continues when it is run again. The exit code is 75."""
+    """Work that stopped early without losing anything: it continues when it is run again. The exit code is 75."""

@@ -1,4 +1,4 @@
-"""How long a training takes: on the GPU, and to decode its videos. The slower of the two decides."""
+"""How long a training takes: the time on the GPU or the time to decode its videos, whichever is longer."""
 
 import math
 from typing import NamedTuple
@@ -6,16 +6,16 @@ from typing import NamedTuple
 from ffnrepro.runs import RunSettings
 
 FRAMES_PER_SECOND = {"tsm": 5293, "ffn": 4758}
-"""Frames that one H200 trains in a second: ResNet-50, 224 px, float16, batches of 32 clips."""
+"""Frames that one H200 trains on per second: ResNet-50, 224 px, float16, batches of 32 videos."""
 
 DECODED_PER_SECOND = 16
-"""Training samples that one core decodes in a second: videos of about 48 frames, 427x240 px."""
+"""Training samples that one core decodes per second: videos of about 48 frames, 427x240 px."""
 
 GFLOPS = {10: 0.9, 18: 1.8, 50: 4.1, 101: 7.8}
-"""Billions of multiply-adds of one frame at 224 px, by depth."""
+"""Billions of multiply-adds per frame at 224 px, by depth."""
 
 VIDEOS = {"something-something-v1": 86_017, "something-something-v2": 168_913, "kinetics-400": 240_000}
-"""Videos of the training splits."""
+"""Number of videos in the training split, by data set."""
 
 
 class Estimate(NamedTuple):
@@ -30,9 +30,9 @@ class PastTraining(NamedTuple):
 
     Attributes:
         name: Run and seed.
-        settings: Of the run.
-        videos: Of the training split.
-        hours: That it took, on all its GPUs together.
+        settings: Settings of the run.
+        videos: Number of videos in the training split.
+        hours: Hours that it took, on all its GPUs together.
     """
 
     name: str
@@ -47,10 +47,10 @@ def estimate(
     """Estimate a whole training.
 
     Args:
-        settings: Of the run.
-        videos: Of the training split; None: as many as the data set has, where that is known.
-        cores: CPU cores that decode.
-        gpu: Whether a GPU trains; for a CPU nothing is known beforehand, and decoding takes no time beside training.
+        settings: Settings of the run.
+        videos: Number of videos in the training split; None: the data set's official number, if known.
+        cores: Number of CPU cores that decode.
+        gpu: Whether a GPU trains. For a CPU there are no measured rates, and decoding time is negligible.
         past: An earlier training of the same family, whose measured time is scaled.
     """
     videos = videos or VIDEOS.get(settings.dataset)
@@ -63,7 +63,7 @@ def estimate(
         ratio = seconds / _seconds(past.settings, past.videos, decoders)
         return Estimate(past.hours * ratio * gpus, f"measured on {past.name}")
     if not gpu:
-        return Estimate(None, "nothing like it was trained here")
+        return Estimate(None, "no similar training has finished here")
     side = "decoding" if seconds > _seconds(settings, videos, math.inf) else "the GPU"
     return Estimate(seconds / 3600 * gpus, f"on an H200 with {cores} cores, limited by {side}")
 
@@ -71,7 +71,7 @@ def estimate(
 def _seconds(settings: RunSettings, videos: int, cores: float) -> float:
     frames = sum(settings.method.frame_counts)
     network = settings.network
-    # Of a frame, relative to that of ResNet-50 at 224 px.
+    # Cost of a frame, relative to a frame through ResNet-50 at 224 px.
     cost = GFLOPS[network.depth] / GFLOPS[50] * (network.width / 64 * settings.crop_size / 224) ** 2
     computing = frames * cost / FRAMES_PER_SECOND[settings.method.family] / settings.training.gpus
     decoding = 1 / (DECODED_PER_SECOND * cores)
@@ -79,7 +79,7 @@ def _seconds(settings: RunSettings, videos: int, cores: float) -> float:
 
 
 def duration(hours: float, *, gpu: bool = False) -> str:
-    """Hours in words, or minutes where it is less than an hour."""
+    """A duration in words: hours, or minutes if it is less than an hour."""
     unit = "GPU " if gpu else ""
     if hours >= 1:
         return f"{hours:.0f} {unit}hours" if hours >= 10 else f"{hours:.1f} {unit}hours"

@@ -24,12 +24,12 @@ def predict(
     Args:
         network: on the device; it is put into evaluation mode.
         batches: clips and labels, each video once, in the order of `ids`.
-        ids: of the videos.
-        frames: frame count T of the clips that are predicted from.
-        device: that computes.
+        ids: ids of the videos.
+        frames: frame count T of the clips.
+        device: device of the network.
 
     Returns:
-        One row per video: `id`, `label`, `class_1` ... `class_5` (best first), and `log_probabilities` (float16, of
+        One row per video: `id`, `label`, `class_1` ... `class_5` (best first), and `log_probabilities` (float16, for
         all classes).
 
     Raises:
@@ -65,15 +65,15 @@ def accuracy(predictions: pd.DataFrame) -> dict[str, float]:
 
 
 def read_labelled_split(path: Path) -> pd.DataFrame:
-    """Read a split of the manifest of which every video has a class.
+    """Read a split of the manifest in which every video has a class.
 
     Raises:
         UserError: some videos have none.
     """
     manifest = pd.read_parquet(path)
-    if lacking := int(manifest["class"].isna().sum()):
+    if unlabelled := int(manifest["class"].isna().sum()):
         raise UserError(
-            f"{path}: {lacking} of {len(manifest)} videos have no class to compare predictions with; choose "
+            f"{path}: {unlabelled} of {len(manifest)} videos have no class to compare predictions with; choose "
             "evaluation.split: validation"
         )
     return manifest

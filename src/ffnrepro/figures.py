@@ -14,19 +14,19 @@ from ffnrepro.tables import REFERENCE, Published, frame_counts, published_elsewh
 
 _SPLIT_COLOURS: dict[str, Any] = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868"}
 _NAMED_CLASSES = 30
-"""Up to so many classes are drawn with their names."""
+"""Up to this many classes are drawn with their names."""
 
 
 def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) -> Figure:
     """Draw top-1 accuracy against frame count, a line for each row of a table, and the published figures dashed.
 
-    With several seeds bars show the standard deviation. Where nothing is published on the data set, the published
-    figures on Something-Something V2 stand in a panel of their own, for the pattern to be compared.
+    With several seeds, bars show the standard deviation. If nothing is published on the data set, a second panel
+    shows the published figures on Something-Something V2, so that the pattern can be compared.
 
     Args:
-        table: of `assemble_table`.
+        table: a table from `assemble_table`.
         published: `resources/published.csv`.
-        dataset: that was evaluated.
+        dataset: data set that was evaluated.
     """
     frames = frame_counts(table)
     elsewhere = published_elsewhere(published, dataset, frames)
@@ -60,7 +60,7 @@ def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) 
         panel.set_xticks(frames, [str(n) for n in frames])
         panel.set_xlabel("frames at inference")
         panel.grid(alpha=0.3)
-    # Outside of the panels, where it covers no line.
+    # The legend lies outside the panels, where it covers no line.
     figure.legend(loc="outside lower center", ncols=2 * panels, fontsize=8)
     return figure
 
@@ -71,7 +71,7 @@ def class_count_figure(summary: Mapping[str, Any]) -> Figure:
     A few classes are bars with their names, many classes one line per split.
 
     Args:
-        summary: of the manifest (`summary.json`).
+        summary: summary of the manifest (`summary.json`).
     """
     counts = pd.DataFrame.from_dict(summary["classes"], orient="index")[list(_SPLIT_COLOURS)]
     counts = counts.loc[:, counts.any()].sort_values("train", ascending=False, kind="stable")
@@ -96,10 +96,10 @@ def clip_length_figure(summary: Mapping[str, Any]) -> Figure:
     """Draw how many videos have how many frames, a histogram for each split.
 
     Args:
-        summary: of the manifest (`summary.json`).
+        summary: summary of the manifest (`summary.json`).
     """
     longest = max(int(n) for counts in summary["frames"].values() for n in counts)
-    # Bins of whole frames: of other bins, some would hold more lengths than others.
+    # The bins have whole widths, because otherwise some bins would hold more lengths than others.
     step = -(-longest // 60)
     edges = [0.5 + n for n in range(0, longest + step, step)]
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -12,10 +12,10 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the place of `path`, on failure it goes.
+    """Yield a temporary path beside `path`; on success the file replaces `path`, on failure it is deleted.
 
-    The temporary file lies in the same folder, since `os.replace` is atomic within one file system only, and keeps
-    the ending, which some writers choose their format by.
+    The temporary file lies in the same folder, because replacing a file is atomic only within one file system. It has
+    the same ending, from which some writers choose their format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -43,7 +43,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read an object of JSON; an empty one if the file is missing or cannot be read."""
+    """Read a JSON object; an empty one if the file is missing or cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -52,6 +52,12 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def network_digest(folder: Path) -> str:
+    """Digest of the network that is now in the folder of a run's seed."""
+    path = folder / "model.sha256"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else "missing"

@@ -21,7 +21,7 @@ UNFINISHED = 75
 class _ScreenHandler(logging.Handler):
     """Writes above a progress bar instead of through it.
 
-    The screen may be gone (a closed terminal, or a pipe whose reader ended by the same Ctrl-C); the work goes on.
+    If the screen is gone (a closed terminal, or a pipe whose reader was ended by the same Ctrl-C), the work goes on.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -30,7 +30,7 @@ class _ScreenHandler(logging.Handler):
 
 
 def log_to(file: Path, *, mode: str) -> None:
-    """Write all further messages to a file, too; `mode` as of `open`."""
+    """Write all further messages to a file, too; `mode` is that of `open`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file, mode=mode, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -54,7 +54,7 @@ def run(work: Callable[[], object], log: Path | None = None) -> int:
     logger.setLevel(logging.INFO)
     stop_logging()
     logger.addHandler(_ScreenHandler())
-    # Of several processes only the first one writes the log file.
+    # If there are several processes, only the first one writes the log file.
     if log is not None and os.environ.get("RANK", "0") == "0":
         log_to(log, mode="w")
     try:

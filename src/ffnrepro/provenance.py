@@ -1,4 +1,4 @@
-"""What a number was made with: versions, revision and device; and the files behind the numbers of a table."""
+"""Provenance of results: versions, git revision and device; and the files behind the numbers of a table."""
 
 import os
 import platform
@@ -30,8 +30,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """Revision of the checkout that the package runs from, with `+changes` if files differ from it."""
-    # Installed elsewhere, the package may lie within another repository.
+    """Git revision of the checkout that the package runs from, with `+changes` if files differ from it."""
+    # An installed package may lie within some other repository.
     if not (Path(__file__).parents[2] / ".git").exists():
         return None
     folder = str(Path(__file__).parent)
@@ -44,15 +44,15 @@ def _git_revision() -> str | None:
 
 
 def chain_of_table(table: Path) -> str:
-    """Give, as YAML, each number of a table with the records of the evaluations and networks behind it.
+    """Each number of a table with the records of the evaluations and networks behind it, as YAML.
 
-    A `WARNING` stands where an evaluation or a network was made again after the table.
+    A `WARNING` marks a number whose evaluation or network was made again after the table.
 
     Args:
         table: `results/{table}.csv`; the files behind it lie in `results/runs`.
 
     Raises:
-        UserError: one of the files cannot be read, or is of another version.
+        UserError: one of the files cannot be read, or was written by another version.
     """
     root = table.parent.parent
     chain: dict[str, dict[str, Any]] = {}
@@ -81,7 +81,7 @@ def chain_of_table(table: Path) -> str:
                 cell["evaluations"] = evaluations
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{table} or a file behind it is of another version ({error!r}); run snakemake for it"
+            f"{table} or a file behind it was written by another version ({error!r}); run snakemake {table}"
         ) from error
     return yaml.safe_dump(chain, sort_keys=False, allow_unicode=True, width=120)
 
@@ -90,6 +90,6 @@ def _read(path: Path) -> dict[str, Any]:
     record = read_record(path)
     if not record:
         raise UserError(
-            f"{path}: cannot be read; give the path of a table, such as results/table1.csv, and run snakemake for it"
+            f"{path}: cannot be read; give the path of a table, such as results/table1.csv, and make it with snakemake"
         )
     return record

@@ -1,4 +1,4 @@
-"""The runs of a working directory: list, plan, accept, retry and prune them by hand."""
+"""The runs of a working directory: list, plan, accept, retry and prune them."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 from ffnrepro.config import Config
 from ffnrepro.errors import UserError
 from ffnrepro.estimate import Estimate, PastTraining, duration, estimate
-from ffnrepro.files import read_record, write_json
+from ffnrepro.files import network_digest, read_record, write_json
 from ffnrepro.runs import (
     RUNS,
     STATE,
@@ -32,10 +32,10 @@ class RunList:
     """The runs of the working directory, and those that the configuration selects.
 
     Args:
-        config: Of the workflow.
+        config: Configuration of the workflow.
 
     Attributes:
-        selected: The run of each experiment, as configuration and code are now.
+        selected: The run of each experiment, with the current configuration and code.
     """
 
     def __init__(self, config: Config) -> None:
@@ -55,7 +55,7 @@ class RunList:
         rows = []
         for run, seed in sorted(trainings):
             output = RUNS / run / seed
-            # One for each data set that the network was trained on, the latest last.
+            # One folder for each data digest that the network was trained on, the latest last.
             states = sorted((STATE / run).glob(f"{seed}-*"), key=lambda path: path.stat().st_mtime)
             state = states[-1] if states else output
             about, lease = read_record(state / "about.json"), read_lease(state / "lease.json")
@@ -87,7 +87,7 @@ class RunList:
     # --- plan
 
     def describe_training(self, experiment: str, seed: int) -> str:
-        """What a training of a selected run means: what differs from the last run, its progress, and its hours."""
+        """Describe a training of a selected run: what differs from the previous run, its progress, and its hours."""
         words = []
         files = RUNS.glob(f"{experiment}-????????/settings.json")
         others = [path for path in files if path.parent.name != self.selected[experiment]]
@@ -99,7 +99,7 @@ class RunList:
         done, epochs = self.progress(self.selected[experiment], seed)
         if done == epochs:
             return "; ".join(
-                [*words, "already trained, and only written out again if its data stays the same"]
+                [*words, "already trained; if the data stays the same, it is only written out again"]
             )
         if done:
             words.append(f"continues after epoch {done} of {epochs}")
@@ -108,7 +108,7 @@ class RunList:
         return "; ".join([*words, f"{about or 'hours unknown'} ({basis})"])
 
     def progress(self, run: str, seed: int) -> tuple[int, int]:
-        """Finished epochs of a selected run's training on the data as it is now, and epochs in all."""
+        """Number of finished epochs of a selected run's training on the current data, and number of all epochs."""
         epochs = self.config.training_of(run.rpartition("-")[0]).epochs
         digest = MANIFEST / "manifest.sha256"
         data = digest.read_text(encoding="utf-8").strip() if digest.exists() else ""
@@ -118,7 +118,7 @@ class RunList:
         return about.get("epoch", 0), epochs
 
     def hours(self, experiment: str, seed: int) -> Estimate:
-        """GPU hours that are left of a training of a selected run."""
+        """GPU hours that a training of a selected run still needs."""
         import pyarrow.parquet  # noqa: PLC0415
 
         settings, train = run_settings(self.config, experiment), MANIFEST / "train.parquet"
@@ -150,13 +150,13 @@ class RunList:
         return None
 
     def plan(self, table: str) -> tuple[list[dict[str, str]], float]:
-        """The trainings behind a table, one row each, and the GPU hours that are left of all, where they are known.
+        """The trainings behind a table, one row each, and the sum of the GPU hours that they still need, where known.
 
         Raises:
             UserError: There is no such table.
         """
         if table not in self.config.tables:
-            raise UserError(f"no table {table}; there are {', '.join(self.config.tables)}")
+            raise UserError(f"there is no table {table}; give one of {', '.join(self.config.tables)}")
         experiments = dict.fromkeys(
             link
             for experiment in self.config.experiments_of(table)
@@ -182,7 +182,7 @@ class RunList:
     # --- accept, retry, prune
 
     def resolve(self, name: str) -> str:
-        """The run of a name: an experiment's name stands for its selected run. A path of a run's folder will do.
+        """The run of a name: an experiment's name stands for its selected run. The path of a run's folder works, too.
 
         Raises:
             UserError: There is no such run.
@@ -190,63 +190,80 @@ class RunList:
         run = self.selected.get(name) or Path(name).name
         folders = [root / run for root in (RUNS, STATE)]
         if not re.fullmatch("[A-Za-z0-9_-]+-[0-9a-f]{8}", run) or not any(map(Path.is_dir, folders)):
-            raise UserError(f"no run {run or name}; ffnrepro runs lists them")
+            raise UserError(f"there is no run {run or name}; ffnrepro runs lists all runs")
         return run
 
     def accept(self, name: str) -> str:
-        """Take the networks of a run over into its experiment's selected run, where only code differs.
+        """Use the networks of a run in its experiment's selected run, if only code differs.
 
-        The finished networks, their states and those of their evaluations that today's code would repeat are linked
-        into the folders of the selected run, and the old ones stay. `run.json` records where a network is from.
+        The finished networks, their states and their evaluations are linked into the folders of the selected run,
+        except evaluations made with other scoring code. The old folders stay. `run.json` records where a network comes
+        from.
 
         Returns:
-            What was done.
+            A line that says what was done.
 
         Raises:
-            UserError: Settings differ, nothing is finished, a process works on either run, or the selected run has
-                files of its own.
+            UserError: Settings differ, nothing is finished, a process is working on one of the runs, or the selected run
+                has files of its own.
         """
         run = self.resolve(name)
         experiment = run.rpartition("-")[0]
         target = self.selected.get(experiment)
         if target is None or target == run:
-            raise UserError(f"{run}: is the selected run, or its experiment is not in the configuration")
+            raise UserError(
+                f"{run}: is already the selected run, or its experiment is not in the configuration"
+            )
         settings = run_settings(self.config, experiment)
         changes = differences(RUNS / run, settings)
-        if other := [words for words in changes if not words.startswith("code of ")]:
-            raise UserError(f"{run}: not only its code differs from that of {target}, but {', '.join(other)}")
+        # The key of the run that it starts from changes with that run's code; its network counts, below.
+        if other := [change for change in changes if not change.startswith(("code of ", "start "))]:
+            raise UserError(
+                f"{run}: differs from {target} in {', '.join(other)}; accept is for runs that differ in code only"
+            )
         self._refuse_leases(run)
         self._refuse_leases(target)
         if [*(RUNS / target).glob("seed*"), *(STATE / target).glob("seed*")]:
             raise UserError(f"{target}: has files of its own; ffnrepro runs prune {target} deletes them")
         networks = {path.parent: read_record(path) for path in (RUNS / run).glob("seed*/run.json")}
         if not networks:
-            raise UserError(f"{run}: has no finished network")
+            raise UserError(f"{run}: has no finished network; run snakemake instead")
+        first = self.config.experiments[experiment].start
+        for folder, network in networks.items():
+            if first and network.get("start_model") != network_digest(
+                RUNS / self.selected[first] / folder.name
+            ):
+                raise UserError(
+                    f"{folder}: began from another network than {self.selected[first]} has; if only the code of that run "
+                    "differs, accept its earlier run first"
+                )
         write_run(RUNS / target, settings)
         origin = {"run": target, "accepted_from": run}
         for folder, network in networks.items():
             evaluations = {path.stem: read_record(path) for path in folder.glob("*_*f.json")}
             stale = {stem for stem, record in evaluations.items() if record.get("code") != scoring_code()}
             files = [path for path in folder.iterdir() if path.stem not in stale]
-            _take_over(files, RUNS / target / folder.name, origin)
-            # Where it was trained; it is linked, too, so that the training is not repeated for the same data.
+            _link_files(files, RUNS / target / folder.name, origin)
+            # The state is linked, too, so that the training is not repeated on the same data.
             old, new = (state_folder(STATE, name, network["seed"], network["data"]) for name in (run, target))
-            _take_over([path for path in old.glob("*") if path.is_file()], new, origin)
-        return f"{run}: taken over into {RUNS / target} ({', '.join(changes)})"
+            _link_files([path for path in old.glob("*") if path.is_file()], new, origin)
+        return f"{run}: its networks are now also in {RUNS / target} ({', '.join(changes)})"
 
     def retry(self, name: str) -> str:
-        """Remove the marks of permanent failures of a run, so that it is tried again, and say what was done."""
+        """Remove the marks of a run's permanent failures, so that snakemake tries it again, and say what was done."""
         run = self.resolve(name)
         marks = list((STATE / run).glob("*/failed.json"))
         for mark in marks:
             mark.unlink()
-        return f"{run}: will be tried again" if marks else f"{run}: has no mark of a failure; nothing to do"
+        return (
+            f"{run}: can be tried again; run snakemake" if marks else f"{run}: has not failed; nothing to do"
+        )
 
     def prune(self, name: str) -> str:
         """Delete a run (networks, evaluations and states), and say what was done.
 
         Raises:
-            UserError: A process works on it.
+            UserError: A process is working on it.
         """
         run = self.resolve(name)
         self._refuse_leases(run)
@@ -260,11 +277,11 @@ class RunList:
         for path in (STATE / run).glob("*/lease.json"):
             lease = read_lease(path)
             if lease is not None and not lease.owner_is_dead():
-                raise UserError(f"{run}: {lease.name} works on it; end that process first")
+                raise UserError(f"{run}: {lease.name} is working on it; end that process first")
 
 
-def _take_over(files: Iterable[Path], folder: Path, changes: Mapping[str, str]) -> None:
-    """Link files into a folder and write records with changes; all with the old times, so that nothing counts as newer."""
+def _link_files(files: Iterable[Path], folder: Path, changes: Mapping[str, str]) -> None:
+    """Link files into a folder, and write records with changes; all keep their old times, so that no file seems newer."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         target = folder / file.name

@@ -1,8 +1,8 @@
 """Runs: folders named by what made them, `results/runs/{experiment}-{key}`.
 
-The key is a digest of the settings that decide the network and of the code of `recipe/` that the method uses. A changed
-setting is another folder, so the old run stays, and going back to earlier settings finds it again. The data is not
-part of the key: `manifest.sha256` is an ordinary input of training.
+The cache key is a digest of the settings that the network depends on and of the code of `recipe/` that the method uses.
+A changed setting means another folder, so the old run stays, and returning to earlier settings finds it again. The data
+is not part of the key: `manifest.sha256` is an ordinary input of training.
 """
 
 import ast
@@ -41,7 +41,7 @@ _COMMON_CODE = (
 
 
 class RunSettings(Settings):
-    """All settings that decide a trained network. A missing one counts as its default, which never changes."""
+    """All settings that a trained network depends on. A missing setting counts as its default, which never changes."""
 
     dataset: str = "something-something-v2"
     method: AnyMethod
@@ -50,19 +50,19 @@ class RunSettings(Settings):
     short_side: int = 256
     crop_size: int = 224
     weights: str | None = None
-    """first eight digits of the SHA-256 of the pretrained weights"""
+    """First eight digits of the SHA-256 of the pretrained weights."""
     start: str | None = None
-    """key of the run that this one starts from"""
+    """Key of the run that this run starts from."""
 
     def effective(self) -> "RunSettings":
-        """The same settings, with the default in place of each value that has no effect."""
+        """A copy in which each value that has no effect is the default."""
         return self.model_copy(
             update={"method": self.method.effective(), "training": self.training.effective()}
         )
 
 
 def run_settings(config: Config, experiment: str) -> RunSettings:
-    """The settings of an experiment, as the configuration is now."""
+    """The settings of an experiment in the current configuration."""
     own = config.experiments[experiment]
     network = config.network_of(experiment)
     return RunSettings(
@@ -73,24 +73,37 @@ def run_settings(config: Config, experiment: str) -> RunSettings:
         short_side=config.data.short_side,
         crop_size=config.data.crop_size,
         weights=None if own.start else weights_identity(config, network.depth),
-        start=run_key(run_settings(config, own.start)) if own.start else None,
+        start=_start_key(config, experiment),
     )
 
 
+def _start_key(config: Config, experiment: str) -> str | None:
+    """Key of the run that an experiment starts from."""
+    start = config.experiments[experiment].start
+    if start is None:
+        return None
+    try:
+        config.chain_of(experiment)
+    except UserError:
+        # `check_experiments` refuses it where the experiment is asked for.
+        return "missing"
+    return run_key(run_settings(config, start))
+
+
 def weights_identity(config: Config, depth: int) -> str | None:
-    """The first eight digits of the SHA-256 of an experiment's pretrained weights: declared, or computed."""
+    """The first eight digits of the SHA-256 of the pretrained weights, as declared or computed; None without weights."""
     source, declared = config.network.weights, config.network.weights_sha256
     if source is None:
         return None
     if source == "imagenet":
-        # `check_experiments` refuses a depth without such weights where its experiment is asked for.
+        # `check_experiments` refuses a depth without such weights when its experiment is requested.
         return IMAGENET.get(depth, "missing")
     if declared is not None:
         return declared[:8]
     try:
         return _digest_of_file(Path(source))[:8]
     except OSError:
-        # A plan is made without the file, too. The run itself refuses to start.
+        # A dry run works without the file, too. The training itself refuses to start.
         return "missing"
 
 
@@ -98,13 +111,13 @@ _digest_of_file = cache(file_digest)
 
 
 def run_key(settings: RunSettings) -> str:
-    """Eight hexadecimal digits over the settings that differ from their defaults, and the code."""
+    """Cache key: eight hexadecimal digits that stand for the settings that differ from their defaults, and for the code."""
     content = settings.effective().model_dump(mode="json", exclude_defaults=True)
     return _digest({"settings": content, "code": method_code(settings.method.method)})
 
 
 def run_name(config: Config, experiment: str) -> str:
-    """Name of the run that an experiment stands for, as configuration and code are now."""
+    """Name of an experiment's run, with the current configuration and code."""
     return f"{experiment}-{run_key(run_settings(config, experiment))}"
 
 
@@ -112,24 +125,24 @@ def run_name(config: Config, experiment: str) -> str:
 
 
 def method_code(method: str) -> dict[str, str]:
-    """A digest for each module of `recipe/` that decides a network of this method."""
+    """A digest for each module of `recipe/` that a network of this method depends on."""
     return code_digests(f"ffnrepro.recipe.{module}" for module in (f"methods.{method}", *_COMMON_CODE))
 
 
 def scoring_code() -> str:
-    """Digest of the code that decides the scores of a network on given videos."""
+    """Digest of the code that the scores of a network on given videos depend on."""
     return _digest(code_digests(["ffnrepro.recipe.scoring", "ffnrepro.recipe.clips"]))
 
 
 def module_code(module: str) -> str:
-    """Digest of the code of a module and of all that it imports from this package."""
+    """Digest of the code of a module and of all modules that it imports from this package."""
     return _digest(code_digests([module], within="ffnrepro"))
 
 
 def code_digests(modules: Iterable[str], *, within: str = "ffnrepro.recipe") -> dict[str, str]:
-    """A digest for each module and for all that it imports from the package `within`, directly or indirectly.
+    """A digest for each module and for each module that it imports from the package `within`, directly or indirectly.
 
-    Comments, docstrings and the form of the code do not count.
+    Comments, docstrings and formatting do not count.
     """
     digests: dict[str, str] = {}
     todo = list(modules)
@@ -139,7 +152,7 @@ def code_digests(modules: Iterable[str], *, within: str = "ffnrepro.recipe") -> 
             continue
         text, imported = _read_module(module)
         digests[module] = hashlib.sha256(text.encode()).hexdigest()[:8]
-        # Importing a module runs the packages around it.
+        # Importing a module also runs the `__init__.py` of its packages.
         todo += [
             name for name in (*imported, module.rpartition(".")[0]) if f"{name}.".startswith(f"{within}.")
         ]
@@ -183,7 +196,7 @@ def write_run(folder: Path, settings: RunSettings) -> None:
     """Write `settings.json`: all settings of the run, and the digests of its code.
 
     Raises:
-        UserError: settings and code are not those that the folder is named by.
+        UserError: the folder's name is not that of these settings and of this code.
     """
     check_key(folder, settings)
     content = settings.model_dump(mode="json")
@@ -191,7 +204,7 @@ def write_run(folder: Path, settings: RunSettings) -> None:
 
 
 def read_run(folder: Path) -> tuple[RunSettings, dict[str, str]]:
-    """Settings of a run, and the digests of the code that its key stands for.
+    """Settings of a run, and the digests of the code that its key was computed from.
 
     Raises:
         UserError: the file cannot be read, or has settings that this version does not know.
@@ -205,43 +218,43 @@ def read_run(folder: Path) -> tuple[RunSettings, dict[str, str]]:
 
 
 def check_key(folder: Path, settings: RunSettings) -> None:
-    """Refuse to work in a folder whose name is not of these settings and the code of this process.
+    """Refuse to work in a folder whose key is not that of these settings and of the code of this process.
 
     Raises:
-        UserError: it is not, since the code was edited while the job waited in the queue.
+        UserError: the keys differ, because code was edited while the job waited in the queue.
     """
     key = run_key(settings)
     if not folder.name.endswith(f"-{key}"):
         raise UserError(
-            f"{folder}: code or settings.json now make the key {key}: one was edited after this job was planned. Nothing was "
-            "computed; run snakemake again"
+            f"{folder}: code and settings.json now have the key {key}, because one of them was edited after this job was "
+            "planned. Nothing was computed; run snakemake again"
         )
 
 
 def state_folder(state: Path, run: str, seed: int, data: str) -> Path:
-    """Folder of the resumable state of a training: other data has another one.
+    """Folder of the resumable state of a training; each digest of the data has its own folder.
 
     Args:
         state: folder of all states.
         run: name of the run.
-        seed: of the training.
+        seed: seed of the training.
         data: digest of the data.
     """
     return state / run / f"seed{seed}-{data[:8]}"
 
 
 def differences(old: Path, new: RunSettings) -> list[str]:
-    """What makes a new run another one than that of the folder `old`: `training.learning_rate 0.01 -> 0.02`."""
+    """The settings and modules in which a new run differs from that in the folder `old`, such as `depth 50 -> 18`."""
     settings, code = read_run(old)
     before, after = (dict(_flat(item.effective().model_dump(mode="json"))) for item in (settings, new))
-    words = [
+    changes = [
         f"{key.removeprefix('method.')} {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
         for key in dict.fromkeys([*after, *before])
         if before.get(key) != after.get(key)
     ]
     code_now = method_code(new.method.method)
     modules = [module for module in {**code, **code_now} if code.get(module) != code_now.get(module)]
-    return words + [f"code of {module}" for module in modules]
+    return changes + [f"code of {module}" for module in modules]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """The base class of all settings, and the one function that reads settings from a mapping.
 
-A model of settings states each key once: its type, bounds, default and, as the docstring of the attribute, what it
-means. A validator of a model raises `ValueError` with the words that follow "config: KEY is VALUE; ".
+A model of settings declares each key once: its type, bounds, default and, as the docstring of the attribute, its
+description. A validator of a model raises `ValueError` with the text that follows "config: KEY is VALUE; ".
 """
 
 import difflib
@@ -22,8 +22,8 @@ MAX_FRAMES = 256
 class Settings(BaseModel):
     """Settings that do not change once they are read.
 
-    True is no number and 1 is no truth value. Text is read as YAML where a field takes no text: YAML 1.1 takes 5e-4
-    for text, and Snakemake hands over the values inside `--config training='{epochs: 30}'` as text.
+    Types are strict: True is not accepted as a number, nor 1 as true. Text is read as YAML where a field takes no
+    text: YAML 1.1 reads 5e-4 as text, and Snakemake passes the values inside `--config training='{epochs: 30}'` as text.
     """
 
     model_config = ConfigDict(
@@ -43,7 +43,7 @@ def refuse_unknown_keys(mapping: Mapping[Any, Any], legal: Iterable[str]) -> Non
     """Refuse the first key that is not legal; for validators.
 
     Raises:
-        PydanticCustomError: `read_settings` makes a line of it.
+        PydanticCustomError: `read_settings` turns it into one line for the user.
     """
     legal = list(legal)
     for name in mapping:
@@ -80,7 +80,7 @@ def check_rising(values: tuple[int, ...]) -> tuple[int, ...]:
     """Refuse whole numbers that are repeated or out of order.
 
     Raises:
-        ValueError: gives the right order.
+        ValueError: they are; the message gives the right order.
     """
     if list(values) != sorted(set(values)):
         raise ValueError(f"write each number once, in rising order: {sorted(set(values))}")
@@ -101,9 +101,9 @@ def read_settings(model: type[Model], mapping: Any, *, source: str = "config", k
 
     Args:
         model: class of the settings.
-        mapping: as YAML or JSON gives it.
-        source: where the mapping is from, such as a file's path; each message begins with it.
-        key: dotted key of the mapping in its source; empty for the whole of it.
+        mapping: the content, as read from YAML or JSON.
+        source: where the mapping comes from, such as a file's path; each message begins with it.
+        key: dotted key of the mapping in its source; empty if the mapping is the whole source.
 
     Raises:
         UserError: an unknown, missing, mistyped or impossible value, in one line with its key and the legal values.
@@ -111,7 +111,7 @@ def read_settings(model: type[Model], mapping: Any, *, source: str = "config", k
     try:
         return model.model_validate(mapping)
     except ValidationError as error:
-        # Of a value that may be of two types, the deepest error is that of the type which fits best.
+        # If a value may be of two types, the deepest error belongs to the type that fits best.
         deepest = max(error.errors(include_url=False), key=lambda details: len(details["loc"]))
         raise UserError(f"{source}: {_describe(deepest, mapping, key)}") from None
 
@@ -140,7 +140,7 @@ _LEGAL = {
 
 
 def _describe(error: ErrorDetails, mapping: Any, key: str) -> str:
-    """One line for an error of pydantic, without the source."""
+    """One line for an error from pydantic, without the source."""
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     key = _dotted(error, mapping, key)
     if kind == "unknown_key":
@@ -151,7 +151,7 @@ def _describe(error: ErrorDetails, mapping: Any, key: str) -> str:
         return f"{prefix}{context['name']} is not a key; {hint}"
     if kind in ("missing", "union_tag_not_found"):
         return f"{key} is missing; config/README.md describes it"
-    key = key or "the whole"
+    key = key or "the content"
     if kind == "value_error" and isinstance(value, Mapping | Settings):
         return f"{key}: {context['error']}"
     value = context.get("tag", value)

@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 from tabulate import tabulate
 
 from ffnrepro.errors import UserError
-from ffnrepro.files import read_record
+from ffnrepro.files import network_digest, read_record
 
 REFERENCE = "something-something-v2"
-"""The data set whose published figures are shown for comparison where the evaluated one has none."""
+"""The data set whose published figures are shown for comparison if the evaluated data set has none."""
 
 Published = Sequence[Mapping[str, str]]
 """The rows of `resources/published.csv`."""
@@ -53,13 +53,13 @@ def read_published(path: Path) -> Published:
 def published_accuracy(
     published: Published, dataset: str, method: str, setting: str | None = None
 ) -> dict[int, float]:
-    """Published top-1 accuracy in percent by frame count; empty where nothing is published.
+    """Published top-1 accuracy in percent by frame count; empty if nothing is published.
 
     Args:
         published: `resources/published.csv`.
         dataset: as in the column `dataset`.
         method: as in the column `method`.
-        setting: as in the column `setting`: an ablation, depth or ratio; None is the plain method.
+        setting: as in the column `setting`: an ablation, depth or ratio; None: the plain method.
     """
     key = (dataset, method, setting or "")
     return {
@@ -70,7 +70,7 @@ def published_accuracy(
 
 
 def check_published(rows: Sequence[TableRow], published: Published) -> None:
-    """Refuse a row that names a method or setting of which nothing is published on any data set.
+    """Refuse a row that names a method or setting without published figures on any data set.
 
     Raises:
         UserError: there is such a row.
@@ -91,14 +91,14 @@ def check_published(rows: Sequence[TableRow], published: Published) -> None:
 def evaluation_inputs(
     *, split: str, short_side: int, crop_size: int, manifest_digest: Path, code: str
 ) -> dict[str, Any]:
-    """Give what all evaluations of a table have in common, as their records name it.
+    """The inputs that all evaluations of a table share, with the keys of their records.
 
     Args:
-        split: that is evaluated.
-        short_side: pixels.
-        crop_size: pixels.
+        split: split that is evaluated.
+        short_side: short side of the resized frames in pixels.
+        crop_size: height and width of the clips in pixels.
         manifest_digest: the file `manifest.sha256`.
-        code: digest of the code that scores.
+        code: digest of the scoring code.
     """
     data = manifest_digest.read_text(encoding="utf-8").strip()
     return {"split": split, "short_side": short_side, "crop_size": crop_size, "data": data, "code": code}
@@ -108,28 +108,30 @@ def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records
     """Read the records of all evaluations of a table, and refuse them if any is missing or stale.
 
     Args:
-        rows: of the table.
+        rows: rows of the table.
         inputs: `evaluation_inputs` of the table.
 
     Raises:
-        UserError: a record, or the `run.json` of a network, is about another network, data, settings or code.
+        UserError: a record, or the `run.json` of a network, belongs to another network, data, settings or code.
     """
     records: dict[Path, Mapping[str, Any]] = {}
     stale: dict[Path, str] = {}
     cells = [(path, frames) for row in rows for frames, paths in row.evaluations.items() for path in paths]
     for path, frames in cells:
-        # The digest beside the network that is there now.
-        digest = path.with_name("model.sha256")
-        model = digest.read_text(encoding="utf-8").strip() if digest.exists() else "missing"
+        model = network_digest(path.parent)
         of_training = {"model": model, "data": inputs["data"]}
+        # Of the network that the training started from, where that is another run's.
+        start = read_record(path.with_name("run.json"))
+        if start.get("start_model") and Path(start["start"]).exists():
+            of_training["start_model"] = network_digest(Path(start["start"]).parent)
         run, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed"))
         expected = {"run": run, "seed": seed, "frames": frames, "model": model, **inputs}
         for file, content in ((path.with_name("run.json"), of_training), (path, expected)):
             record = records[file] = read_record(file)
-            # Eight digits of a digest tell it apart.
+            # The first eight digits of a digest are enough to see the difference.
             differences = [
                 f"{key} is {record.get(key, 'missing')!s:.8} and should be {value!s:.8}"
-                if key in ("model", "data", "code")
+                if key in ("model", "start_model", "data", "code")
                 else f"{key} is {record.get(key, 'missing')} and should be {value}"
                 for key, value in content.items()
                 if record.get(key) != value
@@ -139,7 +141,7 @@ def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records
     if stale:
         file, difference = next(iter(stale.items()))
         raise UserError(
-            f"{file}: {difference}; make what is stale again: snakemake --cores 1 --force {' '.join(map(str, stale))}"
+            f"{file}: {difference}; make all stale files again: snakemake --cores 1 --force {' '.join(map(str, stale))}"
         )
     return records
 
@@ -150,16 +152,16 @@ def assemble_table(
     """Make the table, one line per row.
 
     Args:
-        rows: of the table.
-        records: of its evaluations.
+        rows: rows of the table.
+        records: records of its evaluations.
         published: `resources/published.csv`.
-        dataset: that was evaluated.
+        dataset: data set that was evaluated.
 
     Returns:
-        `method` (the row's label), `parameters` (of the networks of one seed together), `top1_4f` ..., `videos`,
+        `method` (the row's label), `parameters` (sum over the networks of one seed), `top1_4f` ..., `videos`,
         `published` (method and setting that the row is compared with), `published_4f` ..., `difference_4f` ... in
-        percent, and `checkpoint` (digests of the networks, in the order of the frame counts). With several seeds
-        `top1` is their mean, `deviation_4f` ... their sample standard deviation (n - 1), and `seeds` is n.
+        percent, and `checkpoint` (digests of the networks, in the order of the frame counts). With n seeds, `top1_4f` ...
+        are means, `deviation_4f` ... are sample standard deviations (n - 1), and `seeds` is n.
     """
     return pd.DataFrame([_line(row, records, published=published, dataset=dataset) for row in rows])
 
@@ -189,15 +191,15 @@ def _line(row: TableRow, records: Records, *, published: Published, dataset: str
 def published_elsewhere(
     published: Published, dataset: str, frames: Sequence[int]
 ) -> dict[str, dict[int, float]]:
-    """Give the figures of the plain methods on the reference data set, where nothing is published on the evaluated one.
+    """Published figures of the plain methods on the reference data set, if there are none for the evaluated data set.
 
     Args:
         published: `resources/published.csv`.
-        dataset: that was evaluated.
+        dataset: data set that was evaluated.
         frames: frame counts of the table.
 
     Returns:
-        Method -> frame count -> top-1 in percent; without methods of which no frame count of the table is published.
+        Method -> frame count -> top-1 in percent, without methods that have no figure at the table's frame counts.
     """
     if any(figure["dataset"] == dataset for figure in published):
         return {}
@@ -214,7 +216,7 @@ def published_elsewhere(
 
 
 def table_markdown(table: pd.DataFrame, *, published: Published, dataset: str) -> str:
-    """Write the table for people: accuracy, with the published figure and the difference beside it."""
+    """The table as Markdown: accuracy, with the published figure and the difference beside it."""
     frames = frame_counts(table)
     header = ["method", "parameters", *[f"{n} frames" for n in frames], "videos"]
     body = [
@@ -238,7 +240,7 @@ def table_markdown(table: pd.DataFrame, *, published: Published, dataset: str) -
             for method, curve in elsewhere.items()
         ]
         text += (
-            f"\nNothing is published on {dataset}. The published figures on {REFERENCE}, to compare the pattern with:"
+            f"\nNothing is published on {dataset}. To compare the pattern, these are the published figures on {REFERENCE}:"
             f"\n\n{_markdown(['method', *[f'{n} frames' for n in frames]], lines)}"
         )
     return text

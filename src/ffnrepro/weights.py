@@ -1,8 +1,8 @@
-"""Weights of the networks: checkpoints of our own, of other people's code, and pretrained on ImageNet.
+"""Weights of the networks: our own checkpoints, checkpoints of other people's code, and ImageNet weights.
 
 `load_checkpoint` returns a ready network from our own files and from the files of FFN's authors, of
-mit-han-lab's TSM and of mmaction2's TSM. They are told apart by their keys, which are renamed to ours
-(torchvision's). Either every weight is filled, or one error lists what is not.
+mit-han-lab's TSM and of mmaction2's TSM. It recognises the format by the keys, and renames the keys to ours
+(torchvision's). Either every weight is filled, or one error lists the weights that do not match.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from ffnrepro.recipe.models.pretrained import load_pretrained, pretrained_target
 from ffnrepro.recipe.models.tsm import BLOCKS, TSM, BasicBlock, Bottleneck
 
 FORMAT = "ffnrepro checkpoint 1"
-"""Marks our own files; the number changes when an older file can no longer be read."""
+"""Marks our own files; the number is raised when older files can no longer be read."""
 
 Network = TSM | FrameFlexibleNetwork | SeparateNetworks
 
@@ -58,7 +58,7 @@ PRETRAINED = {
 def tensors_digest(state_dict: Mapping[str, Tensor]) -> str:
     """SHA-256 of named tensors: of their names, types, shapes and values in the order of the names.
 
-    A file's bytes would not do: they depend on the file's name, and the tensors' on the memory format.
+    A digest of a file's bytes would not do, because the bytes also depend on the file's name and the memory format.
     """
     digest = hashlib.sha256()
     for name in sorted(state_dict):
@@ -72,10 +72,10 @@ def tensors_digest(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def save_checkpoint(path: Path, model: nn.Module) -> None:
-    """Write a network, as `load_checkpoint` reads it: tensors and plain values, in one step.
+    """Write a network in the form that `load_checkpoint` reads: tensors and plain values, atomically.
 
     Args:
-        path: the file to write; its folder is made if need be.
+        path: the file to write; its folder is made if necessary.
         model: the network.
     """
     kind = next(name for name, kind in _KINDS.items() if type(model) is kind)
@@ -98,8 +98,8 @@ def load_checkpoint(path: Path | str) -> Network:
         The network on the CPU, in evaluation mode, every weight filled.
 
     Raises:
-        UserError: the file is missing or no checkpoint, its format is unknown, or its weights do not make up
-            exactly one network; the message lists those that are missing, left over or of another shape.
+        UserError: the file is missing or not a checkpoint, its format is unknown, or its weights do not make up
+            exactly one network; the message lists weights that are missing, left over or of another shape.
     """
     path = Path(path)
     content = _read(path)
@@ -107,12 +107,12 @@ def load_checkpoint(path: Path | str) -> Network:
     state = _tensors(path, content) if own else _rename(path, _tensors(path, content))
     try:
         architecture = {**content["architecture"]} if own else _architecture_of(state)
-        # Made without memory first, so that no random numbers are drawn and nothing is initialised in vain.
+        # Build the network without memory first, so that no random numbers are drawn for weights that are replaced.
         with torch.device("meta"):
             model = _KINDS[architecture.pop("method")](**architecture)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: makes no network that this version knows ({error!r}); fetch or write it again"
+            f"{path}: does not describe a network that this version knows ({error!r}); fetch or write the file again"
         ) from error
     _require_match(path, model.state_dict(), state)
     model.to_empty(device="cpu")
@@ -120,7 +120,7 @@ def load_checkpoint(path: Path | str) -> Network:
     return model.eval()
 
 
-# --- Reading files and telling formats apart -------------------------------------------------------------------
+# --- Reading files and recognising formats ---------------------------------------------------------------------
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -174,8 +174,8 @@ def _rename(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         rules = _MMACTION2
     else:
         raise UserError(
-            f"{path}: its keys ({_some(list(state))}) are of no known format; known are ffnrepro's own, FFN's authors', "
-            "mit-han-lab's TSM and mmaction2's TSM. A file of ImageNet weights belongs into network.weights"
+            f"{path}: its keys ({_some(list(state))}) are of no known format; known are the formats of ffnrepro, FFN's authors, "
+            "mit-han-lab's TSM and mmaction2's TSM. Set network.weights for a file of ImageNet weights"
         )
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -184,13 +184,13 @@ def _rename(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours = re.sub(pattern, replacement, ours)
         renamed[ours] = tensor.flatten() if ".alteration." in ours else tensor
     for name in [name for name in renamed if name.endswith(".running_var")]:
-        # Files from before PyTorch 0.4.1 do not count the batches, and nothing depends on it.
+        # Files from before PyTorch 0.4.1 have no count of batches, and nothing depends on it.
         renamed.setdefault(name.removesuffix("running_var") + "num_batches_tracked", torch.tensor(0))
     return renamed
 
 
 def _architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The network whose weights have these names and shapes; what is missing is found out afterwards."""
+    """The architecture whose weights have these names and shapes; `_require_match` finds missing weights later."""
     block = Bottleneck if any(".conv3." in name for name in state) else BasicBlock
     stages = tuple(
         len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")})
@@ -205,7 +205,7 @@ def _architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "depth": depths[f"{block.__name__} {stages}"],
         "width": state["conv1.weight"].shape[0],
         "stem": state["conv1.weight"].shape[-1],
-        # Of every published network; their files do not say.
+        # The dropout of all published networks; their files do not store it.
         "dropout": 0.5,
         **({"frame_counts": frame_counts} if frame_counts else {}),
     }
@@ -215,7 +215,7 @@ def _require_match(path: Path | str, expected: Mapping[str, Tensor], found: Mapp
     missing = [name for name in expected if name not in found]
     left_over = [name for name in found if name not in expected]
     shapes = [
-        f"{name} {tuple(found[name].shape)} in place of {tuple(tensor.shape)}"
+        f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
@@ -244,7 +244,7 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> No
         digest: the beginning of the SHA-256 that the ImageNet weights must have.
 
     Raises:
-        UserError: the file is missing, is another one, or its weights do not fit the network.
+        UserError: the file is missing, has another SHA-256, or its weights do not fit the network.
     """
     if digest is None:
         state = load_checkpoint(path).state_dict()
@@ -253,7 +253,7 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> No
         return
     state = _tensors(path, _read(path))
     check_pretrained(path, digest)
-    # Their files are older than the count of batches, which starts at zero.
+    # Some files have a count of batches, but here it starts at zero.
     found = {
         name: tensor
         for name, tensor in state.items()
@@ -264,38 +264,38 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> No
 
 
 def check_pretrained(path: Path, sha256_prefix: str) -> None:
-    """Check that a file's SHA-256 begins as it must.
+    """Check that a file's SHA-256 begins with the expected digits.
 
     Raises:
-        UserError: it is another file.
+        UserError: it does not.
     """
     found = file_digest(path)
     if not found.startswith(sha256_prefix):
         raise UserError(
-            f"{path}: SHA-256 {found[: max(8, len(sha256_prefix))]}... in place of {sha256_prefix}...; "
-            "it is damaged or another file: delete it and fetch it again"
+            f"{path}: SHA-256 {found[: max(8, len(sha256_prefix))]}... instead of {sha256_prefix}...; "
+            "the file is damaged or another one: delete it and fetch it again"
         )
 
 
 def fetch_pretrained(depth: int, path: Path) -> None:
-    """Download torchvision's ImageNet weights of a depth, unless the file is there; checked by its hash.
+    """Download torchvision's ImageNet weights of a depth, unless the file exists, and check its hash.
 
     Args:
         depth: 18, 50 or 101.
-        path: the file to write; its folder is made if need be, and a partial file is never left there.
+        path: the file to write; its folder is made if necessary, and a partial file is never left there.
 
     Raises:
-        UserError: the file there is another one, or it cannot be downloaded.
+        UserError: the existing file has another hash, or the file cannot be downloaded.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Compute nodes often drop what goes out, and the download would wait for minutes.
+        # Compute nodes often drop outgoing packets, and the download would wait for minutes.
         socket.setdefaulttimeout(30)
         try:
             torch.hub.download_url_to_file(PRETRAINED[depth], str(path), IMAGENET[depth], progress=False)
         except (OSError, RuntimeError, HTTPException) as error:
             raise UserError(
-                f"{path}: cannot be downloaded ({error}); on a machine with internet fetch {PRETRAINED[depth]} and name it "
-                "in network.weights"
+                f"{path}: cannot be downloaded ({error}); fetch {PRETRAINED[depth]} on a machine with internet access and set "
+                "network.weights to the file"
             ) from error
     check_pretrained(path, IMAGENET[depth])

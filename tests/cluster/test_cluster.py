@@ -108,7 +108,7 @@ def test_the_time_limit(cluster: Cluster, workflow: ClusterWorkflow, local: Loca
     """A training that takes longer than its job stops in time, is submitted again, and continues where it stopped."""
     workflow.slow_down(after=4, seconds=3)  # longer than what a job of a minute has
     controller = workflow.start(*TRAIN_TSM, minutes=1, gpu_type="h200")  # the second spelling of the GPU
-    wait_for("the end of the first job's time", lambda: "the time is nearly used" in workflow.log(), 240)
+    wait_for("the end of the first job's time", lambda: "the time limit is near" in workflow.log(), 240)
     workflow.go_on()
     assert controller.wait() == 0, controller.text()
     jobs = cluster.jobs("train_tsm")
@@ -191,7 +191,7 @@ def test_snakemake_is_stopped_and_killed(cluster: Cluster, workflow: ClusterWork
     wait_for("the second job's end", lambda: states(cluster)[2:3] == ["FAILED"], 240)
     second = workflow.output_of(cluster.jobs("train_tsm")[2])
     assert f"job {first['JobId']}, process" in second
-    assert "is working on this and alive; nothing was written" in second
+    assert "is working on this training; nothing was written" in second
     workflow.go_on()
     assert controller.wait() == 0, controller.text()
     assert "is already trained" in workflow.output_of(cluster.jobs("train_tsm")[-1])

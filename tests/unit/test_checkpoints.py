@@ -81,7 +81,7 @@ def test_a_damaged_save_falls_back_to_the_one_before(
     newest = state.generations()[0]
     damage(newest)
     assert epoch_of(state) == 1
-    assert f"{newest}: damaged, deleted; goes back to the save before it" in caplog.text
+    assert f"{newest}: damaged and deleted; using the previous save" in caplog.text
     state.save(content(2))
     assert epoch_of(state) == 2
     for file in state.generations():
@@ -202,7 +202,7 @@ def test_a_failure_of_the_process_before_counts(tmp_path: Path, monkeypatch: pyt
             return super().held(check)
 
     monkeypatch.setattr("ffnrepro.training.checkpoints.Lease", LeaseOfAnother)
-    with pytest.raises(PermanentError, match=r"^the loss is nan \(it failed so on now"), state.held():
+    with pytest.raises(PermanentError, match=r"^the loss is nan \(this training failed on now"), state.held():
         pytest.fail("it was tried again")
     assert not (state.folder / "lease.json").exists()
 

@@ -119,7 +119,8 @@ def test_readme_has_the_table_of_keys() -> None:
         ("seeds", [], r"seeds is \[\]"),
         ("seeds", [1, 1], r"seeds is \[1, 1\]"),
         ("seeds", 0, r"seeds is 0; it must be a list, such as \[0\]"),
-        ("table", [{"method": "TSM", "experiments": "tsm"}], r"table was a key of version 1; write tables: \{table1: "),
+        ("table", [{"method": "TSM", "experiments": "tsm"}], r"keys of version 1; write tables: \{table1: "),
+        ("evaluation.frame_counts", [4, 8], r"keys of version 1; write tables: \{table1: "),
         ("experiments", {}, r"experiments is \{\}; it must be a list or mapping with at least 1 entry"),
         ("tables.Table", {}, r"tables\.Table is 'Table'; it must be text that matches"),
         ("tables.table1.frame_counts", [4, 1600], r"tables\.table1\.frame_counts\[1\] is 1600; it must be 256 or less"),
@@ -169,15 +170,15 @@ def test_text_is_read_as_yaml_where_no_text_is_legal(mapping: dict[str, Any]) ->
     [
         ({"training.warmup_epochs": 50}, r"training\.warmup_epochs is 50; it must be below training\.epochs 50"),
         ({"training.gpus": 3}, r"training\.batch_size is 32; it must be a multiple of training\.gpus 3"),
-        ({"training.batchnorm_clips": 12}, r"batchnorm_clips is 12; training\.batch_size 32 must be a multiple of it"),
-        ({"training.batchnorm_clips": 16, "training.gpus": 2}, r"batchnorm_clips is 16; it is for one GPU"),
+        ({"training.batchnorm_clips": 12}, r"batchnorm_clips is 12; it must divide training\.batch_size 32"),
+        ({"training.batchnorm_clips": 16, "training.gpus": 2}, r"batchnorm_clips is 16; set null"),
         ({"experiments.ffn.training": {"batch_size": 9}, "training.gpus": 2},
          r"experiments\.ffn\.training\.batch_size is 9; it must be a multiple of training\.gpus 2"),
         ({"experiments.ffn.depth": 10}, r"weights is imagenet, which does not fit experiments\.ffn \(depth 10"),
         ({"network.width": 32}, r"does not fit experiments\.ffn .*width 32"),
         ({"network.stem": 5}, r"does not fit experiments\.ffn .*stem 5"),
         ({"experiments.ffn.start": "tms"}, r"experiments\.ffn\.start names 'tms', which is not in experiments \(tsm, "),
-        ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', whose network is of kind tsm and depth 18 while"),
+        ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', whose network is of kind tsm and depth 18, but"),
         ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.start": "tsm_4f"}, r"circle: tsm_4f -> tsm -> tsm_4f"),
         # The settings that one starts from are checked with it.
         ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.training": {"batchnorm_clips": 5}}, r"experiments\.tsm\.training"),
@@ -204,7 +205,7 @@ def test_only_the_given_experiments_are_checked(mapping: dict[str, Any]) -> None
         UserError, match=r"tables\.other\.rows\[0\]\.experiments names 'nothing', which is not in"
     ):
         config.experiments_of("other")
-    with pytest.raises(UserError, match=r"experiments\.ffn_a is the same as ffn"):
+    with pytest.raises(UserError, match=r"experiments\.ffn_a has the same settings as ffn"):
         check_experiments(config, ["ffn", "ffn_a"])
 
 
@@ -217,8 +218,8 @@ def test_milestones_beyond_the_end_are_dropped_with_a_warning(
     with caplog.at_level(logging.WARNING):
         check_experiments(config, ["tsm", "tsm_4f", "ffn"])
     assert [record.message for record in caplog.records] == [
-        "config: training.milestones: [40] has no effect in 40 epochs",
-        "config: training.milestones: [20, 40] has no effect in 15 epochs",
+        "config: training.milestones: [40] is dropped, because training has only 40 epochs",
+        "config: training.milestones: [20, 40] is dropped, because training has only 15 epochs",
     ]
     assert [config.training_of(name).milestones for name in ("tsm", "ffn")] == [(20,), ()]
 

@@ -27,7 +27,7 @@ def _directory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def little_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
 
@@ -42,7 +42,7 @@ def problems(config: Config, experiment: str = "ffn", steps: int = 2) -> str:
     """What the doctor refuses a training for."""
     with pytest.raises(UserError) as refused:
         examine(configured_job(config, experiment), run_settings(config, experiment), steps=steps)
-    return str(refused.value).removeprefix("this training would not run as it is: ")
+    return str(refused.value).removeprefix("this training would not run: ")
 
 
 def test_a_training_that_would_run(
@@ -61,8 +61,8 @@ def test_a_training_that_would_run(
         "shared memory: none needed",
         "disk: ",
         " ms for ",
-        "s a step of 4 clips",
-        "for 44 epochs, validation not counted; of the first epoch, which decodes: later ones are quicker",
+        "s per step of 4 videos",
+        "for 44 epochs, validation not counted; measured in the first epoch, later epochs need no decoding",
     ):
         assert words in output, output
     # It leaves nothing behind.
@@ -73,8 +73,8 @@ def test_a_training_that_would_run(
     ("options", "words"),
     [
         (["ffn", "--directory", "nowhere"], "--directory nowhere: no such folder"),
-        (["fnn"], "no experiment fnn; there are tsm, "),
-        (["ffn"], "this training would not run as it is: weights: "),
+        (["fnn"], "there is no experiment fnn; give one of tsm, "),
+        (["ffn"], "this training would not run: weights: "),
     ],
 )
 def test_the_command_ends_in_one_line(
@@ -86,8 +86,8 @@ def test_the_command_ends_in_one_line(
     assert words in line
 
 
-@pytest.mark.usefixtures("little_room")
-def test_too_little_room() -> None:
+@pytest.mark.usefixtures("little_disk_space")
+def test_too_little_disk_space() -> None:
     assert "disk: 1 MB free" in problems(settings())
     # 4 clips of 28 frames of 40 x 40 in 3 bytes, two of them for each worker
     found = problems(settings(runtime={"workers": 4}))
@@ -97,7 +97,7 @@ def test_too_little_room() -> None:
     assert "shared memory: 1 MB free in /dev/shm, 9 MB needed" in found
 
 
-@pytest.mark.usefixtures("little_room")
+@pytest.mark.usefixtures("little_disk_space")
 def test_of_another_machine_only_what_is_shared_is_checked() -> None:
     """The machine that submits jobs has no GPU, and its shared memory is not the node's; the disk is."""
     found = problems(settings(runtime={"device": "cuda", "workers": 4}), steps=0)
@@ -139,7 +139,7 @@ def test_time_threads_and_place_are_those_of_the_training(
     finally:
         torch.set_num_threads(before)
     # 24 videos are 3 steps an epoch; 8 clips of 28 frames.
-    assert last.startswith("ok  steps: 2.500 s a step of 8 clips (90 frames/s")
+    assert last.startswith("ok  steps: 2.500 s per step of 8 videos (90 frames/s")
     assert ": about 1 minutes for 10 epochs" in last
     *values, folder = seen
     assert values == [3, 4, 1]
@@ -149,7 +149,7 @@ def test_time_threads_and_place_are_those_of_the_training(
 
 @pytest.mark.parametrize("steps", [0, 2])
 def test_splits_are_checked(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    assert "videos do not fill one batch" in problems(settings(training={"batch_size": 100}), steps=steps)
+    assert "videos do not fill a batch" in problems(settings(training={"batch_size": 100}), steps=steps)
     shutil.copytree(data / "results", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     table = Path("results/manifest/validation.parquet")

@@ -29,6 +29,11 @@ IDS = ["7", "3", "5"]
 class StoredLogits(nn.Module):
     """Gives the logits of `LOGITS` whose number the clip's pixels are, from clips of 4 frames and in evaluation mode."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # The type of the weights is that of the clips.
+        self.weight = nn.Parameter(torch.zeros(1))
+
     def forward(self, clips: Tensor) -> Tensor:
         assert clips.shape[1:] == (3, 4, 2, 2)
         assert not self.training

@@ -133,7 +133,7 @@ def test_a_finished_network_is_written_out_again_without_videos(
 def test_code_that_was_edited_after_the_job_was_planned(copied: Job) -> None:
     run = copied.run.rename(copied.run.with_name("tsm-12345678"))
     with pytest.raises(
-        UserError, match=r"tsm-12345678: code or settings.json now make the key .* edited after"
+        UserError, match=r"tsm-12345678: code and settings.json now have the key .* edited after"
     ):
         run_job(dataclasses.replace(copied, run=run))
     assert not (copied.state / "tsm-12345678").exists()
@@ -231,7 +231,7 @@ def test_a_training_does_not_continue_from_the_state_of_another_start(
         network.fc.bias[0] += 1
     save_checkpoint(copied.output / "model.pt", network)
     before = (job.output / "model.pt").read_bytes()
-    message = f"began from the network {digest}, .* ffnrepro runs prune {job.run.name}$"
+    message = f"started from the network {digest}, .* ffnrepro runs prune {job.run.name}$"
     for _ in range(2):
         with pytest.raises(UserError, match=message):
             run_job(job)
@@ -249,8 +249,8 @@ def test_a_training_does_not_continue_from_the_state_of_another_start(
 @pytest.mark.parametrize(
     ("split", "rows", "message"),
     [
-        ("train", 3, r"train\.parquet: 3 videos do not fill one batch of training\.batch_size 4"),
-        ("validation", 0, r"validation\.parquet: no videos, and validation chooses the best epoch"),
+        ("train", 3, r"train\.parquet: 3 videos do not fill a batch of training\.batch_size 4"),
+        ("validation", 0, r"validation\.parquet: no videos, but validation chooses the best epoch"),
     ],
 )
 def test_splits_that_are_too_small(data: Path, tmp_path: Path, split: str, rows: int, message: str) -> None:

@@ -71,7 +71,7 @@ def test_a_living_process_keeps_it_and_a_killed_one_loses_it(tmp_path: Path) -> 
     path = tmp_path / "lease.json"
     with holder(path) as first:
         text = path.read_text()
-        message = rf"process {first.pid} on .* is working on this and alive; nothing was written"
+        message = rf"process {first.pid} on .* is working on this training; nothing was written"
         with pytest.raises(Unfinished, match=message), Lease(path, expiry=30.0).held():
             pass
         assert path.read_text() == text
@@ -124,7 +124,7 @@ def test_a_pause_of_the_machine_does_not_count(tmp_path: Path, monkeypatch: pyte
         now += seconds + (0 if now else 100)
 
     monkeypatch.setattr(time, "sleep", sleep)
-    with pytest.raises(Unfinished, match="working on this and alive"), Lease(path, expiry=1.0).held():
+    with pytest.raises(Unfinished, match="working on this training"), Lease(path, expiry=1.0).held():
         pytest.fail("another process holds it")
 
 

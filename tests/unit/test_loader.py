@@ -136,7 +136,9 @@ def test_a_bad_video_is_tried_again_then_left_out(
 
 def test_a_batch_of_unreadable_videos_stops_the_run(tmp_path: Path, make: Any) -> None:
     loader = make(Numbers(200, tmp_path, bad=(4, 5, 6, 7)), max_bad_fraction=0.5)
-    with pytest.raises(UserError, match=r"no video of a batch could be read; the last one is videos/7\.webm"):
+    with pytest.raises(
+        UserError, match=r"no video of a batch could be read; the last error is videos/7\.webm"
+    ):
         read(loader)
 
 
@@ -195,13 +197,13 @@ def test_workers_are_replaced_when_native_code_hangs_or_crashes(
 def test_a_batch_that_a_dying_worker_no_longer_hands_over_comes_from_the_next(
     tmp_path: Path, make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    dead_at = VideoBatches._dead_at
+    samples_of_dead = VideoBatches._samples_of_dead
 
     def missed(loader: VideoBatches, timeout: float) -> list[int]:
         (tmp_path / "is missed").touch()
-        return dead_at(loader, timeout)
+        return samples_of_dead(loader, timeout)
 
-    monkeypatch.setattr(VideoBatches, "_dead_at", missed)
+    monkeypatch.setattr(VideoBatches, "_samples_of_dead", missed)
     data = Numbers(24, tmp_path, **{f"{fault}_once": (9,)})
     loader = make(data, workers=1, max_bad_fraction=0.1, seconds=2 if fault == "freezes" else 120)
     rows = []

@@ -286,7 +286,7 @@ def test_a_run_that_skips_every_step_is_ended(tmp_path: Path, monkeypatch: pytes
     steps = []
     # The scale falls from 2^16 to below 2^-10.
     with pytest.raises(
-        PermanentError, match=r"epoch 14, step 1: float16 does not hold the gradients: .* bfloat16"
+        PermanentError, match=r"epoch 14, step 1: the gradients overflow float16: .* bfloat16"
     ):
         run(tmp_path, "tsm", epochs=50, spoil=overflowing(), before_step=lambda: steps.append(1))
     assert len(steps) == 27
@@ -403,7 +403,7 @@ def test_a_deadline_stops_in_time_and_loses_nothing(
         nonlocal now
         now += 240
 
-    with pytest.raises(Unfinished, match=r"the time is nearly used up, saved at epoch 1 of 4, step 2$"):
+    with pytest.raises(Unfinished, match=r"the time limit is near, saved at epoch 1 of 4, step 2$"):
         run(tmp_path, "tsm", before_step=slow, stop=stop)
     assert now == 480
     monkeypatch.undo()

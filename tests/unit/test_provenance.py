@@ -78,7 +78,8 @@ def test_what_cannot_be_read_is_named(results: Path) -> None:
     network = results / "runs/tsm-0a1b2c3d/seed1/run.json"
     write(network, seed=1)
     with pytest.raises(
-        UserError, match=r"table1\.csv or a file behind it is of another version \(KeyError\('model'\)"
+        UserError,
+        match=r"table1\.csv or a file behind it was written by another version \(KeyError\('model'\)",
     ):
         chain_of_table(results / "table1.csv")
     network.unlink()

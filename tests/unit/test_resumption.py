@@ -201,7 +201,7 @@ def test_a_second_trainer_writes_nothing_while_the_first_is_at_work(
     # A lease that expires soon has a heartbeat often.
     with Lease(folder / "lease.json", expiry=1).held():
         assert attempt(tmp_path, arguments) == 75
-    assert "is working on this and alive; nothing was written" in (tmp_path / "log").read_text()
+    assert "is working on this training; nothing was written" in (tmp_path / "log").read_text()
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("state-*.pt")} == before
     assert not list(tmp_path.glob("results/runs/*/seed*"))
 
@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_is_not_tried_twice(attempt: Attempt, data: Pa
     # The second attempt would fail on the videos, if it came so far.
     assert attempt(tmp_path, arguments, "--videos", "not/there") == 1
     second = (tmp_path / "log").read_text()
-    assert f"error: {first} (it failed so on " in second
+    assert f"error: {first} (this training failed on " in second
     assert "ffnrepro runs retry tsm-" in second
 
 

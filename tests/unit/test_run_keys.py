@@ -185,6 +185,17 @@ def test_a_run_that_starts_from_another_depends_on_it() -> None:
     assert {name for name in before if before[name] != after[name]} == {"ffn", "longer"}
 
 
+def test_a_wrong_start_of_an_experiment_that_is_not_asked_for_stops_nothing() -> None:
+    wrong = {
+        "lost": {"method": "tsm", "train_frames": [4], "start": "nothing"},
+        "egg": {"method": "tsm", "train_frames": [4], "start": "hen"},
+        "hen": {"method": "tsm", "train_frames": [8], "start": "egg"},
+    }
+    config = read_config(CONFIG | {"experiments": CONFIG["experiments"] | wrong})
+    assert RunList(config).selected.items() >= RunList(read_config(CONFIG)).selected.items()
+    assert run_settings(config, "egg").start == "missing"
+
+
 def test_identity_of_pretrained_weights(tmp_path: Path) -> None:
     def identity(**network: Any) -> str | None:
         return run_settings(read_config(CONFIG | {"network": network}), "tsm").weights
@@ -400,7 +411,9 @@ def test_what_a_file_lacks_counts_as_its_default(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_settings_or_code_is_refused(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(UserError, match=r"name-01234567: code or settings.json now make the key [0-9a-f]{8}"):
+    with pytest.raises(
+        UserError, match=r"name-01234567: code and settings.json now have the key [0-9a-f]{8}"
+    ):
         write_run(tmp_path / "name-01234567", tsm())
     assert not (tmp_path / "name-01234567").exists()
     run = made(tmp_path, tsm())
@@ -414,7 +427,7 @@ def test_a_folder_of_other_settings_or_code_is_refused(tmp_path: Path, source: P
     runs._read_module.cache_clear()
     check_key(run, read_run(run)[0])
     edit_settings(run, lambda content: content["settings"]["training"].update(epochs=7))
-    with pytest.raises(UserError, match="make the key"):
+    with pytest.raises(UserError, match="have the key"):
         check_key(run, read_run(run)[0])
 
 

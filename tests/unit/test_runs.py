@@ -14,7 +14,7 @@ import pytest
 
 from ffnrepro import __version__
 from ffnrepro.cli import main
-from ffnrepro.config import Config
+from ffnrepro.config import Config, read_files
 from ffnrepro.errors import UserError
 from ffnrepro.estimate import PastTraining, duration, estimate
 from ffnrepro.recipe.methods.ffn import Ffn
@@ -162,7 +162,7 @@ def test_a_measured_time_is_scaled() -> None:
 
 def test_where_nothing_is_known() -> None:
     found = estimate(RunSettings(method=TSM), videos=None, cores=8, gpu=False, past=None)
-    assert found == (None, "nothing like it was trained here")
+    assert found == (None, "no similar training has finished here")
     found = estimate(RunSettings(method=TSM, dataset="mine"), videos=None, cores=8, gpu=True, past=None)
     assert found == (None, "the videos are not counted yet")
 
@@ -207,7 +207,7 @@ def test_a_row_for_each_training() -> None:
 def test_a_training_is_described_before_it_runs() -> None:
     config = configuration()
     runs = RunList(config)
-    assert runs.describe_training("ffn", 0) == "hours unknown (nothing like it was trained here)"
+    assert runs.describe_training("ffn", 0) == "hours unknown (no similar training has finished here)"
     # A run of other settings, which took an hour with the same videos, of as many frames.
     other = configuration(training={"learning_rate": 0.02})
     finish(settle(other, "ffn"), hours=1.0)
@@ -226,7 +226,7 @@ def test_a_training_is_described_before_it_runs() -> None:
     save_state(runs.selected["ffn"], epoch=44)
     assert (
         runs.describe_training("ffn", 0)
-        == f"{change}; already trained, and only written out again if its data stays the same"
+        == f"{change}; already trained; if the data stays the same, it is only written out again"
     )
 
 
@@ -269,7 +269,7 @@ def test_the_plan_of_a_table() -> None:
     use_data("e" * 64)
     assert [row["epoch"] for row in runs.plan("mine")[0]] == ["0/44"] * 4
     assert runs.plan("mine")[1] == pytest.approx(4 * 4.4)
-    with pytest.raises(UserError, match="no table yours; there are table1, mine"):
+    with pytest.raises(UserError, match="there is no table yours; give one of table1, mine"):
         runs.plan("yours")
 
 
@@ -291,7 +291,9 @@ def test_accept_takes_networks_states_and_current_evaluations_over() -> None:
     runs = RunList(config)
     target = runs.selected["ffn"]
     message = runs.accept(old)
-    assert message == f"{old}: taken over into results/runs/{target} (code of ffnrepro.recipe.step)"
+    assert (
+        message == f"{old}: its networks are now also in results/runs/{target} (code of ffnrepro.recipe.step)"
+    )
 
     for path, content in before.items():
         assert path.read_bytes() == content, path
@@ -347,9 +349,9 @@ def leased_target(config: Config, run: str) -> None:  # noqa: ARG001
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (other_settings, "not only its code differs from that of ffn-.*, but training.epochs 43 -> 44"),
-        (lambda _, run: hold_lease(run), "ffn-01d0c0de: job 42, process 1 on node7 works on it"),
-        (leased_target, "job 42, process 1 on node7 works on it"),
+        (other_settings, "differs from ffn-.* in training.epochs 43 -> 44"),
+        (lambda _, run: hold_lease(run), "ffn-01d0c0de: job 42, process 1 on node7 is working on it"),
+        (leased_target, "job 42, process 1 on node7 is working on it"),
         (finished_target, "has files of its own; ffnrepro runs prune ffn-"),
         (started_target, "has files of its own; ffnrepro runs prune ffn-"),
         (lambda _, run: shutil.rmtree(RUNS / run / "seed0"), "ffn-01d0c0de: has no finished network"),
@@ -366,13 +368,34 @@ def test_accept_refuses(prepare: Callable[[Config, str], None], message: str) ->
     assert sorted(Path().rglob("*")) == files
 
 
+def test_accept_takes_over_a_training_that_started_from_the_same_network() -> None:
+    """Code that both trainings use was edited: the second one starts from a run of another key, of the same network."""
+    experiments = read_files(CONFIG)["experiments"]
+    config = configuration(experiments=experiments | {"longer": experiments["ffn"] | {"start": "ffn"}})
+    first, second = age(config, "ffn"), age(config, "longer")
+    path = RUNS / second / "settings.json"
+    record = json.loads(path.read_text())
+    record["settings"]["start"] = first.rpartition("-")[2]
+    path.write_text(json.dumps(record))
+    finish(first)
+    trained = finish(second) / "run.json"
+    trained.write_text(json.dumps(json.loads(trained.read_text()) | {"start_model": "1234"}))
+    runs = RunList(config)
+    with pytest.raises(
+        UserError, match=r"longer-01d0c0de/seed0: began from another network than ffn-\w{8} has"
+    ):
+        runs.accept(second)
+    runs.accept(first)
+    assert f"taken over into results/runs/{runs.selected['longer']}" in runs.accept(second)
+
+
 def test_accept_is_for_another_run_of_an_experiment() -> None:
     config = configuration()
     finish(settle(config, "ffn"))
     finish("gone-12345678")
     for name in ("ffn", "gone-12345678"):
         with pytest.raises(
-            UserError, match="is the selected run, or its experiment is not in the configuration"
+            UserError, match="is already the selected run, or its experiment is not in the configuration"
         ):
             RunList(config).accept(name)
 
@@ -385,9 +408,9 @@ def test_retry_removes_the_marks_of_a_failure() -> None:
     mark = save_state(settle(config, "ffn"), epoch=1) / "failed.json"
     mark.write_text("{}")
     run = run_name(config, "ffn")
-    assert RunList(config).retry("ffn") == f"{run}: will be tried again"
+    assert RunList(config).retry("ffn") == f"{run}: can be tried again; run snakemake"
     assert not mark.exists()
-    assert RunList(config).retry("ffn") == f"{run}: has no mark of a failure; nothing to do"
+    assert RunList(config).retry("ffn") == f"{run}: has not failed; nothing to do"
 
 
 def test_prune_deletes_one_run() -> None:
@@ -396,7 +419,7 @@ def test_prune_deletes_one_run() -> None:
     for name in (run, old):
         finish(name)
     hold_lease(old)
-    with pytest.raises(UserError, match="works on it; end that process first"):
+    with pytest.raises(UserError, match="is working on it; end that process first"):
         RunList(config).prune(old)
     assert RunList(config).prune("ffn") == f"results/runs/{run}, state/{run}: deleted (0 MB)"
     assert [path.name for root in (RUNS, STATE) for path in root.iterdir()] == [old, old]
@@ -417,7 +440,7 @@ def test_what_is_no_run_is_refused(name: str, tmp_path: Path) -> None:
     finish(age(configuration(), "tsm"))
     (tmp_path / "x-12345678").mkdir()
     files = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"^no run .*; ffnrepro runs lists them"):
+    with pytest.raises(UserError, match=r"^there is no run .*; ffnrepro runs lists all runs"):
         RunList(configuration()).prune(name)
     assert sorted(tmp_path.rglob("*")) == files
 
@@ -438,7 +461,10 @@ def test_the_command(
     assert main(["runs", "--plan", "table1", *place]) == 0
     assert "table1 needs about" in capsys.readouterr().out
     assert main(["runs", "prune", "tsm", *place]) == 1
-    assert f"error: no run {run_name(config, 'tsm')}; ffnrepro runs lists them" in capsys.readouterr().err
+    assert (
+        f"error: there is no run {run_name(config, 'tsm')}; ffnrepro runs lists all runs"
+        in capsys.readouterr().err
+    )
     assert main(["runs", "prune", *place]) == 1
     assert "ffnrepro runs prune: give the names of runs" in capsys.readouterr().err
     assert main(["runs", "prune", "ffn", *place]) == 0

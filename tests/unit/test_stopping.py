@@ -59,7 +59,7 @@ def test_a_deadline_keeps_time_for_the_save() -> None:
     stop = StopRequest(time.time() + 10_000)  # a margin of 60 s
     assert stop.reason() is None
     assert stop.reason(reserve=9_900) is None
-    assert stop.reason(reserve=9_945) == "the time is nearly used up"
+    assert stop.reason(reserve=9_945) == "the time limit is near"
 
 
 def test_a_short_budget_has_a_short_margin() -> None:

@@ -117,7 +117,10 @@ def test_where_nothing_is_published_other_figures_stand_apart(published: Publish
     assert table.filter(regex="(published|difference)_").isna().to_numpy().all()
     text = table_markdown(table, published=published, dataset="demo")
     assert "In brackets" not in text
-    assert "Nothing is published on demo. The published figures on something-something-v2" in text
+    assert (
+        "Nothing is published on demo. To compare the pattern, these are the published figures on something-something-v2:"
+        in text
+    )
     assert "| TSM-FFN  |      56.07 |      61.86 |       63.61 |" in text
 
 
@@ -199,17 +202,19 @@ def test_a_stale_evaluation_is_refused(rows: list[TableRow], change: dict[str, A
         read_records(rows, INPUTS)
     assert (
         str(refused.value)
-        == f"{NAME}: {problem}; make what is stale again: snakemake --cores 1 --force {NAME}"
+        == f"{NAME}: {problem}; make all stale files again: snakemake --cores 1 --force {NAME}"
     )
 
 
 def test_a_record_that_cannot_be_read_is_refused(rows: list[TableRow]) -> None:
     for text in ("{", "[]"):
         Path(NAME).write_text(text)
-        with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make what is stale again: .* {NAME}$"):
+        with pytest.raises(
+            UserError, match=f"^{NAME}: cannot be read; make all stale files again: .* {NAME}$"
+        ):
             read_records(rows, INPUTS)
     Path(NAME).unlink()
-    with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make what is stale again: .* {NAME}$"):
+    with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make all stale files again: .* {NAME}$"):
         read_records(rows, INPUTS)
 
 
@@ -219,7 +224,7 @@ def test_another_network_than_that_of_the_run_is_refused(rows: list[TableRow]) -
     with pytest.raises(UserError) as refused:
         read_records(rows, INPUTS)
     assert str(refused.value) == (
-        f"{RUN}/run.json: model is abababab and should be efefefef; make what is stale again: "
+        f"{RUN}/run.json: model is abababab and should be efefefef; make all stale files again: "
         f"snakemake --cores 1 --force {RUN}/run.json {NAME}"
     )
 
@@ -227,6 +232,27 @@ def test_another_network_than_that_of_the_run_is_refused(rows: list[TableRow]) -
 def test_a_network_that_was_trained_on_other_data_is_refused(rows: list[TableRow]) -> None:
     (RUN / "run.json").write_text(json.dumps({"model": "ab" * 32, "data": "cd" * 32}))
     with pytest.raises(
-        UserError, match=f"^{RUN}/run.json: data is cdcdcdcd and should be dadadada; make what is stale again"
+        UserError,
+        match=f"^{RUN}/run.json: data is cdcdcdcd and should be dadadada; make all stale files again",
     ):
+        read_records(rows, INPUTS)
+
+
+def test_a_network_that_started_from_another_network_than_there_is_now_is_refused(
+    rows: list[TableRow],
+) -> None:
+    first = Path("results/runs/tsm-99999999/seed1")
+    first.mkdir(parents=True)
+    (first / "model.pt").touch()
+    (first / "model.sha256").write_text("ee" * 32 + "\n")
+    record = {
+        "model": "ab" * 32,
+        "data": "da" * 32,
+        "start": f"{first}/model.pt",
+        "start_model": "ee" * 32,
+    }
+    (RUN / "run.json").write_text(json.dumps(record))
+    read_records(rows, INPUTS)
+    (first / "model.sha256").write_text("ff" * 32 + "\n")
+    with pytest.raises(UserError, match=f"^{RUN}/run.json: start_model is eeeeeeee and should be ffffffff; "):
         read_records(rows, INPUTS)

@@ -59,5 +59,5 @@ def test_input_is_left_as_it_was():
 
 @pytest.mark.parametrize("frames", [0, 4])
 def test_refuses_rows_that_are_no_whole_clips(frames):
-    with pytest.raises(ValueError, match=f"6 rows are no whole number of clips of {frames} frames"):
+    with pytest.raises(ValueError, match=f"6 rows are not a whole number of clips of {frames} frames"):
         temporal_shift(torch.zeros(6, 8, 1, 1), frames)

@@ -74,7 +74,7 @@ def test_a_training_of_two_processes(tmp_path: Path, data: Path) -> None:
     # The script starts its processes itself.
     assert train("broken", "--time-budget", "1e-6")[0] == 75
     said = (tmp_path / "broken/log").read_text()
-    assert re.search(r"unfinished, run again: ffn-\w+: the time is nearly used up, saved at epoch 1", said)
+    assert re.search(r"unfinished, run again: ffn-\w+: the time limit is near, saved at epoch 1", said)
     assert newest_state(tmp_path / "broken")["step"] == 1
     for name in ("broken", "unbroken"):
         code, said = train(name)

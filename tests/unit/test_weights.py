@@ -292,22 +292,25 @@ BROKEN = {
     ),
     "another shape": (
         lambda state: state | {"module.base_model.layer2.0.conv2.weight": torch.zeros(16, 16, 1, 1)},
-        r"of another shape: layer2\.0\.conv2\.weight \(16, 16, 1, 1\) in place of \(16, 16, 3, 3\)",
+        r"of another shape: layer2\.0\.conv2\.weight \(16, 16, 1, 1\) instead of \(16, 16, 3, 3\)",
     ),
     "stage missing": (lambda state: _without(state, "layer4"), r"KeyError\('BasicBlock \(1, 1, 1, 0\)'\)"),
-    "scalar": (lambda state: state | {"module.new_fc.weight": torch.zeros(())}, "makes no network"),
+    "scalar": (
+        lambda state: state | {"module.new_fc.weight": torch.zeros(())},
+        "does not describe a network",
+    ),
     "not tensors": (lambda state: {"epoch": 1, "model": state}, "no state_dict of tensors"),
     "list": (lambda state: list(state.values()), "no state_dict of tensors"),
     "empty": (lambda state: {"state_dict": {}}, "of no known format"),  # noqa: ARG005
     "unknown": (lambda state: {f"encoder.{name}": x for name, x in state.items()}, "of no known format"),
     "future": (
         lambda state: {"format": "ffnrepro checkpoint 9", "state_dict": state},
-        "makes no network that this version knows",
+        "does not describe a network that this version knows",
     ),
     "own, half": (lambda state: {"format": weights.FORMAT, "state_dict": state}, "KeyError.*architecture"),
     "own, method": (
         lambda state: {"format": weights.FORMAT, "architecture": {"method": "x"}, "state_dict": state},
-        "makes no network that this version knows",
+        "does not describe a network that this version knows",
     ),
     "own, arguments": (
         lambda state: {
@@ -315,7 +318,7 @@ BROKEN = {
             "architecture": {"method": "tsm", "depth": 34},
             "state_dict": state,
         },
-        "makes no network that this version knows",
+        "does not describe a network that this version knows",
     ),
     "own, weights": (
         lambda state: {
@@ -343,7 +346,7 @@ def test_what_is_wrong_with_the_weights_is_listed_in_one_line(small_ffn, tmp_pat
 def test_image_weights_are_no_checkpoint(tmp_path):
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "x.pth")
     with pytest.raises(
-        UserError, match=r"of no known format.*ImageNet weights belongs into network\.weights"
+        UserError, match=r"of no known format.*Set network\.weights for a file of ImageNet weights"
     ):
         load_checkpoint(tmp_path / "x.pth")
 
@@ -482,7 +485,7 @@ def test_start_from_pretrained_weights(image_weights, tmp_path, counted):
         ),
         (
             lambda state: state | {"conv1.weight": torch.zeros(64, 3, 5, 5)},
-            r"conv1\.weight \(64, 3, 5, 5\) in place of",
+            r"conv1\.weight \(64, 3, 5, 5\) instead of",
         ),
         (lambda state: {"model": state}, "no state_dict of tensors"),
     ],
@@ -522,7 +525,7 @@ def test_check_pretrained(tmp_path):
     path.write_bytes(b"weights")
     found = hashlib.sha256(b"weights").hexdigest()
     check_pretrained(path, found[:8])
-    with pytest.raises(UserError, match=f"SHA-256 {found[:8]}... in place of 01234567"):
+    with pytest.raises(UserError, match=f"SHA-256 {found[:8]}... instead of 01234567"):
         check_pretrained(path, "01234567")
 
 
@@ -548,7 +551,7 @@ def test_fetch_pretrained_once(tmp_path):
 def test_fetch_pretrained_of_another_hash(tmp_path):
     (tmp_path / "served.pth").write_bytes(b"an error page")
     path = tmp_path / "new folder" / "resnet50.pth"
-    with pytest.raises(UserError, match=r"cannot be downloaded.*hash.*and name it in network.weights"):
+    with pytest.raises(UserError, match=r"cannot be downloaded.*hash.*and set network.weights"):
         fetch_pretrained(50, path)
     assert not list(path.parent.iterdir())
     path.write_bytes(b"an error page")
@@ -565,6 +568,6 @@ def test_fetch_pretrained_without_network(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         fetch_pretrained(50, path)
     assert str(error.value) == (
-        f"{path}: cannot be downloaded (<urlopen error Name or service not known>); on a machine with internet "
-        f"fetch {PRETRAINED[50]} and name it in network.weights"
+        f"{path}: cannot be downloaded (<urlopen error Name or service not known>); fetch {PRETRAINED[50]} "
+        "on a machine with internet access and set network.weights to the file"
     )

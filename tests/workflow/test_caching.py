@@ -261,7 +261,7 @@ def test_deleted_files(copy: Workflow) -> None:
     (copy.folder / "results/table1.md").unlink()
     jobs, output = copy.plan()
     assert jobs == {"check_training": 1, "train_tsm": 1, "evaluate": 4, **TABLE}, output
-    assert "already trained, and only written out again if its data" in output
+    assert "already trained; if the data stays the same" in output
 
 
 def test_a_stale_record_stops_the_table_until_it_is_made_again(copy: Workflow) -> None:
@@ -297,17 +297,23 @@ def test_edited_code_of_a_method_and_its_network_taken_over(whole_copy: Workflow
     assert jobs == ffn, output
     assert f"differs from {old.name} in code of ffnrepro.recipe.methods.ffn; about" in output
 
-    # A job of the old code that waited in the queue meanwhile.
+    # Jobs of the old code that waited in the queue meanwhile.
     new = re.search(r"results/runs/(ffn-\w{8})/seed0", output)[1]
-    command = re.search(r"python .*train\.py.*", output)[0].replace(new, old.name)
-    network = (old / "seed0/model.pt").read_bytes()
-    late = whole_copy.bash(command)
-    assert late.returncode != 0
-    assert f"{old.name}: code or settings.json now make the key {new.removeprefix('ffn-')}" in late.stderr
-    assert (old / "seed0/model.pt").read_bytes() == network
+    files = {path: path.read_bytes() for path in (old / "seed0").iterdir()}
+    for script in ("train", "evaluate"):
+        command = re.search(rf"python .*{script}\.py.*", output)[0].replace(new, old.name)
+        late = whole_copy.bash(command)
+        assert late.returncode != 0
+        assert (
+            f"{old.name}: code and settings.json now have the key {new.removeprefix('ffn-')}" in late.stderr
+        )
+    assert {path: path.read_bytes() for path in (old / "seed0").iterdir()} == files
 
     accepted = whole_copy.ffnrepro("runs", *whole_copy.options, "accept", old.name)
-    assert f"{old.name}: taken over into results/runs/{new} (code of ffnrepro.recipe.methods.ffn)" in accepted
+    assert (
+        f"{old.name}: its networks are now also in results/runs/{new} (code of ffnrepro.recipe.methods.ffn)"
+        in accepted
+    )
     jobs, output = whole_copy.plan()
     assert jobs == TABLE, output
     whole_copy.made()

@@ -237,7 +237,7 @@ def test_what_would_stop_a_training_is_found_before_it(finished: Finished, tmp_p
         "ffn", dataset="something-something-v2", data={"partial": True}, training={"batch_size": 100}
     )
     assert result.returncode != 0
-    assert "23 videos do not fill one batch of training.batch_size 100" in result.stderr
+    assert "23 videos do not fill a batch of training.batch_size 100" in result.stderr
     assert "Traceback" not in result.stderr
     assert "Reading the label files" in result.stderr
     runs = {path.parent.name for path in workflow.folder.glob("state/*/seed*")}

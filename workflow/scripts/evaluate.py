@@ -16,7 +16,7 @@ from ffnrepro.logs import logger
 from ffnrepro.logs import run as run_logged
 from ffnrepro.provenance import provenance
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
-from ffnrepro.runs import read_run, scoring_code
+from ffnrepro.runs import check_key, read_run, scoring_code
 from ffnrepro.tables import evaluation_inputs
 from ffnrepro.training.devices import choose_device, place
 from ffnrepro.training.loader import VideoBatches
@@ -56,6 +56,8 @@ def main(
         torch.set_num_threads(threads)
         started = time.perf_counter()
         settings, _ = read_run(run)
+        # Else a network could be scored by edited code of its model, and the record would not say so.
+        check_key(run, settings)
         inputs = evaluation_inputs(
             split=split,
             short_side=settings.short_side,

@@ -1,4 +1,4 @@
-"""All code that decides a number of a trained network or its score."""
+"""All code that determines a trained network or its score."""
 
 REVISION = 1
 """Raised when code outside `recipe/`, such as a fix of the decoder, changes numbers."""

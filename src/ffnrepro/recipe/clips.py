@@ -1,11 +1,11 @@
 """Clips of videos, the order of an epoch's samples, and batches.
 
-What a sample looks like is a function of (seed, epoch, index) alone: it depends on no worker, no process and no
-interruption. So a training sample is asked for by the pair (epoch, index).
+A sample is a function of (seed, epoch, index) alone: it depends on no worker, no process and no interruption. So a
+training sample is requested by the pair (epoch, index).
 
-A clip has the shape (3, T, S, S), but its memory is that of (T, S, S, 3), as decoders and resizing want it.
-`collate_clips` keeps this for a batch, and folding the batch to (N*T, 3, S, S) in channels-last memory
-is then a view, where PyTorch's default collation copies every pixel twice more.
+A clip has the shape (3, T, S, S), but its memory layout is that of (T, S, S, 3), which decoders and resizing use.
+`collate_clips` keeps this layout for a batch. Folding the batch to (N*T, 3, S, S) in channels-last memory is then
+a view, while PyTorch's default collation would copy every pixel twice more.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from ffnrepro.recipe.sampling import segment_indices
 Crop = Literal["multi_scale", "random", "centre"]
 
 Key = int | tuple[int, int]
-"""What a sample is asked for by: (epoch, index) in training, index in evaluation."""
+"""The key that requests a sample: (epoch, index) in training, index in evaluation."""
 
 Sample = tuple[dict[int, Tensor], int]
 """Clips by frame count T, uint8 of shape (3, T, S, S), and the label."""
@@ -44,20 +44,20 @@ class Video(Protocol):
 class ClipDataset(Dataset[Sample]):
     """The clips of each video, one for each frame count, from one decoding and one crop.
 
-    Each frame count draws its frames on its own. Whatever `open_video` raises is passed on.
+    Frames are drawn for each frame count independently. Errors of `open_video` are passed on.
 
     Args:
         manifest: Rows of one split with the columns `id`, `path` (relative to `videos`), `frames` and `class`.
         videos: Folder of the videos.
-        open_video: Opens a video file, or a folder of frames.
-        frame_counts: Frames T of each clip of a sample.
-        size: Edge S of the clips in pixels.
-        short_side: Short side in pixels that a picture is resized to before it is cropped to `size` (not by
+        open_video: Function that opens a video file, or a folder of frames.
+        frame_counts: Number of frames T of each clip of a sample.
+        size: Height and width S of the clips in pixels.
+        short_side: Length in pixels that a picture's short side is resized to before the crop of `size` (unused by
             `multi_scale`, whose crops are fractions of the short side).
         crop: `multi_scale` (published) or `random` for training, with random frames; `centre` for evaluation, with
-            the centre frames, where nothing is random.
-        seed: With epoch and index, decides all that is random.
-        cache: Keep every decoded video in memory, in each process; for a data set that is small enough.
+            the centre frames and nothing random.
+        seed: Seed that, together with epoch and index, determines everything random.
+        cache: Whether each process keeps every decoded video in memory; for small data sets.
     """
 
     def __init__(
@@ -81,7 +81,8 @@ class ClipDataset(Dataset[Sample]):
             raise ValueError(f"a crop of {size} does not fit into a short side of {short_side}")
         if manifest["class"].isna().any():
             raise ValueError("the manifest has rows without a class: a data set needs a label for each")
-        # Arrays of fixed width, not lists of objects: forked workers would copy each page whose counts they touch.
+        # Arrays of fixed width, not lists of objects: forked workers would copy each memory page whose reference counts
+        # they change.
         self._paths = np.asarray(manifest["path"], dtype=np.str_)
         self._frames = np.asarray(manifest["frames"], dtype=np.int64)
         self._classes = np.asarray(manifest["class"], dtype=np.int64)
@@ -98,11 +99,11 @@ class ClipDataset(Dataset[Sample]):
         return len(self._paths)
 
     def path_of(self, index: int) -> Path:
-        """Give the file, or folder of frames, of a sample."""
+        """Return the file, or the folder of frames, of a sample."""
         return self._videos / str(self._paths[index])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the cache behind: a worker that is spawned fills its own."""
+        """Leave out the cache: a spawned worker fills its own."""
         return self.__dict__ | {"_cache": None if self._cache is None else {}}
 
     def __getitem__(self, key: Key) -> Sample:
@@ -110,7 +111,7 @@ class ClipDataset(Dataset[Sample]):
         generator, index = self._generator(key)
         frames = int(self._frames[index])
         chosen = [segment_indices(frames, count, generator) for count in self._frame_counts]
-        # What the frame counts have in common is decoded and resized once.
+        # A frame that several frame counts share is decoded and resized once.
         union, positions = np.unique(np.concatenate(chosen), return_inverse=True)
         pixels = self._crop_frames(self._read(index, union), generator)
         # In memory order: (n, S, S, 3).
@@ -126,7 +127,7 @@ class ClipDataset(Dataset[Sample]):
         if self._crop == "centre":
             return None, key if isinstance(key, int) else key[1]
         if isinstance(key, int):
-            # With a plain index every epoch would repeat the first one's crops and frames.
+            # With a plain index, every epoch would repeat the crops and frames of the first epoch.
             raise TypeError("a training sample is asked for by (epoch, index)")
         epoch, index = key
         return np.random.default_rng([self._seed, epoch, index]), index
@@ -151,7 +152,7 @@ class ClipDataset(Dataset[Sample]):
 
 
 def collate_clips(samples: Sequence[Sample]) -> Batch:
-    """Collate N samples and keep the channel last in memory: the clips' memory is that of (N, T, S, S, 3)."""
+    """Collate N samples and keep the channels last in memory: the memory layout is that of (N, T, S, S, 3)."""
     clips = {
         frames: torch.stack([clip[frames].permute(1, 2, 3, 0) for clip, _ in samples]).permute(0, 4, 1, 2, 3)
         for frames in samples[0][0]
@@ -162,22 +163,22 @@ def collate_clips(samples: Sequence[Sample]) -> Batch:
 def training_batches(
     length: int, *, seed: int, epoch: int, batch_size: int, rank: int = 0, processes: int = 1
 ) -> list[list[Key]]:
-    """The batches of an epoch for one process: every sample at most once, in an order that (seed, epoch) decides.
+    """The batches of an epoch for one process: every sample at most once, in an order that depends on (seed, epoch).
 
     The last, incomplete batch of the epoch is dropped. Each process has its own part of every batch.
 
     Args:
         length: Number of samples.
-        seed: With the epoch, decides the order.
-        epoch: From 0.
-        batch_size: Samples of a step over all processes.
+        seed: Seed that, together with the epoch, determines the order.
+        epoch: Number of the epoch, from 0.
+        batch_size: Samples per step, over all processes.
         rank: Number of this process.
-        processes: How many share each batch.
+        processes: Number of processes that share each batch.
 
     Returns:
-        Keys (epoch, index), a list for each step.
+        Keys (epoch, index), one list for each step.
     """
-    # The spawn key keeps this stream apart from that of sample (seed, epoch, 0): NumPy pads with zeros.
+    # NumPy pads seeds with zeros. The spawn key keeps this random stream apart from that of the sample (seed, epoch, 0).
     sequence = np.random.SeedSequence([seed, epoch], spawn_key=(0,))
     order = np.random.default_rng(sequence).permutation(length)
     steps = length // batch_size
@@ -190,9 +191,9 @@ def evaluation_batches(length: int, *, batch_size: int, rank: int = 0, processes
 
     Args:
         length: Number of samples.
-        batch_size: Samples of a step of this process; the last batch may have fewer.
+        batch_size: Samples per step of this process; the last batch may have fewer.
         rank: Number of this process.
-        processes: How many share the samples.
+        processes: Number of processes that share the samples.
     """
     indices: list[Key] = list(range(rank, length, processes))
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]

@@ -17,7 +17,7 @@ _MULTIPLIERS = {
     "classifier_weight": (5, 1),
     "classifier_bias": (10, 0),
 }
-"""Factors on learning rate and weight decay, by group."""
+"""Factors of learning rate and weight decay, by group."""
 
 
 def make_optimizer(
@@ -27,9 +27,9 @@ def make_optimizer(
 
     Args:
         model: the network.
-        learning_rate: of a group with the factor 1.
-        momentum: of SGD.
-        weight_decay: of a group that has it.
+        learning_rate: learning rate of a group with the factor 1.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of a group with the factor 1.
     """
     groups = parameter_groups(model, learning_rate=learning_rate, weight_decay=weight_decay)
     return torch.optim.SGD(groups, momentum=momentum)
@@ -46,18 +46,18 @@ def parameter_groups(model: nn.Module, *, learning_rate: float, weight_decay: fl
     | classifier_weight | weight of the linear layer | x5 | yes |
     | classifier_bias | bias of the linear layer | x10 | no |
 
-    A layer of another kind names the group of its parameters in an attribute `parameter_group`.
+    A layer of any other kind names the group of its parameters in an attribute `parameter_group`.
 
     Args:
         model: the network.
-        learning_rate: of a group with the factor 1; stands in each group's `base_lr` times its factor.
-        weight_decay: of a group that has it.
+        learning_rate: learning rate of a group with the factor 1; `base_lr` of a group is its factor times this.
+        weight_decay: weight decay of a group with the factor 1.
 
     Returns:
-        Groups for a torch optimiser, the empty ones left out; each parameter in exactly one.
+        Groups for a torch optimiser, without empty groups; each parameter is in exactly one group.
 
     Raises:
-        TypeError: a layer of a kind for which the recipe has no group.
+        TypeError: the recipe has no group for a layer of this kind.
     """
     members: dict[str, list[Tensor]] = {name: [] for name in _MULTIPLIERS}
     for module in model.modules():
@@ -97,11 +97,11 @@ def learning_rate_factor(
     """Factor on the learning rate at a point of training.
 
     Args:
-        progress: epochs done, fractions included: epoch 3, step 5 of 10 is 3.5.
-        epochs: epochs in all.
+        progress: finished epochs, fractions included: 3.5 after half of the fourth epoch.
+        epochs: number of epochs of the whole training.
         schedule: `step`: x0.1 at each milestone, constant within an epoch; `cosine`: half a cosine to zero.
-        milestones: epochs, counted from 0, from whose first step on a further x0.1 holds.
-        warmup_epochs: over these the factor rises linearly from 0 to the schedule's.
+        milestones: numbers of finished epochs at which the factor is multiplied by 0.1.
+        warmup_epochs: number of epochs over which the factor rises linearly from 0.
     """
     if progress < warmup_epochs:
         return progress / warmup_epochs

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: one of each of T equal segments, as TSN, TSM and the paper sample.
+"""Which frames of a video make a clip: one frame from each of T equal segments, as in TSN, TSM and the paper.
 
 The segments are real intervals, so together they cover the whole video. (The published code takes segments of
 ``n // T`` whole frames: of 46 frames and T = 16 the last 14 would never be seen. See docs/deviations.md.)
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 def segment_indices(
     frames: int, segments: int, generator: np.random.Generator | None = None
 ) -> NDArray[np.int64]:
-    """Choose one frame of each of ``segments`` equal parts of a video.
+    """Choose one frame from each of ``segments`` equal segments of a video.
 
-    Part i is the real interval ``[i * n / T, (i + 1) * n / T)`` with n ``frames`` and T ``segments``. With a
-    generator (training) the choice is uniform over the whole frames in it; without (evaluation) it is the
-    centre, ``floor((2 i + 1) n / 2 T)``. A video of fewer than T frames has parts without a whole frame: then
-    the centres are taken in both modes, which repeats the frames evenly and in order. A video of T frames
+    Segment i is the real interval ``[i * n / T, (i + 1) * n / T)`` with n ``frames`` and T ``segments``. With a
+    generator (training) the choice is uniform over the whole frames in it; without one (evaluation) it is the
+    centre, ``floor((2 i + 1) n / 2 T)``. If a video has fewer than T frames, some segments have no whole frame.
+    Then the centres are taken in both modes, which repeats the frames evenly and in order. A video of T frames
     gives each frame once.
 
     Args:

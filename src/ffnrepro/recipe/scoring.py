@@ -26,7 +26,7 @@ def best_classes(logits: Tensor, k: int = 5) -> Tensor:
 
     Args:
         logits: (N, classes).
-        k: how many.
+        k: number of classes to return.
 
     Returns:
         Class indices (N, k).
@@ -35,10 +35,10 @@ def best_classes(logits: Tensor, k: int = 5) -> Tensor:
 
 
 def correct_within(classes: Tensor, labels: Tensor, k: int) -> int:
-    """How many rows have their label among the first k of `classes`.
+    """How many clips have their label among the first k of `classes`.
 
     Args:
-        classes: (N, at least k where there are so many classes) indices, best first.
+        classes: class indices (N, number of predictions), best first.
         labels: (N,) class indices.
         k: 1 for top-1, 5 for top-5.
     """

@@ -22,12 +22,12 @@ class StepResult:
     """What a step did.
 
     Attributes:
-        losses: This process's loss as `loss`, and each of its terms by its name, without the weights.
-        gradient_norm: Of all parameters, over all processes, before clipping.
-        finite: Whether loss and gradients were finite; if not, the weights are as before. A gradient that overflows
-            float16 counts as finite: it happens every day, and the scaler skips the step and scales less.
+        losses: This process's loss as `loss`, and each term of the loss by its name, without its weight.
+        gradient_norm: Norm of the gradient of all parameters, averaged over all processes, before clipping.
+        finite: Whether loss and gradients were finite; if not, the weights are unchanged. A gradient that overflows
+            float16 counts as finite: this is usual, and the scaler skips the step and lowers its scale.
         skipped: Whether the scaler skipped the step.
-        logits: Detached logits (N, classes) that training accuracy is read from.
+        logits: Detached logits (N, classes), from which training accuracy is computed.
     """
 
     losses: dict[str, float]
@@ -55,16 +55,16 @@ def train_step(
 
     Args:
         model: The network, in training mode.
-        method: Gives the terms of the loss.
+        method: The method, which gives the terms of the loss.
         clips: This process's clips by frame count T: uint8 (N, 3, T, S, S), on the network's device.
         labels: Class indices (N,), on the same device.
-        optimizer: Its learning rates are set.
-        scaler: Of `make_scaler`.
-        seeds: Seed of the training, epoch, and step within it.
+        optimizer: The optimiser, with the learning rates of this step.
+        scaler: Loss scaler from `make_scaler`.
+        seeds: Seed of the training, epoch, and step within the epoch.
         rank: Number of this process.
-        precision: Of the forward pass: of `precision_on`.
-        clip_norm: Bound of the gradient's norm, taken after unscaling; None leaves the gradient alone.
-        batchnorm_clips: Clips that are normalised together; None: all of the process.
+        precision: Precision of the forward pass, from `precision_on`.
+        clip_norm: Upper bound of the gradient's norm, applied after unscaling; None: no clipping.
+        batchnorm_clips: Number of clips that are normalised together; None: all clips of the process.
     """
     parameters = list(model.parameters())
     device, dtype = labels.device, parameters[0].dtype
@@ -77,7 +77,7 @@ def train_step(
     parts: dict[str, Tensor] = {}
     logits = None
     for number in count():
-        # Dropout of a term depends on this alone, so a resumed run and one that computes again draw the same.
+        # Dropout of a term depends on this seed alone, so a resumed or repeated run draws the same dropout.
         torch.manual_seed(_term_seed(*seeds, number, rank))
         with autocast:
             term = next(terms, None)
@@ -113,19 +113,19 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torc
 
 
 def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """The scaler of the loss: float16 needs it, and with any other precision it does nothing."""
+    """The loss scaler: float16 needs it, and with any other precision it does nothing."""
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 
 def average_gradients(parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
-    """Replace the gradients by their means over all processes, by one exchange; a missing one counts as zero.
+    """Replace the gradients by their means over all processes, in one exchange; a missing gradient counts as zero.
 
     Args:
-        parameters: Of the network, in the same order in all processes.
-        loss: Scalar of this process.
+        parameters: Parameters of the network, in the same order in all processes.
+        loss: Loss of this process, a scalar.
 
     Returns:
-        The mean of the losses: it is not finite where that of any process is not.
+        The mean of the losses; it is not finite if the loss of any process is not.
     """
     if not dist.is_initialized():
         return loss
@@ -143,7 +143,7 @@ def average_gradients(parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
 
 
 def share_running_statistics(model: nn.Module) -> None:
-    """Give every process the first one's BatchNorm statistics, which are those that are saved and evaluated."""
+    """Give every process the BatchNorm statistics of the first process, which are saved and evaluated."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -155,6 +155,6 @@ def _term_seed(seed: int, epoch: int, step: int, term: int, rank: int) -> int:
 
 
 def _method_generator(seed: int, epoch: int, step: int) -> torch.Generator:
-    """For what a method draws, the same in all processes."""
+    """Generator for the random choices of a method; the same in all processes."""
     sequence = np.random.SeedSequence([seed, epoch, step], spawn_key=(2,))
     return torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))

@@ -1,8 +1,8 @@
 """Crops and normalisation of a clip (the augmentation of TSN and TSM, which the paper uses).
 
-Pure functions: what is drawn comes from the generator that is passed in. Pixels stay uint8, and the channel
-stays the last dimension in memory, until the batch is on the device: resizing is about three times as fast
-that way, a quarter of the bytes cross to the device, and the convolutions want channels-last memory anyway.
+Pure functions: all randomness comes from the generator that is passed in. Pixels stay uint8, and the channel
+stays the last dimension in memory, until the batch is on the device. Resizing is about three times as fast
+that way, only a quarter of the bytes are copied to the device, and the convolutions use channels-last memory anyway.
 
 There is no horizontal flip: Something-Something has classes such as "Pushing something from left to right"
 and its counterpart from right to left, and a mirrored clip of one is a clip of the other.
@@ -21,7 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _SCALES = (1.0, 0.875, 0.75, 0.66)
 # Width and height may differ by at most one scale step, so that objects are not stretched too much.
 _SCALE_PAIRS = tuple((h, w) for h in range(4) for w in range(4) if abs(h - w) <= 1)
-# Quarters of the free margin, (down, right): corners, middles of the edges and the centre; then the inner
+# Offsets (down, right) in quarters of the free margin: corners, middles of the edges and the centre; then the inner
 # quarter points.
 _OFFSETS = (
     *((down, right) for down in (0, 2, 4) for right in (0, 2, 4)),
@@ -39,7 +39,7 @@ class Box(NamedTuple):
 
 
 def multi_scale_crop_box(height: int, width: int, generator: np.random.Generator) -> Box:
-    """Draw the published training crop: four scales of the short side, thirteen fixed places, each as likely.
+    """Draw the published training crop: four scales of the short side, thirteen fixed places, all equally likely.
 
     Args:
         height: Height of the picture in pixels.
@@ -65,17 +65,17 @@ def multi_scale_crop_box(height: int, width: int, generator: np.random.Generator
 def random_crop_box(
     height: int, width: int, size: int, short_side: int, generator: np.random.Generator
 ) -> Box:
-    """Draw a plain random crop: of a picture resized to ``short_side``, a square of ``size``, anywhere.
+    """Draw a plain random crop: a square of ``size``, anywhere in the picture resized to ``short_side``.
 
     Args:
         height: Height of the picture in pixels.
         width: Width of the picture in pixels.
-        size: Edge of the crop, in pixels of the resized picture.
+        size: Height and width of the crop, in pixels of the resized picture.
         short_side: Short side of the resized picture in pixels, at least ``size``.
         generator: Source of randomness.
 
     Returns:
-        The crop in pixels of the picture as it is, still to be resized to ``size``.
+        The crop in pixels of the original picture, still to be resized to ``size``.
     """
     edge = max(1, round(min(height, width) * size / short_side))
     top = int(generator.integers(height - edge + 1))
@@ -88,8 +88,8 @@ def crop_resize(frames: NDArray[np.uint8], box: Box, size: int) -> torch.Tensor:
 
     Args:
         frames: RGB of shape (n, H, W, 3), uint8.
-        box: The crop, inside the frames; one smaller than ``size`` is enlarged.
-        size: Edge of the result in pixels.
+        box: The crop, inside the frames; a crop smaller than ``size`` is enlarged.
+        size: Height and width of the result in pixels.
 
     Returns:
         uint8 of shape (n, 3, size, size) in channels-last memory.
@@ -105,7 +105,7 @@ def evaluation_crop(frames: NDArray[np.uint8], short_side: int = 256, size: int 
     Args:
         frames: RGB of shape (n, H, W, 3), uint8.
         short_side: Short side after resizing in pixels; the long side is rounded down.
-        size: Edge of the crop in pixels, at most ``short_side``.
+        size: Height and width of the crop in pixels, at most ``short_side``.
 
     Returns:
         uint8 of shape (n, 3, size, size) in channels-last memory.
@@ -121,7 +121,7 @@ def evaluation_crop(frames: NDArray[np.uint8], short_side: int = 256, size: int 
 
 
 def normalise(clip: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Bring pixels to ImageNet's mean and standard deviation, on the device that they are on.
+    """Normalise pixels with ImageNet's mean and standard deviation, on the device that they are on.
 
     Args:
         clip: uint8 of shape (N, 3, T, S, S).
@@ -134,9 +134,9 @@ def normalise(clip: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.T
     std = torch.tensor(IMAGENET_STD, device=clip.device)
     scale, shift = 1 / (255 * std), -mean / std
     if clip.stride(1) == 1:
-        # Channels-last: three numbers a pixel are too short a row for the vector unit. Spelled out along the
-        # width, scale and shift have a row's own layout, and it takes a sixth (a small clip) to two thirds of
-        # the time.
+        # In channels-last memory, three numbers per pixel are too short a row for vector instructions. Repeated along
+        # the width, scale and shift have the layout of a row of pixels, which takes a sixth (for a small clip) to two
+        # thirds of the time.
         scale, shift = (values.repeat(clip.shape[-1], 1).t()[:, None, None, :] for values in (scale, shift))
     else:
         scale, shift = (values[:, None, None, None] for values in (scale, shift))

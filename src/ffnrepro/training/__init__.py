@@ -1,1 +1,1 @@
-"""What keeps a training alive: loop, loader workers, checkpoints, lease, stop requests, processes, progress."""
+"""The code that runs a training and keeps it alive: loop, loader, checkpoints, lease, stop requests, processes, progress."""

@@ -1,14 +1,14 @@
-"""Checkpoints of a training: saved whole, and restored by the next attempt.
+"""Checkpoints of a training: each is saved whole, and restored by the next attempt.
 
-They lie in `state/{run}/seed{n}-{data}/`. The run's name holds the key of its settings and code, and `data` is the beginning
-of the digest of its data. So a training never continues from a state of other settings or data, and going back to earlier
-ones finds their state again. Snakemake does not know these files: it deletes the outputs of a job that was killed, and
-these are what such a job continues from.
+They lie in `state/{run}/seed{n}-{data}/`. The run's name holds the cache key of its settings and code, and `data` is the
+beginning of the digest of its data. So a training never continues from a state of other settings or data, and returning to
+earlier settings or data finds their state again. Snakemake does not know these files, because it would delete them as
+outputs of a killed job, which has to continue from them.
 
     state-00000012-0123456789abcdef.pt   the last two saves; the name holds the digest of the file's bytes
-    about.json                           run, seed, data, and how far the training came
-    lease.json                           the process that works on it (`lease`)
-    failed.json                          why another attempt is of no use
+    about.json                           run, seed, data, and how far the training has come
+    lease.json                           the process that works on the training (`lease`)
+    failed.json                          why another attempt would fail, too
     log.txt                              messages of all attempts
     tensorboard/
 """
@@ -41,16 +41,16 @@ class Checkpoints:
     """Saves of one training.
 
     Args:
-        folder: of this training alone.
-        run: name of the run, for people.
-        seed: of the training.
-        epochs: of the whole training.
+        folder: folder of this training alone.
+        run: name of the run, for messages.
+        seed: seed of the training.
+        epochs: number of epochs of the whole training.
         data: digest of its data.
-        start: digest of the network that it begins from, where that is the network of another run.
-        save_minutes: time between two saves within an epoch.
+        start: digest of the network that the training starts from, if it is the network of another run.
+        save_minutes: minutes between two saves within an epoch.
 
     Attributes:
-        save_seconds: duration of the longest save.
+        save_seconds: seconds that the longest save took.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Checkpoints:
             check: called each second while this process waits for the lease; it may raise.
 
         Raises:
-            PermanentError: an earlier attempt failed in a way that another attempt does not change.
-            Unfinished: another process works on this training.
+            PermanentError: an earlier attempt failed, and another attempt would fail in the same way.
+            Unfinished: another process is working on this training.
         """
         lease = Lease(self.folder / "lease.json")
         with lease.held(check):
@@ -90,11 +90,11 @@ class Checkpoints:
             failure, now = read_record(mark), {"data": self._about["data"], "version": __version__}
             if failure.items() >= now.items():
                 raise PermanentError(
-                    f"{failure['message']} (it failed so on {failure['time']}; to try the same settings and data again: "
+                    f"{failure['message']} (this training failed on {failure['time']}; to try the same settings and data again: "
                     f"ffnrepro runs retry {self._about['run']})"
                 )
             self._lease = lease
-            for leftover in [mark, *self.folder.glob(".*-*")]:  # and of saves that were killed
+            for leftover in [mark, *self.folder.glob(".*-*")]:  # temporary files of killed saves
                 leftover.unlink(missing_ok=True)
             try:
                 yield
@@ -107,8 +107,8 @@ class Checkpoints:
                 }
                 try:
                     write_json(mark, failure)
-                except OSError as unmarked:
-                    logger.warning("%s: cannot be written (%s)", mark, unmarked.strerror)
+                except OSError as write_error:
+                    logger.warning("%s: cannot be written (%s)", mark, write_error.strerror)
                 raise
 
     def generations(self) -> list[Path]:
@@ -152,7 +152,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"{self.folder}: the state cannot be saved ({error.strerror}; {len(content) / 1e6:.0f} MB to write); "
-                "free some space and run again: it continues from the save before"
+                "free some space and run again: the training continues from the previous save"
             ) from error
         for old in generations[GENERATIONS - 1 :]:
             with suppress(OSError):
@@ -164,7 +164,7 @@ class Checkpoints:
         """Return the newest whole save, on the CPU, or None if there is none; damaged ones are deleted.
 
         Raises:
-            UserError: the newest save cannot be read now, or began from another network than this training does.
+            UserError: the newest save cannot be read now, or belongs to a training that started from another network.
         """
         for file in self.generations():
             try:
@@ -174,17 +174,17 @@ class Checkpoints:
             except OSError as error:
                 raise UserError(
                     f"{file}: cannot be read ({error.strerror}); check the disk and run again, or delete the file: training "
-                    "then continues from the save before it"
+                    "then continues from the previous save"
                 ) from error
             if not file.stem.endswith(_digest(content)):
-                logger.warning("%s: damaged, deleted; goes back to the save before it", file)
+                logger.warning("%s: damaged and deleted; using the previous save", file)
                 file.unlink(missing_ok=True)
                 continue
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if (start := state.pop("start", None)) != self._start:
                 raise UserError(
-                    f"{self.folder}: this training began from the network {start}, but now it would begin from "
-                    f"{self._start}; to start it anew: ffnrepro runs prune {self._about['run']}"
+                    f"{self.folder}: this training started from the network {start}, but now it would start from "
+                    f"{self._start}; to start again: ffnrepro runs prune {self._about['run']}"
                 )
             return state
         return None

@@ -15,8 +15,8 @@ def choose_device(name: str) -> torch.device:
         name: `cuda`, `mps` or `cpu`; `auto` takes the first of them that this machine has.
 
     Raises:
-        UserError: this machine does not have the device; or `auto` finds no GPU in a SLURM job, where training on the CPU
-            would take weeks.
+        UserError: this machine does not have the device; or `auto` finds no GPU in a SLURM job (on the CPU, training would
+            take weeks).
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -47,13 +47,13 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a batch's tensor to the device, on CUDA without waiting. Elsewhere that is unsafe (on MPS, values were wrong)."""
+    """Move a tensor of a batch to the device, on CUDA without waiting. On MPS, not waiting gave wrong values."""
     if device.type == "mps":
         tensor = tensor.contiguous()
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to the device, in channels-last memory except on MPS, where it does not work."""
+    """Move a network to the device, in channels-last memory except on MPS, where channels-last memory does not work."""
     model = model.to(device)
     return model if device.type == "mps" else model.to(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
 """One training job: from a run folder, a manifest and videos to a trained network's files.
 
-The script of the training rules calls `run_job`; `ffnrepro doctor` tries some steps by `train_network`.
+The script of the training rules calls `run_job`; `ffnrepro doctor` tries some steps with `train_network`.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,18 +36,18 @@ from ffnrepro.weights import load_checkpoint, save_checkpoint, start_from, tenso
 
 @dataclass(frozen=True)
 class Job:
-    """What a training reads and where it writes; the command line of the scripts that train.
+    """What a training reads and where it writes; also the command line of the training scripts.
 
     Attributes:
-        run: Folder of the run, such as `results/runs/ffn-1a2b3c4d`; holds `settings.json`.
-        videos: Folder that the manifest's paths start from.
+        run: Folder of the run, such as `results/runs/ffn-1a2b3c4d`, with its `settings.json`.
+        videos: Folder of the videos; the paths in the manifest are relative to it.
         runtime: Device, cores, workers, and when to save and stop.
-        seed: Of the training.
-        start: Pretrained weights, or the `model.pt` of the run that this one starts from; None: random weights.
+        seed: Seed of the training.
+        start: Pretrained weights, or the `model.pt` of the run that this run starts from; None: random weights.
         classes: The file `classes.csv`.
         manifest: Folder of the manifest.
         state: Folder of all resumable states.
-        max_bad_fraction: Fraction of an epoch that may be left out as unreadable.
+        max_bad_fraction: Fraction of an epoch's samples that may be left out as unreadable.
     """
 
     run: Path
@@ -75,10 +75,10 @@ def run_job(job: Job) -> None:
     """Train one run and write `model.pt`, `model.sha256`, `history.parquet` and `run.json`.
 
     Raises:
-        PermanentError: too few videos, unfit weights, a loss that is not finite, gradients that float16 does not hold.
-        UserError: no such device, no room for the state, other code than that of the run's folder, or a state that began
-            from another network.
-        Unfinished: stopped early, or another process works on the same training.
+        PermanentError: too few videos, weights that do not fit, a loss that is not finite, or gradients that overflow float16.
+        UserError: no such device, no space for the state, code that does not match the run's folder, or a state that
+            started from another network.
+        Unfinished: the training was stopped, or another process is working on it.
     """
     settings, code = read_run(job.run)
     check_key(job.run, settings)
@@ -87,9 +87,9 @@ def run_job(job: Job) -> None:
     check_precision(recipe.precision, device)
     torch.set_num_threads(runtime.threads)
     processes, device = start_processes(device, recipe.gpus)
-    # Read before the training, since the checkout may change meanwhile.
+    # Read this before the training, because the checkout may change during it.
     made_here = provenance(device)
-    # Of pretrained weights, the run's key holds the digest.
+    # The digest of pretrained weights is already part of the run's key.
     start = tensors_digest(load_checkpoint(job.start).state_dict()) if job.start and settings.start else None
     checkpoints = Checkpoints(
         state_folder(job.state, job.run.name, job.seed, job.data),
@@ -101,7 +101,7 @@ def run_job(job: Job) -> None:
         save_minutes=runtime.save_minutes,
     )
     with ExitStack() as stack:
-        # First, so that a signal is only noted until the lease is given back.
+        # This comes first, so that a signal is only noted until the lease is given back.
         stop = stack.enter_context(StopRequest(end_of_job(runtime.time_budget)))
         if processes.first:
             stack.enter_context(checkpoints.held(partial(stop.check, job.run.name)))
@@ -116,7 +116,7 @@ def run_job(job: Job) -> None:
         digest = tensors_digest(trained.best_model)
         write_text(job.output / "model.sha256", digest + "\n")
         made_with = read_record(checkpoints.folder / "made_with.json")
-        # A network that is only written out again was not made here and now.
+        # A network that is only written out again was made earlier, perhaps on another machine.
         if made_with.get("model") != digest:
             made_with = {
                 "model": digest,
@@ -161,24 +161,24 @@ def train_network(
     """Build the network, start it from its weights, and train it.
 
     Args:
-        job: what it reads.
-        settings: of the run.
-        device: that computes.
-        checkpoints: that it continues from and saves to.
-        stop: asked after each step.
-        processes: that share each batch.
+        job: the files of the training.
+        settings: settings of the run.
+        device: device of the network.
+        checkpoints: saves that the training continues from and adds to.
+        stop: request to stop, which is checked after each step.
+        processes: processes that share each batch.
 
     Raises:
-        PermanentError: too few videos, unfit weights, a loss that is not finite, gradients that float16 does not hold.
-        Unfinished: asked to stop.
+        PermanentError: too few videos, weights that do not fit, a loss that is not finite, or gradients that overflow float16.
+        Unfinished: the training was stopped.
     """
-    # What has no effect has its default, so one key means one network.
+    # A setting that has no effect is set to its default, so that one key stands for one network.
     settings = settings.effective()
     recipe, name = settings.training, job.run.name
     check_splits(job.manifest, recipe.batch_size)
     if (job.start is None) != (settings.weights is None and settings.start is None):
         raise UserError(
-            f"{job.run}: settings.json and the option --start disagree about the weights to start from"
+            f"{job.run}: settings.json and the option --start disagree about the initial weights; run snakemake again"
         )
     torch.manual_seed(job.seed)
     model = settings.method.build(len(pd.read_csv(job.classes)), settings.network)
@@ -251,12 +251,12 @@ def validate(
     """Top-1 and top-5 in percent at each frame count, such as `top1_16f`, over all videos of the split.
 
     Raises:
-        Unfinished: asked to stop, in any of the processes.
+        Unfinished: one of the processes was stopped.
     """
     plan = evaluation_batches(
         len(loader.dataset), batch_size=batch_size, rank=processes.rank, processes=processes.count
     )
-    # The same names in all processes, also in one that has no videos.
+    # All processes have the same names, even a process without videos.
     sums = dict.fromkeys(["videos", *(f"top{k}_{n}f" for n in frame_counts for k in (1, 5))], 0.0)
     reason = None
     bar = tqdm(loader.batches(plan), total=len(plan), desc=name, leave=False, disable=None, unit="step")
@@ -270,7 +270,7 @@ def validate(
             for k in (1, 5):
                 sums[f"top{k}_{frames}f"] += 100 * correct_within(classes, labels, k)
         sums["videos"] += len(labels)
-    # A process that stops still comes here: the others, which have more steps or fewer, wait here for its sums.
+    # A process that stops comes here, too: the others, which may have more or fewer steps, wait here for its sums.
     totals = processes.total({**sums, "stops": reason is not None})
     if totals.pop("stops"):
         raise Unfinished(f"{name}: {reason or 'another process stops'}; earlier work is saved")
@@ -283,7 +283,7 @@ def check_splits(manifest: Path, batch_size: int) -> None:
 
     Args:
         manifest: folder of the manifest.
-        batch_size: of a step; an incomplete batch is dropped.
+        batch_size: videos per step; an incomplete batch is dropped.
 
     Raises:
         PermanentError: too few videos.
@@ -291,10 +291,11 @@ def check_splits(manifest: Path, batch_size: int) -> None:
     train, validation = (manifest / f"{split}.parquet" for split in ("train", "validation"))
     if (count := len(pd.read_parquet(train, columns=["id"]))) < batch_size:
         raise PermanentError(
-            f"{train}: {count} videos do not fill one batch of training.batch_size {batch_size}; lower it, or add videos"
+            f"{train}: {count} videos do not fill a batch of training.batch_size {batch_size}; lower training.batch_size, or "
+            "add videos"
         )
     if not len(pd.read_parquet(validation, columns=["id"])):
         raise PermanentError(
-            f"{validation}: no videos, and validation chooses the best epoch; label some of the videos for it, or see in "
+            f"{validation}: no videos, but validation chooses the best epoch; add validation videos, or see in "
             f"{manifest / 'excluded.csv'} why they are left out"
         )

@@ -1,8 +1,8 @@
 """Start the processes of a training, one for each GPU: `python -m ffnrepro.training.launch COUNT SCRIPT ARGUMENT...`.
 
-It sets the same environment variables as torchrun, which can start the scripts, too. But torchrun exits with code 1 whatever
-the codes of its processes, and after a signal it kills them within 30 s, even in the middle of a save. Here "unfinished" (75)
-stays "unfinished", SIGTERM may come any number of times, and a second Ctrl-C ends all at once.
+It sets the same environment variables as torchrun, which can start the scripts, too. But torchrun always exits with code 1,
+whatever the exit codes of its processes, and after a signal it kills them within 30 s, even in the middle of a save. Here
+"unfinished" (75) stays "unfinished", SIGTERM may come any number of times, and a second Ctrl-C ends all processes at once.
 """
 
 import os
@@ -18,7 +18,7 @@ from types import FrameType
 from ffnrepro.logs import UNFINISHED
 
 PATIENCE = 60.0
-"""Seconds for the others after a process has failed: one may be saving, and one may wait for the failed one for ever."""
+"""Seconds that the other processes have to end after one has failed: some may be saving, others may wait for it forever."""
 
 
 def launch(count: int, command: Sequence[str], *, patience: float = PATIENCE) -> int:
@@ -36,7 +36,7 @@ def launch(count: int, command: Sequence[str], *, patience: float = PATIENCE) ->
         at_once = number == signal.SIGINT and number in received
         received.append(number)
         for process in processes:
-            # A terminal sends Ctrl-C to the processes as well. Passing on SIGINT would be their second one; a further
+            # A terminal sends Ctrl-C to the processes as well, so a SIGINT from here would be their second. Another
             # SIGTERM changes nothing.
             process.kill() if at_once else process.terminate()
 
@@ -48,12 +48,12 @@ def launch(count: int, command: Sequence[str], *, patience: float = PATIENCE) ->
             processes.append(
                 subprocess.Popen([sys.executable, *command], env={**os.environ, **common, **own})
             )
-        if received:  # before all were started
+        if received:  # a signal came before all processes were started
             for process in processes:
                 process.terminate()
         failures = _wait(processes, patience)
     except BaseException:
-        # Such as no memory for the next process, which the others would wait for.
+        # If a process cannot start, for example for lack of memory, the others would wait for it.
         for process in processes:
             process.kill()
         raise
@@ -62,8 +62,8 @@ def launch(count: int, command: Sequence[str], *, patience: float = PATIENCE) ->
             signal.signal(number, handler)
     if received.count(signal.SIGINT) > 1:
         return 128 + signal.SIGINT
-    # Of processes that failed at the same time, some only failed because of another. SIGTERM ends a process that has not yet
-    # installed its handler.
+    # If several processes failed at the same time, some only failed because of another. "Unfinished" is no cause, nor is
+    # the death by SIGTERM of a process that had not yet installed its handler.
     causes = [code for code in failures if code != UNFINISHED and not (received and code == -signal.SIGTERM)]
     if causes:
         return causes[0] if causes[0] > 0 else 128 - causes[0]
@@ -71,10 +71,10 @@ def launch(count: int, command: Sequence[str], *, patience: float = PATIENCE) ->
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> list[int]:
-    """Wait for all; return the codes of those that failed first, since others may fail because of them."""
+    """Wait for all processes; return the exit codes of those that failed first, because others may fail as a result."""
     while not any(codes := [process.poll() for process in processes]) and None in codes:
         time.sleep(0.05)
-    # A killed process prints nothing, and only the first one has a log.
+    # A killed process prints nothing, and only the first process has a log.
     for rank, code in enumerate(codes):
         if code and code != UNFINISHED:
             how = f"with code {code}" if code > 0 else f"by signal {-code} ({signal.strsignal(-code)})"

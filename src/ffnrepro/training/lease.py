@@ -1,8 +1,8 @@
-"""A lease lets one process at a time write to a folder, of several processes on several machines.
+"""A lease lets only one process at a time, of several on several machines, write to a folder.
 
 It works on a network file system and needs no lock server: a lease is a file that only one process can create. Its owner
-touches it every `HEARTBEAT` seconds. A process that finds it taken watches it, and takes over a lease that is not touched
-for `EXPIRY` seconds of the watcher's own clock. So the clocks of the machines need not agree.
+touches the file every `HEARTBEAT` seconds. A process that finds the lease taken watches it, and takes it over if it is not
+touched for `EXPIRY` seconds of the watcher's own clock. So the clocks of the machines need not agree.
 """
 
 import json
@@ -30,10 +30,11 @@ EXPIRY = 180.0
 """Seconds without a heartbeat after which a lease expires: three times as long as NFS caches a file's attributes."""
 
 LONG_AGO = 3600.0
-"""Age of a heartbeat in seconds, by the file's own time, from which on nobody watches. Clocks differ by less."""
+"""Age of the last heartbeat in seconds, by the file's time, above which a lease has expired without being watched.
+Clocks differ by less."""
 
 SETTLE = 1.0
-"""Seconds that a process waits after a takeover, in which another one may take over at the same moment."""
+"""Seconds that a process waits after a takeover, because another process may have taken over at the same moment."""
 
 
 class LeaseStatus(NamedTuple):
@@ -44,7 +45,7 @@ class LeaseStatus(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The owner, for people."""
+        """Description of the owner, for messages."""
         job = f"job {self.owner['slurm_job']}, " if self.owner.get("slurm_job") else ""
         return f"{job}process {self.owner.get('pid')} on {self.owner.get('host')}"
 
@@ -59,7 +60,7 @@ class LeaseStatus(NamedTuple):
             os.kill(pid, 0)
         except OSError as error:
             return isinstance(error, ProcessLookupError)
-        # This process's own number was that of an earlier process.
+        # A lease with this process's own number was left by an earlier process.
         return pid == os.getpid()
 
 
@@ -67,7 +68,7 @@ class Lease:
     """The right to write to a folder.
 
     Args:
-        path: the file.
+        path: the file of the lease.
         expiry: seconds without a heartbeat after which it expires.
     """
 
@@ -84,7 +85,7 @@ class Lease:
 
     @contextmanager
     def held(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Take the lease, keep it alive, give it back.
+        """Take the lease, keep it alive, and give it back.
 
         Args:
             check: called each second while this process waits for the lease; it may raise.
@@ -105,7 +106,7 @@ class Lease:
                 if self.is_mine():
                     self.path.unlink(missing_ok=True)
             except OSError as error:
-                # An error of the work itself matters more, and other processes will find this one dead.
+                # An error of the work itself matters more, and other processes will notice that this one has ended.
                 logger.warning("%s: could not be given back (%s)", self.path, error.strerror)
 
     def is_mine(self) -> bool:
@@ -118,7 +119,7 @@ class Lease:
             status = read_lease(self.path)
             gone = status is not None and (status.owner_is_dead() or self._expires(status, check))
             if status is not None and gone and read_lease(self.path) == status:
-                logger.warning("takes over from %s, which is no longer there", status.name)
+                logger.warning("taking over from %s, which has ended", status.name)
                 write_json(self.path, self._owner)
                 time.sleep(SETTLE)
                 if self.is_mine():
@@ -134,9 +135,10 @@ class Lease:
 
     def _expires(self, status: LeaseStatus, check: Callable[[], None]) -> bool:
         """Watch the lease, and return whether it expires; False if it gets another owner or none."""
-        logger.info("%s: held by %s; watches for a heartbeat", self.path, status.name)
+        logger.info("%s: held by %s; watching for a heartbeat", self.path, status.name)
         interval = min(1.0, self._expiry / 10)
-        # What pauses this process (a suspended machine, a network disk) pauses the owner, too. So looks count, not time.
+        # Whatever pauses this process (a suspended machine, a network disk) pauses the owner, too. So reads of the lease
+        # are counted, not seconds.
         for _ in range(math.ceil(self._expiry / interval)):
             time.sleep(interval)
             check()
@@ -145,15 +147,15 @@ class Lease:
                 return False
             if now.heartbeat != status.heartbeat:
                 raise Unfinished(
-                    f"{self.path.parent}: {status.name} is working on this and alive; nothing was written. Wait for it to "
-                    "end, or end it"
+                    f"{self.path.parent}: {status.name} is working on this training; nothing was written. Wait for that "
+                    "process to end, or end it"
                 )
         return True
 
     def _beat(self, ended: threading.Event) -> None:
         while not ended.wait(min(HEARTBEAT, self._expiry / 5)):
             try:
-                # This writes nothing, so it needs no space, and it does not take the lease back from a new owner.
+                # Touching the file writes nothing, so it needs no space and does not take the lease back from a new owner.
                 os.utime(self.path)
             except OSError as error:
                 logger.warning("%s: no heartbeat (%s)", self.path, error.strerror)
@@ -176,7 +178,7 @@ def read_lease(path: Path) -> LeaseStatus | None:
 
 
 def _machine() -> str:
-    """Where process numbers mean the same: host, its boot, and the namespace of a container."""
+    """Identity of the system in which process numbers are unique: host, boot, and namespace of a container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"

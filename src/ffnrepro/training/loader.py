@@ -1,9 +1,9 @@
 """Batches of clips from worker processes that neither a broken file nor a hanging decoder can bring down.
 
 The index leaves out files that are broken when it is made. A file that breaks later is tried twice, then left out of
-its batch, named and counted. Evaluation counts every video once, so there it ends the run with the file's name.
+its batch, named and counted. Evaluation has to count every video, so there such a file ends the run, with its name.
 Nothing can interrupt a decoder that hangs in native code, so a watchdog ends a worker whose sample takes too long. When
-a worker dies, for this or any other reason, all workers are replaced and continue at the batch that was waited for.
+a worker dies, for this or any other reason, all workers are replaced and continue with the batch that is needed next.
 """
 
 import faulthandler
@@ -35,15 +35,15 @@ class VideoBatches:
     """Loads batches of a data set.
 
     Args:
-        dataset: Of clips.
-        workers: Processes that decode. With 0 this process decodes, and a decoder that hangs is not interrupted.
-        pin_memory: Put batches into page-locked memory, from which a GPU copies faster.
-        max_bad_fraction: Fraction of the samples that an epoch may leave out as unreadable; it may leave out one in any
-            case, unless the fraction is 0. None is for evaluation: the first unreadable video ends it.
+        dataset: Data set of clips.
+        workers: Number of processes that decode. With 0 this process decodes, and a hanging decoder is not interrupted.
+        pin_memory: Whether to put batches into page-locked memory, from which a GPU copies faster.
+        max_bad_fraction: Fraction of the samples that an epoch may leave out as unreadable; unless it is 0, one sample is
+            always allowed. None is for evaluation: the first unreadable video ends it.
         seconds: Time limit for one sample.
 
     Attributes:
-        bad_videos: Samples left out since the last call of `batches`.
+        bad_videos: Number of samples left out since the last call of `batches`.
     """
 
     def __init__(
@@ -80,10 +80,11 @@ class VideoBatches:
         """Load batches, each without its unreadable samples.
 
         Args:
-            keys: Those of each batch.
+            keys: Keys of the samples of each batch.
 
         Raises:
-            UserError: More videos are unreadable than allowed, or all of a batch, or workers die and no file is to blame.
+            UserError: More videos are unreadable than allowed, all videos of a batch are unreadable, or workers die and no
+                file is to blame.
         """
         self.bad_videos = 0
         done = unexplained = 0
@@ -97,7 +98,7 @@ class VideoBatches:
                         # Each step of an epoch needs a batch: a resumed run counts them.
                         if batch is None:
                             raise UserError(
-                                f"no video of a batch could be read; the last one is {unreadable[-1]}; check the disk of "
+                                f"no video of a batch could be read; the last error is {unreadable[-1]}; check the disk of "
                                 "`data.videos` and run again"
                             )
                         yield batch
@@ -114,8 +115,8 @@ class VideoBatches:
             raise
 
     def close(self) -> None:
-        """End the workers, also those that hang: a process does not end while its workers live."""
-        at_work = self._at_work()
+        """End the workers, including those that hang: a process does not end while its workers live."""
+        at_work = self._samples_being_read()
         for worker, index in at_work:
             if index != NO_SAMPLE:
                 # It may hang, and PyTorch would wait for it.
@@ -138,35 +139,35 @@ class VideoBatches:
         try:
             batches = iter(self._loader)
             if self._workers and threading.current_thread() is threading.main_thread():
-                # PyTorch's handler raises an error wherever this process is, such as in the middle of a step. Without it
-                # the death of a worker is noticed where its batch is waited for.
+                # When a worker dies, PyTorch's handler raises an error wherever this process is, such as in the middle of
+                # a step. Without the handler the death is noticed where this process waits for the worker's batch.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield from batches
         except Exception as error:
-            # An error in a worker begins with "Caught". Other errors follow the death of a worker: PyTorch notices it, or
-            # the connection breaks over which this process fetches a batch (EOFError, ConnectionResetError,
-            # FileNotFoundError), a moment before the worker counts as dead.
-            if str(error).startswith("Caught") or not self._dead_at(timeout=30):
+            # The text of an error raised in a worker begins with "Caught". Other errors follow the death of a worker:
+            # PyTorch notices it, or the connection for fetching a batch breaks (EOFError, ConnectionResetError,
+            # FileNotFoundError) a moment before the worker counts as dead.
+            if str(error).startswith("Caught") or not self._samples_of_dead(timeout=30):
                 raise
             raise _WorkerDied from error
 
-    def _at_work(self) -> list[tuple[BaseProcess, int]]:
-        """The workers, and the sample that each is at."""
+    def _samples_being_read(self) -> list[tuple[BaseProcess, int]]:
+        """The workers, and the sample that each of them is reading."""
         iterator: Any = self._loader._iterator
         workers = [] if iterator is None else iterator._workers
         return list(zip(workers, self._samples.current.tolist(), strict=False))
 
-    def _dead_at(self, timeout: float) -> list[int]:
-        """Samples that workers died at; waits until a worker is dead, or for so many seconds."""
-        at_work = self._at_work()
+    def _samples_of_dead(self, timeout: float) -> list[int]:
+        """Samples that dead workers were reading; waits for `timeout` seconds until a worker is dead."""
+        at_work = self._samples_being_read()
         if not at_work:
             return []
         dead = multiprocessing.connection.wait([worker.sentinel for worker, _ in at_work], timeout)
         return [index for worker, index in at_work if worker.sentinel in dead]
 
     def _blame(self) -> bool:
-        """Note at which files workers died, and return whether no file is to blame."""
-        blamed = [index for index in self._dead_at(timeout=0) if index != NO_SAMPLE]
+        """Note the files that dead workers were reading, and return whether no file is to blame."""
+        blamed = [index for index in self._samples_of_dead(timeout=0) if index != NO_SAMPLE]
         self._samples.deaths.update(blamed)
         names = ", ".join(str(self.dataset.path_of(index)) for index in blamed)
         logger.warning("a worker died; all workers are replaced (%s)", names or "no file is to blame")
@@ -177,7 +178,7 @@ class VideoBatches:
         for reason in unreadable:
             if self._max_bad_fraction is None:
                 raise UserError(
-                    f"{reason}; evaluation counts each video once, so it stops: restore the file, or let the index find it "
+                    f"{reason}; evaluation must count every video, so it stops: restore the file, or let the index exclude it "
                     "(`data.watch: stat`)"
                 )
             self.bad_videos += 1
@@ -186,7 +187,7 @@ class VideoBatches:
             if self.bad_videos > allowed:
                 raise UserError(
                     f"{self.bad_videos} of {len(self.dataset)} videos could not be read in this epoch, more than "
-                    f"`data.max_bad_fraction` {self._max_bad_fraction:g} allows; the last one is {reason}; check the disk of "
+                    f"`data.max_bad_fraction` {self._max_bad_fraction:g} allows; the last error is {reason}; check the disk of "
                     "`data.videos` and run again"
                 )
 
@@ -196,16 +197,16 @@ class _WorkerDied(Exception):
 
 
 class _GuardedSamples(Dataset[Any]):
-    """Samples, or in place of one the reason (text) why it cannot be read.
+    """Samples; if one cannot be read, the reason (text) in its place.
 
     Args:
-        dataset: Of clips.
+        dataset: Data set of clips.
         workers: Number of workers.
         seconds: Time limit for one sample in a worker.
 
     Attributes:
-        deaths: How many workers died at a sample; new workers have a copy.
-        current: The sample that each worker is at, in memory that is shared with the workers and outlives them.
+        deaths: Number of workers that died while they read a sample, by sample; new workers have a copy.
+        current: The sample that each worker is reading, in memory that is shared with the workers and outlives them.
     """
 
     def __init__(self, dataset: ClipDataset, workers: int, seconds: float) -> None:
@@ -250,7 +251,7 @@ def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
 
 
 def _ignore_signals(worker: int) -> None:  # noqa: ARG001
-    # A cluster signals every process of a job. The trainer needs its workers to finish the step and save.
+    # A cluster signals every process of a job, but the training process still needs its workers to finish the step.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""The training loop (section 4.1): one function, to be read from top to bottom. What decides numbers is in `recipe/`."""
+"""The training loop (section 4.1): one function, to be read from top to bottom. `recipe/` has the code of its numbers."""
 
 import logging
 import time
@@ -39,7 +39,7 @@ TIMES = ("seconds", "frames_per_second", "data_wait")
 """Columns of the history that differ when a run is repeated."""
 
 SMALLEST_SCALE = 2.0**-10
-"""Of the loss, with float16: it starts at 2^16, is halved at each skipped step, and is mostly far above 1."""
+"""Smallest loss scale with float16: the scale starts at 2^16, is halved at each skipped step, and is usually far above 1."""
 
 
 @dataclass(frozen=True)
@@ -71,28 +71,28 @@ def train(
     stop: StopRequest,
     name: str,
 ) -> Trained:
-    """Train to the last epoch, from the saved state where there is one.
+    """Train to the last epoch, from the saved state if there is one.
 
     A run that is interrupted at any moment and continued gives the same tensors and the same history (except for
-    `TIMES`) as one that is not: a sample is a function of (seed, epoch, index), what is random in a step is one of
-    (seed, epoch, step), and everything else is in the state.
+    `TIMES`) as an uninterrupted run: a sample is a function of (seed, epoch, index), all randomness of a step is a
+    function of (seed, epoch, step), and everything else is in the state.
 
     Args:
-        model: on the device.
-        method: gives the terms of the loss.
-        settings: the recipe.
-        loader: gives batches of the training split.
+        model: the network, on the device.
+        method: the method, which gives the terms of the loss.
+        settings: the training recipe.
+        loader: loader of the training split.
         validate: network -> scores by name, the same in all processes.
-        seed: of order, samples and dropout.
-        device: where the model is.
-        processes: that share each batch.
-        checkpoints: saved every so many minutes, at the end of each epoch, and before an early stop.
-        stop: asked after each step.
-        name: of the experiment, for progress and log.
+        seed: seed of order, samples and dropout.
+        device: device of the network.
+        processes: processes that share each batch.
+        checkpoints: saves, which are due after some minutes, at the end of each epoch, and when the training is stopped.
+        stop: request to stop, which is checked after each step.
+        name: name of the run, for progress and log.
 
     Raises:
-        PermanentError: the loss is not finite, or float16 does not hold the gradients.
-        Unfinished: asked to stop, in any of the processes; the state is saved.
+        PermanentError: the loss is not finite, or the gradients overflow float16.
+        Unfinished: one of the processes was stopped; the state is saved.
     """
     precision = precision_on(device, settings.precision)
     optimizer = make_optimizer(
@@ -110,9 +110,9 @@ def train(
     )
     scaler = make_scaler(device, precision)
     state: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
-    saved = _restore(checkpoints, state, processes, name)
+    saved = _restore(checkpoints, state, processes, name, settings.epochs)
     history, best = saved["history"], saved["best"]
-    # The saved sums are those of all processes, and each needs the same names.
+    # The saved sums are totals over all processes; the other processes start with zeros under the same names.
     sums = defaultdict(float, saved["sums"] if processes.first else dict.fromkeys(saved["sums"], 0.0))
 
     def save(epoch: int, step: int) -> None:
@@ -144,7 +144,7 @@ def train(
             disable=None if processes.first else True,
             unit="step",
         )
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         for step, (clips, labels) in enumerate(bar, start=first_step):
             received = time.perf_counter()
             set_learning_rate(optimizer, factor_at(epoch + step / len(batches)))
@@ -168,23 +168,23 @@ def train(
             bar.set_postfix(loss=f"{result.losses['loss']:.3f}", refresh=False)
 
             now = time.perf_counter()
-            sums["seconds"] += now - asked
-            sums["waited"] += received - asked
-            longest = max(longest, now - asked)
+            sums["seconds"] += now - requested
+            sums["waited"] += received - requested
+            longest = max(longest, now - requested)
             reason = stop.reason(reserve=2 * (longest + checkpoints.save_seconds))
             stops, due = processes.any_of([reason is not None, processes.first and checkpoints.is_due()])
             if stops or due:
                 save(epoch, step + 1)
             if stops:
-                # The first process is saving, and the end of another one would end it.
+                # The first process is saving, and would fail if another process ended now.
                 processes.wait()
                 raise Unfinished(
                     f"{name}: {reason or 'another process stops'}, saved at epoch {epoch + 1} of {settings.epochs}, "
                     f"step {step + 1}"
                 )
-            asked = time.perf_counter()
+            requested = time.perf_counter()
 
-        # A validation that is cut short costs no step.
+        # This save comes first, so that an interrupted validation costs no training step.
         save(epoch, len(batches))
         started = time.perf_counter()
         share_running_statistics(model)
@@ -209,18 +209,21 @@ def train(
 
 
 def _restore(
-    checkpoints: Checkpoints, state: Mapping[str, Any], processes: Processes, name: str
+    checkpoints: Checkpoints, state: Mapping[str, Any], processes: Processes, name: str, epochs: int
 ) -> dict[str, Any]:
-    """Restore the newest save, and return it; or what a training begins with."""
+    """Restore the newest save and return it; without a save, return the values that a training starts with."""
     saved = checkpoints.load() or {"history": [], "best": {}, "step": 0, "sums": {}}
     done, step = len(saved["history"]), saved["step"]
     if "model" in saved:
         state["model"].load_state_dict(saved["model"])
         state["optimizer"].load_state_dict(saved["optimizer"])
-        # A run may continue on another kind of device.
+        # A run may continue on another kind of device, where there is no loss scale.
         if saved["scaler"] and state["scaler"].is_enabled():
             state["scaler"].load_state_dict(saved["scaler"])
-        logger.info("%s: continues at epoch %d, after %d steps", name, done + 1, step)
+        if done < epochs:
+            logger.info("%s: continues at epoch %d, after %d steps", name, done + 1, step)
+        else:
+            logger.info("%s: is already trained; the log of its training is in %s", name, checkpoints.folder)
     if not processes.same((done, step)):
         raise Unfinished(
             f"{name}: {checkpoints.folder}: one process cannot read the save that another continues from"
@@ -235,10 +238,10 @@ def _check_step(
     checkpoints: Checkpoints,
     place: str,
 ) -> None:
-    """Refuse a step that another try would end in again.
+    """Refuse a step that would fail again in another attempt.
 
     Raises:
-        PermanentError: the loss is not finite, or float16 does not hold the gradients.
+        PermanentError: the loss is not finite, or the gradients overflow float16.
     """
     loss = result.losses["loss"]
     if not result.finite:
@@ -250,14 +253,14 @@ def _check_step(
         )
     if result.skipped and scaler.get_scale() < SMALLEST_SCALE:
         raise PermanentError(
-            f"{place}: float16 does not hold the gradients: steps are skipped, though the loss ({loss:.3g}) is scaled by "
-            f"{scaler.get_scale():.1g} only; set training.precision to bfloat16 or float32, or lower "
+            f"{place}: the gradients overflow float16: steps are skipped, though the loss ({loss:.3g}) is scaled by only "
+            f"{scaler.get_scale():.1g}; set training.precision to bfloat16 or float32, or lower "
             "training.learning_rate"
         )
 
 
 def _count_step(sums: defaultdict[str, float], result: StepResult, labels: Tensor, *, frames: int) -> None:
-    """Add a step to the sums of its epoch; losses and hits are sums over samples."""
+    """Add a step to the sums of its epoch; losses and correct predictions are summed over samples."""
     sums["steps"] += 1
     sums["samples"] += len(labels)
     sums["frames"] += frames

@@ -1,7 +1,7 @@
 """The processes of one training, one for each GPU of a machine, started by `launch` or by torchrun.
 
-Each process takes its part of every batch. What they tell each other of gradients and normalisation is in `recipe.step`; here
-is the rest: the wish to stop, sums for the history, and waiting.
+Each process takes its part of every batch. `recipe.step` exchanges gradients and normalisation between them; this module
+exchanges the rest: requests to stop and sums for the history, and lets processes wait for each other.
 """
 
 import os
@@ -16,9 +16,9 @@ from ffnrepro.errors import Unfinished, UserError
 
 
 class Processes:
-    """This process among those of a training; the first one logs, saves and writes results.
+    """This process among the processes of a training; the first process logs, saves and writes results.
 
-    All processes have to call each method that exchanges values, in the same order.
+    All processes must call the methods that exchange values in the same order.
 
     Args:
         rank: number of this process.
@@ -47,7 +47,7 @@ class Processes:
         """
         names = sorted(sums)
         if not self.same(names):
-            raise ValueError(f"another process has other sums than {names}")
+            raise ValueError(f"another process does not have the sums {names}")
         totals = dict(
             zip(names, self._reduce([sums[name] for name in names], dist.ReduceOp.SUM), strict=True)
         )
@@ -72,7 +72,7 @@ class Processes:
         self.any_of([False])
 
     def end(self) -> None:
-        """Leave the other processes, at the end of the work."""
+        """Disconnect from the other processes, at the end of the work."""
         if self.count > 1:
             dist.destroy_process_group()
 
@@ -84,7 +84,7 @@ class Processes:
                 dist.all_reduce(reduced, operation)
             except RuntimeError as error:
                 raise Unfinished(
-                    "another process of this training has ended, or cannot be reached; the job's screen output says more "
+                    "another process of this training has ended, or cannot be reached; see the screen output of the job "
                     f"({error})"
                 ) from error
         return reduced.tolist()
@@ -98,7 +98,7 @@ def check_count(device: torch.device, count: int) -> None:
     """
     if device.type == "cuda" and torch.cuda.device_count() < count:
         raise UserError(
-            f"config: training.gpus is {count}, but only {torch.cuda.device_count()} can be seen here; request {count}"
+            f"config: training.gpus is {count}, but only {torch.cuda.device_count()} GPUs are visible here; request {count}"
         )
 
 
@@ -125,8 +125,8 @@ def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # Flags and sums lie on the CPU, where gloo exchanges them: it notices at once that a process has ended.
-        # One process may replace loader workers for minutes while the others wait.
+        # Flags and sums lie on the CPU, where gloo exchanges them: gloo notices at once when a process has ended.
+        # The timeout is long, because one process may replace loader workers for minutes while the others wait.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1)
         )

@@ -1,4 +1,4 @@
-"""Progress of a training: a log line and a point of the curves for each epoch, and warnings of silent failures."""
+"""Progress of a training: a log line and points of TensorBoard's curves for each epoch, and warnings of silent failures."""
 
 import logging
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ logger = logging.getLogger(__name__)
 Row = dict[str, float]
 
 LEARNED = 0.1
-"""The teacher's cross entropy must fall by so many nats before its students are judged."""
+"""The teacher's cross entropy must fall by this many nats before its students are judged."""
 
 UNLEARNED = 0.5
-"""A student does not learn if its divergence rises by more than this part of the fall of the teacher's cross entropy."""
+"""A student does not learn if its divergence rises by more than this fraction of the fall in the teacher's cross entropy."""
 
 OVERFITTED = 98.0
 """Training accuracy in percent above which a falling validation accuracy means overfitting."""
 
 FALLEN = 1.0
-"""A validation accuracy so many points below the best one is falling, not noise."""
+"""A validation accuracy this many points below the best one counts as a fall, not as noise."""
 
 
 def epoch_line(name: str, epochs: int, row: Row) -> str:
     """Log line of an epoch.
 
     Args:
-        name: of the experiment.
-        epochs: of the whole training.
-        row: of the history.
+        name: name of the run.
+        epochs: number of epochs of the whole training.
+        row: row of the history.
     """
     parts = ", ".join(
         f"{key.removeprefix('train_').replace('_', ' ')} {value:.3f}"
@@ -53,11 +53,11 @@ def epoch_line(name: str, epochs: int, row: Row) -> str:
 
 
 def warnings(history: Sequence[Row], *, select_by: str) -> list[str]:
-    """Warnings that the last epoch gives reason for; each is given once, when it becomes true.
+    """Warnings about the last epoch; each is given once, when its condition becomes true.
 
     Args:
         history: one row for each epoch.
-        select_by: validation score that chooses the best epoch.
+        select_by: name of the validation score that chooses the best epoch.
     """
     now, before = history[-1], history[:-1]
     found = [
@@ -77,9 +77,9 @@ def warnings(history: Sequence[Row], *, select_by: str) -> list[str]:
 
 
 def _not_learning(history: Sequence[Row], key: str) -> bool:
-    # A divergence starts near zero, since the teacher knows nothing, and in a good training it may rise for many epochs (on
-    # the built-in data from 0.01 to 0.10 in 14 epochs). If a student learns nothing, its divergence rises as much as the
-    # teacher's cross entropy falls.
+    # A divergence starts near zero, because the teacher knows nothing yet, and even in a good training it may rise for many
+    # epochs (on the built-in data from 0.01 to 0.10 in 14 epochs). If a student learns nothing, its divergence rises as much
+    # as the teacher's cross entropy falls.
     if not history:
         return False
     learned = history[0]["train_cross_entropy"] - history[-1]["train_cross_entropy"]

@@ -1,4 +1,4 @@
-"""When to stop before the end: after a signal, or before the time of the cluster job is over."""
+"""When to stop a training before its last epoch: after a signal, or shortly before the cluster job ends."""
 
 import logging
 import os
@@ -13,16 +13,16 @@ from ffnrepro.errors import Unfinished
 logger = logging.getLogger(__name__)
 
 MARGIN = 60.0
-"""Seconds kept at the end of a job, beside the time of the last step and the save."""
+"""Seconds in reserve at the end of a job, in addition to the time of the last step and the save."""
 
 
 class StopRequest:
     """A request to stop, by SIGTERM, Ctrl-C or a deadline.
 
-    A cluster may send SIGTERM several times. A repeated one changes nothing, or it would interrupt the save that the first one
-    asked for. A second Ctrl-C acts at once.
+    A cluster may send SIGTERM several times. A repeated SIGTERM changes nothing, because it would interrupt the save that the
+    first one requested. A second Ctrl-C acts at once.
 
-    To be used in a `with` block in the main thread, which catches the signals.
+    Use it in a `with` block in the main thread; the block catches the signals.
 
     Args:
         end: deadline in seconds as `time.time()` counts them; None: no deadline.
@@ -52,10 +52,10 @@ class StopRequest:
         """Log the deadline, if there is one."""
         if self._end is not None:
             end = f"{datetime.fromtimestamp(self._end):%F %T}"
-            logger.info("stops before %s, and continues when it is run again", end)
+            logger.info("the training stops before %s, and continues when it is run again", end)
 
     def reason(self, reserve: float = 0.0) -> str | None:
-        """Why to stop now, or None.
+        """The reason to stop now, or None.
 
         Args:
             reserve: seconds that stopping takes.
@@ -63,14 +63,14 @@ class StopRequest:
         if self._signal is not None:
             return self._signal
         if self._end is not None and time.time() + reserve + self._margin >= self._end:
-            return "the time is nearly used up"
+            return "the time limit is near"
         return None
 
     def check(self, name: str) -> None:
-        """Stop here, at a place with nothing to save, if there is a reason.
+        """Stop now if there is a reason; for places where there is nothing to save.
 
         Args:
-            name: of the work, for the message.
+            name: name of the work, for the message.
 
         Raises:
             Unfinished: there is a reason.
@@ -89,6 +89,8 @@ def end_of_job(time_budget: float | None) -> float | None:
     if end := os.environ.get("SLURM_JOB_END_TIME"):
         ends.append(float(end))
     elif job := os.environ.get("SLURM_JOB_ID"):
-        # SLURM before 22.05 does not say it.
-        logger.warning("the end of SLURM job %s is not known; set runtime.time_budget if it has one", job)
+        # SLURM before 22.05 does not provide the end time.
+        logger.warning(
+            "the end of SLURM job %s is unknown; set runtime.time_budget if it has a time limit", job
+        )
     return min(ends, default=None)

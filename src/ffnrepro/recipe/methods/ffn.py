@@ -37,11 +37,12 @@ class Ffn(Method):
     distillation_weight: Annotated[float, Field(ge=0)] = 1.0
     """For `ffn`: lambda of eq. 4, the weight of temporal distillation."""
     training_shift: Literal["per_clip", "authors"] = "per_clip"
-    """For `ffn`: `authors`: in training, frames leak between the clips of a batch, as in the authors' code, so the
-    clips that a GPU takes together must be a multiple of 4 (at 4, 8 and 16 frames)."""
+    """For `ffn`: `per_clip`: each clip is shifted on its own; `authors`: in training, frames leak between the clips of
+    a batch, as in the authors' code, so the number of clips that a GPU takes together must be a multiple of 4 (at 4, 8
+    and 16 frames)."""
     adapter_init: Literal["near_zero", "authors"] = "near_zero"
-    """For `ffn`: start of the weight alteration: standard deviation 0.001, as the paper says; `authors`: sqrt(2 / C),
-    as in the authors' code."""
+    """For `ffn`: initial standard deviation of the weight alteration: `near_zero`: 0.001, as in the paper; `authors`:
+    sqrt(2 / C), as in the authors' code."""
 
     @field_validator("train_frames")
     @classmethod
@@ -51,12 +52,12 @@ class Ffn(Method):
         return train_frames
 
     def effective(self) -> Self:
-        """The same settings, with the default in place of each value that has no effect."""
+        """A copy in which each value that has no effect is the default."""
         unused: dict[str, Any] = {} if self.temporal_distillation else {"distillation_weight": 1.0}
         if not self.weight_alteration:
             unused["adapter_init"] = "near_zero"
         if not self.weight_sharing:
-            # Separate networks have separate normalisations, and clips of one length.
+            # Each separate network has its own normalisation, and clips of one frame count.
             unused |= {"specialized_normalization": True, "training_shift": "per_clip"}
         return self.model_copy(update=unused)
 
@@ -82,7 +83,7 @@ class Ffn(Method):
         labels: "Tensor",
         generator: "torch.Generator",  # noqa: ARG002
     ) -> Iterator[Term]:
-        """Yield the cross entropy of the highest frame count, then one term for each other (see `Method.terms`)."""
+        """Yield the cross entropy at the highest frame count, then one term for each other frame count."""
         from torch.nn import functional as F
 
         *lower, highest = sorted(clips)

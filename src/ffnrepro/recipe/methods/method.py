@@ -1,8 +1,8 @@
 """What a method of training is: the clips that it trains on, its network, and the terms of its loss.
 
-A new method is one module in this folder that defines `METHOD`, a subclass of `Method`, and its name in
-`ffnrepro.methods.NAMES`. Modules of methods import torch inside their functions: the workflow reads the settings of
-methods in each of its processes, and computes nothing there.
+A new method needs one module in this folder, which defines `METHOD`, a subclass of `Method`; and its name in
+`ffnrepro.methods.NAMES`. These modules import torch inside their functions, because each process of the workflow
+reads the settings of all methods and most processes do not need torch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +25,9 @@ class Term:
 
     Attributes:
         name: Column of the history, such as `cross_entropy` or `kl_4f`.
-        loss: Scalar tensor with its graph, without the weight. It is recorded so, and differentiated with the weight.
+        loss: Scalar tensor with its graph. It is recorded without the weight, and differentiated with it.
         weight: Factor of the term in the loss.
-        logits: Detached logits (N, classes) that training accuracy is read from; of one term of a step.
+        logits: Detached logits (N, classes), from which training accuracy is computed; only one term per step has them.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Method(Settings):
     """Settings of a method, and what they mean for the clips, the network and the loss."""
 
     family: ClassVar[Literal["tsm", "ffn"]]
-    """Kind of the network, and so the rule that trains it: `train_tsm` or `train_ffn`."""
+    """Kind of the network, which determines the rule that trains it: `train_tsm` or `train_ffn`."""
 
     method: str
     train_frames: FrameCounts
@@ -48,15 +48,15 @@ class Method(Settings):
 
     @property
     def frame_counts(self) -> tuple[int, ...]:
-        """Frame counts of the clips of a training sample and of validation, rising."""
+        """Frame counts of the clips in a training sample and in validation, in rising order."""
         return self.train_frames
 
     def effective(self) -> Self:
-        """The same settings, with the default in place of each value that has no effect."""
+        """A copy in which each value that has no effect is the default."""
         return self
 
     def build(self, classes: int, network: NetworkSettings) -> "nn.Module":
-        """Make the network, its weights drawn from torch's global generator.
+        """Make the network, with weights drawn from torch's global generator.
 
         Args:
             classes: Number of classes.
@@ -73,13 +73,13 @@ class Method(Settings):
     ) -> Iterator[Term]:
         """Compute the terms of a step's loss, one after the other.
 
-        Each term is differentiated before the next one is computed, so terms share no graph, and the activations of
-        one term at a time are in memory.
+        Each term is differentiated before the next one is computed. So terms share no graph, and only the activations
+        of one term are in memory at a time.
 
         Args:
-            network: The network in training: normalised clips (N, 3, T, H, W) -> logits (N, classes).
+            network: The network in training mode: normalised clips (N, 3, T, H, W) -> logits (N, classes).
             clips: Normalised clips (N, 3, T, H, W) by frame count T.
             labels: Class indices (N,).
-            generator: For whatever the method draws; the same in all processes.
+            generator: Generator for the random choices of the method; the same in all processes.
         """
         raise NotImplementedError

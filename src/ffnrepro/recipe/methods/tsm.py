@@ -26,7 +26,7 @@ class Tsm(Method):
     @classmethod
     def _check_train_frames(cls, train_frames: tuple[int, ...]) -> tuple[int, ...]:
         if len(train_frames) > 1:
-            raise ValueError("tsm trains at one frame count, ffn at several")
+            raise ValueError("tsm trains at one frame count, such as [16]; ffn trains at several")
         return train_frames
 
     def build(self, classes: int, network: NetworkSettings) -> "nn.Module":

@@ -1,8 +1,8 @@
-"""Frame Flexible Network: one network for every number of frames (paper, "Frame Flexible Network").
+"""Frame Flexible Network: one network for all frame counts (paper, "Frame Flexible Network").
 
 Convolutions and classifier are shared by the frame counts that are trained (Weight Sharing); normalisation
-and weight alteration are private to each of them (Specialized Normalization, Weight Alteration). Any other
-frame count is given to the nearest sub-network (inference at any frame, Table 7).
+and weight alteration are private to each of them (Specialized Normalization, Weight Alteration). Clips of any
+other frame count go through the nearest sub-network (inference at any frame, Table 7).
 """
 
 import math
@@ -18,7 +18,7 @@ from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
 
 
 def nearest(frame_counts: Sequence[int], frames: int) -> int:
-    """The trained frame count that is nearest to `frames`; of two as near, the larger."""
+    """The trained frame count that is nearest to `frames`; of two equally near ones, the larger."""
     return min(frame_counts, key=lambda count: (abs(count - frames), -count))
 
 
@@ -34,12 +34,12 @@ class FrameFlexibleNetwork(ShiftedResNet):
         dropout: probability with which a feature is dropped before the classifier.
         specialized_normalization: whether each frame count has a private BatchNorm.
         weight_alteration: whether each frame count has a private weight alteration.
-        training_shift: `per_clip`; or `authors`, as in the authors' code: in training the shift takes as many rows
-            for one clip as the highest frame count has, so that frames leak between neighbouring clips of a batch.
-            A batch that does not fill whole such pieces, because a video could not be read, is shifted per clip.
-            Evaluation is always per clip.
-        adapter_init: `near_zero`, standard deviation 0.001, as the paper says; or `authors`, sqrt(2 / C), since
-            the Kaiming initialisation of the authors' code overwrites the former.
+        training_shift: `per_clip`; or `authors`, as in the authors' code: in training the shift treats as many rows
+            as the highest frame count as one clip, so that frames leak between neighbouring clips of a batch.
+            A batch that does not fill whole pieces of this length, because a video could not be read, is shifted
+            per clip. Evaluation always shifts per clip.
+        adapter_init: `near_zero`: standard deviation 0.001, as in the paper; or `authors`: sqrt(2 / C), because
+            in the authors' code the Kaiming initialisation overwrites the value of the paper.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class FrameFlexibleNetwork(ShiftedResNet):
         Raises:
             ValueError: the clips have another shape, or are not of a floating-point type.
         """
-        # The shift goes over the frames that there are, whichever sub-network takes them.
+        # The shift uses the true number of frames, not the frame count of the sub-network.
         frames = clip.shape[2] if clip.dim() == 5 else 0
         longest = max(self.frame_counts)
         leaks = self.training and self.training_shift == "authors" and len(clip) * frames % longest == 0
@@ -99,10 +99,10 @@ class SeparateNetworks(nn.Module):
     Args:
         classes: number of classes.
         frame_counts: the frame counts that are trained.
-        **settings: of each network, as of `FrameFlexibleNetwork`.
+        **settings: the other arguments of each `FrameFlexibleNetwork`.
 
     Attributes:
-        architecture: the arguments that make these networks again, as plain values.
+        architecture: the arguments that build these networks again, as plain values.
     """
 
     def __init__(self, *, classes: int, frame_counts: Sequence[int] = (4, 8, 16), **settings: Any) -> None:

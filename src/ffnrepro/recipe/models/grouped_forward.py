@@ -1,7 +1,7 @@
-"""BatchNorm over groups of the clips of a step: what several GPUs of the published run do, on one.
+"""BatchNorm over groups of the clips of a step: it does on one GPU what the published run did on several.
 
-The published run sent the 32 clips of a step through two GPUs of 16 clips, and each GPU normalised its own. The
-running statistics that were saved were those of the first GPU.
+The published run split the 32 clips of a step between two GPUs, and each GPU normalised its own 16 clips. The running
+statistics of the first GPU were saved.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def forward_in_groups(model: nn.Module, clips: Tensor, size: int | None) -> Tens
     Args:
         model: TSM or FrameFlexibleNetwork.
         clips: (N, 3, T, H, W).
-        size: clips of a group; None: all N.
+        size: number of clips in a group; None: all N.
 
     Returns:
         Logits (N, classes). Only the first group changes the running statistics.
@@ -32,7 +32,7 @@ def forward_in_groups(model: nn.Module, clips: Tensor, size: int | None) -> Tens
 
 @contextmanager
 def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Normalise with a batch's own statistics and leave the running ones as they are."""
+    """Normalise with the statistics of the batch, and leave the running statistics unchanged."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     buffers = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Start of a network from ImageNet weights: the backbone is copied, into every private BatchNorm too.
+"""Start a network from ImageNet weights: the backbone is copied, BatchNorm into every private copy.
 
 Classifier and weight alteration stay as they were initialised.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def pretrained_targets(model: nn.Module) -> dict[str, list[Tensor]]:
-    """The tensors of a network that start from pretrained weights, by torchvision's name of their source.
+    """The tensors of a network that start from pretrained weights, by the name of their source in torchvision's file.
 
     Args:
         model: TSM, FrameFlexibleNetwork or SeparateNetworks.
@@ -19,7 +19,7 @@ def pretrained_targets(model: nn.Module) -> dict[str, list[Tensor]]:
     targets: dict[str, list[Tensor]] = {}
     for own_name, tensor in model.state_dict().items():
         name = re.sub(r"^subnetworks\.\d+\.", "", own_name)
-        # torchvision's files are older than the count of batches, which starts at zero.
+        # torchvision's files have no count of batches (`num_batches_tracked`), which starts at zero.
         if not (name.startswith("fc.") or ".alteration." in name or name.endswith(".num_batches_tracked")):
             targets.setdefault(re.sub(r"(bn\d|downsample\.1)\.\d+\.", r"\1.", name), []).append(tensor)
     return targets

@@ -1,7 +1,7 @@
 """Temporal shift of the TSM backbone that FFN builds on (Lin et al., TSM, ICCV 2019, section 3).
 
 Of C channels the first C/8 take the next frame's values, the next C/8 the previous frame's, and the rest
-stay: `out[t] = x[t + 1]` and `out[t] = x[t - 1]`, with zeros where a clip ends. It has no parameters.
+stay: `out[t] = x[t + 1]` and `out[t] = x[t - 1]`, with zeros where a clip ends. The shift has no parameters.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SHIFT_FRACTION = 8
-"""One channel in so many is shifted, in each direction."""
+"""One channel in this many is shifted, in each direction."""
 
 
 def temporal_shift(x: Tensor, frames: int) -> Tensor:
@@ -24,16 +24,16 @@ def temporal_shift(x: Tensor, frames: int) -> Tensor:
         The shifted features, same shape and memory format.
 
     Raises:
-        ValueError: the first dimension is no multiple of `frames`.
+        ValueError: the first dimension is not a multiple of `frames`.
     """
     if frames < 1 or x.shape[0] % frames:
-        raise ValueError(f"{x.shape[0]} rows are no whole number of clips of {frames} frames")
+        raise ValueError(f"{x.shape[0]} rows are not a whole number of clips of {frames} frames")
     shifted: Tensor = _TemporalShift.apply(x, frames)
     return shifted
 
 
 class _TemporalShift(torch.autograd.Function):
-    """The shift as one node of the graph: recorded slice by slice, backward costs three to eight times as much."""
+    """The shift as one node of the graph. If autograd recorded each slice, backward would take three to eight times as long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, frames: int) -> Tensor:

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from ffnrepro.recipe.models.temporal_shift import temporal_shift
 
 Norm = Callable[[int], nn.Module]
-"""Makes the normalisation of so many channels. It is called with the features and the sub-network."""
+"""Makes the normalisation of this many channels. The layer is called with the features and the sub-network."""
 
 Entry = Callable[[int, int, int, int], nn.Module]
 """Makes the first convolution of a residual branch from input channels, output channels, kernel size and stride.
-It is called with the shifted features and the sub-network."""
+The layer is called with the shifted features and the sub-network."""
 
 
 class PlainBatchNorm2d(nn.BatchNorm2d):
-    """One BatchNorm for every sub-network."""
+    """One BatchNorm that all sub-networks share."""
 
     def forward(self, x: Tensor, subnetwork: int = 0) -> Tensor:  # noqa: ARG002
         """Normalise features `(N*T, C, H, W)`, whatever the sub-network."""
@@ -30,7 +30,7 @@ class PlainBatchNorm2d(nn.BatchNorm2d):
 
 
 class PlainConv2d(nn.Conv2d):
-    """One convolution without bias for every sub-network, padded to keep the size at stride 1."""
+    """One convolution that all sub-networks share, without bias and padded to keep the size at stride 1."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         padding = kernel_size // 2
@@ -63,7 +63,7 @@ class BasicBlock(nn.Module):
         self.downsample = _downsample(in_channels, channels, stride, norm)
 
     def forward(self, x: Tensor, frames: int, subnetwork: int) -> Tensor:
-        """Map features `(N*T, C, H, W)` of `frames` frames a clip to `(N*T, C', H', W')`."""
+        """Map features `(N*T, C, H, W)` with `frames` frames per clip to `(N*T, C', H', W')`."""
         out = self.conv1(temporal_shift(x, frames), subnetwork)
         out = F.relu(self.bn1(out, subnetwork), inplace=True)
         out = self.bn2(self.conv2(out), subnetwork)
@@ -98,7 +98,7 @@ class Bottleneck(nn.Module):
         self.downsample = _downsample(in_channels, out_channels, stride, norm)
 
     def forward(self, x: Tensor, frames: int, subnetwork: int) -> Tensor:
-        """Map features `(N*T, C, H, W)` of `frames` frames a clip to `(N*T, C', H', W')`."""
+        """Map features `(N*T, C, H, W)` with `frames` frames per clip to `(N*T, C', H', W')`."""
         out = self.conv1(temporal_shift(x, frames), subnetwork)
         out = F.relu(self.bn1(out, subnetwork), inplace=True)
         out = F.relu(self.bn2(self.conv2(out), subnetwork), inplace=True)
@@ -145,7 +145,7 @@ class ShiftedResNet(nn.Module):
         entry: makes the first convolution of the residual branch.
 
     Attributes:
-        architecture: the arguments that make this network again, as plain values.
+        architecture: the arguments that build this network again, as plain values.
     """
 
     def __init__(
@@ -196,8 +196,8 @@ class ShiftedResNet(nn.Module):
 
         Args:
             clip: the clips.
-            subnetwork: its frame count.
-            shift_length: rows that the shift takes for one clip; T where it is None.
+            subnetwork: frame count of the sub-network.
+            shift_length: number of rows that the shift treats as one clip; None: T.
 
         Raises:
             ValueError: the clips have another shape, or are not of a floating-point type.
@@ -219,7 +219,7 @@ class ShiftedResNet(nn.Module):
 
 
 class TSM(ShiftedResNet):
-    """Temporal Shift Module: one set of weights, whatever the number of frames."""
+    """Temporal Shift Module: one set of weights for all frame counts."""
 
     def forward(self, clip: Tensor) -> Tensor:
         """Logits `(N, classes)` of normalised clips `(N, 3, T, H, W)`.

@@ -19,10 +19,10 @@ class Alterations(nn.ParameterDict):
 
 
 class AlteredConv2d(nn.Conv2d):
-    """A shared convolution without bias, whose input channels each frame count weighs in its own way.
+    """A shared convolution without bias, whose input channels are weighted separately for each frame count.
 
-    The weights `alteration.4`, `alteration.8`, ... of shape `(in_channels,)` start near zero, where the
-    convolution is that of the backbone.
+    The weights `alteration.4`, `alteration.8`, ... of shape `(in_channels,)` start near zero, so that the layer
+    starts as the convolution of the backbone.
 
     Args:
         in_channels: channels of the input.
