@@ -1,4 +1,4 @@
-# Each target sets up .venv first if need be. Python 3.11 or newer and make are all that is needed.
+# Each target sets up .venv first if necessary. Only Python 3.11 or newer and make are needed.
 PYTHON ?= python3
 CORES ?= 2
 SEED ?= 0
@@ -39,7 +39,7 @@ format: $(READY)  ## reformat all files
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
 
-bench: $(READY)  ## measure the data stages and compare with the goals, into benchmarks/RESULTS.md
+bench: $(READY)  ## measure the data stages, compare them with the goals, and write benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/full_scale.py
 
 clean-demo:  ## delete the demo's data and results

@@ -30,7 +30,7 @@ rule all:
         lambda wildcards: files_of_table("table1"),
 
 
-# The name of an experiment is a target: its networks, evaluated.
+# The name of an experiment is a target: it trains its networks and evaluates them.
 for experiment in CONFIG.experiments:
     if workflow.is_rule(experiment):
         sys.exit(f"error: config: experiments.{experiment} has the name of a rule; give it another name")

@@ -17,7 +17,7 @@ from .trainings import make_data
 
 VideoWriter = Callable[..., Path]
 
-# A shell lets what it starts in the background, and all that this starts, ignore Ctrl-C, which tests send.
+# A shell lets its background processes, and their children, ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ffnrepro.config import Config
-from ffnrepro.methods import CLASSES
+
+METHODS = {"tsm": "Tsm", "ffn": "Ffn"}
+"""Methods whose settings are in the table, with their classes. Another method describes its settings in its own file."""
 
 
 def keys_markdown() -> str:
@@ -23,15 +25,18 @@ def keys_markdown() -> str:
 def _list_keys(model: Any, models: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """Dotted key and JSON schema of each setting of a model and of the models in it."""
     for name, field in model["properties"].items():
-        inner = [models[ref] for ref in re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(field))]
+        references = re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(field))
+        if "discriminator" in field:
+            references = [name for name in references if name in METHODS.values()]
+        inner = [models[reference] for reference in references]
         step = {"array": f"{name}[].", "object": f"{name}.NAME."}.get(field.get("type"), f"{name}.")
         if "discriminator" in field:
-            # The settings of all methods stand flat in an experiment.
+            # The settings of a method stand beside the other keys of an experiment.
             step = ""
         for schema in inner:
             yield from _list_keys(schema, models, f"{prefix}{step}")
         if "discriminator" in field:
-            yield f"{prefix}{name}", {"enum": list(CLASSES), "description": "Method of the experiment."}
+            yield f"{prefix}{name}", {"enum": list(METHODS), "description": "Method of the experiment."}
         elif not inner:
             yield f"{prefix}{name}", field
 

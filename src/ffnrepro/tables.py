@@ -141,7 +141,8 @@ def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records
     if stale:
         file, difference = next(iter(stale.items()))
         raise UserError(
-            f"{file}: {difference}; make all stale files again: snakemake --cores 1 --force {' '.join(map(str, stale))}"
+            f"{file}: {difference}; make all stale files again, with the --directory and --configfile of your call: "
+            f"snakemake --cores 1 --force {' '.join(map(str, stale))}"
         )
     return records
 

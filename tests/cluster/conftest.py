@@ -33,7 +33,7 @@ from ..workflow.conftest import ROOT, TINY
 EPOCHS = 8
 STEPS = 3 * EPOCHS  # 24 videos, 8 a step
 
-# What the tests know of the layout of the workflow stands here, and nowhere else.
+# All that the tests know about the layout of the workflow is here, and nowhere else.
 
 CHANGES: dict[str, Any] = {
     "data": {"index_shards": 1},
@@ -165,7 +165,7 @@ class Cluster:
         self.node = platform.node().split(".")[0]
         self.jobs_before = 0
         self._daemons: list[subprocess.Popen[bytes]] = []
-        # A job's inner snakemake drops SLURM_CONF, so `srun` is told where the configuration is.
+        # A job's inner snakemake drops SLURM_CONF, so `srun` is given the path of the configuration.
         (folder / "bin").mkdir()
         srun = folder / "bin/srun"
         srun.write_text(
@@ -309,7 +309,7 @@ class ClusterWorkflow:
         (self.folder / "tiny.yaml").write_text(yaml.safe_dump(config))
 
     def profile(self, **site: Any) -> Path:
-        """A copy of the profile with a site's changes. Here it asks for a GPU also where the device is `cpu`."""
+        """A copy of the profile with a site's changes. It requests a GPU even if the device is `cpu`."""
         text = (ROOT / "profiles/slurm/config.yaml").read_text()
         changes = {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 10, "local-cores": 1, **site}
         for name, value in changes.items():
@@ -397,7 +397,7 @@ class ClusterWorkflow:
         return [(job, devices) for job, devices in (line.split(" ") for line in lines)]
 
     def slow_down(self, *, after: int, seconds: float = 1e9) -> None:
-        """Let each training step after so many take this long; without `seconds`, training waits there."""
+        """Slow down each training step after the first `after` steps; without `seconds`, training waits there."""
         pace = self.folder / "pace"
         pace.with_suffix(".new").write_text(f"{after} {seconds}")
         pace.with_suffix(".new").replace(pace)
@@ -438,7 +438,7 @@ class Controller:
 
 
 def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that the first worker to ask for it makes, and that the others share."""
+    """A folder that the first worker to request it makes, and that the others share."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent

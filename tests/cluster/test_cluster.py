@@ -47,7 +47,7 @@ def interrupt(
 
 
 def test_the_whole_workflow(cluster: Cluster, workflow: ClusterWorkflow, local: Local) -> None:
-    """Each rule runs where it should with what it should, and the numbers are those of a local run.
+    """Each rule runs on the right node with the right resources, and the numbers equal those of a local run.
 
     The terminal of snakemake closes meanwhile: both trainings go on unwatched, and a new snakemake finds their files.
     """

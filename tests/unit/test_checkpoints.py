@@ -74,7 +74,7 @@ def empty(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, empty])
-def test_a_damaged_save_falls_back_to_the_one_before(
+def test_a_damaged_save_falls_back_to_the_previous_save(
     tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = saved(tmp_path, 3)
@@ -89,7 +89,7 @@ def test_a_damaged_save_falls_back_to_the_one_before(
     assert epoch_of(state) is None
 
 
-def test_training_does_not_start_anew_while_a_save_cannot_be_read(
+def test_training_does_not_start_again_while_a_save_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = saved(tmp_path, 3)
@@ -109,7 +109,7 @@ def test_training_does_not_start_anew_while_a_save_cannot_be_read(
     assert epoch_of(state) == 2
 
 
-def test_a_full_disk_during_a_save_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_full_disk_during_a_save_leaves_the_previous_save(tmp_path: Path) -> None:
     state = saved(tmp_path, 2)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -163,7 +163,7 @@ def fail(state: Checkpoints, error: Exception) -> None:
         raise error
 
 
-def test_a_permanent_failure_stops_the_next_attempt_with_the_same_words(tmp_path: Path) -> None:
+def test_a_permanent_failure_stops_the_next_attempt_with_the_same_message(tmp_path: Path) -> None:
     state = saved(tmp_path, 1)
     with pytest.raises(PermanentError):
         fail(state, PermanentError("the loss is nan at epoch 3"))
@@ -192,7 +192,7 @@ def test_a_failure_with_other_data_or_another_version_is_forgotten(
         assert not (state.folder / "failed.json").exists()
 
 
-def test_a_failure_of_the_process_before_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_an_earlier_process_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = saved(tmp_path, 1)
 
     class LeaseOfAnother(Lease):
@@ -243,7 +243,7 @@ def test_other_failures_are_tried_again(tmp_path: Path, error: Exception) -> Non
         pass
 
 
-def test_a_save_says_how_far_the_training_came(tmp_path: Path) -> None:
+def test_a_save_says_how_far_the_training_has_come(tmp_path: Path) -> None:
     state = checkpoints(tmp_path)
     state.save(content(7) | {"step": 12})
     about = json.loads((state.folder / "about.json").read_text())

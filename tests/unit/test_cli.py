@@ -67,7 +67,7 @@ def run_inspect(paths, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def test_inspect_ends_quietly_when_nobody_reads_on(folder):
+def test_inspect_ends_quietly_when_its_reader_has_ended(folder):
     with run_inspect([folder / "2.webm"] * 3000) as process:  # more than a pipe holds
         assert process.stdout.readline() == f"{folder / '2.webm'}: excluded: empty file\n"
         process.stdout.close()

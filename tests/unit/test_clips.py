@@ -1,4 +1,4 @@
-"""Samples on videos whose pixels tell the frame and the place that they come from; order and batches of an epoch."""
+"""Samples from videos whose pixels encode their frame and position; order and batches of an epoch."""
 
 import pickle
 from pathlib import Path
@@ -123,7 +123,7 @@ def test_training_draws_each_frame_count_from_its_own_segments(manifest):
 def test_a_sample_is_a_function_of_seed_epoch_and_index(manifest, options):
     data = build(manifest, 8, crop="random", seed=3, **options)
     first = {key: data[key][0][8] for key in [(0, 0), (0, 1), (1, 0), (1, 1)]}
-    # As a spawned worker gets it, asked in another order.
+    # The copy that a spawned worker gets, with samples requested in another order.
     again = pickle.loads(pickle.dumps(data))
     for key in reversed(first):
         assert torch.equal(again[key][0][8], first[key])
@@ -158,7 +158,7 @@ def test_cache_decodes_a_video_once_and_changes_nothing(manifest):
         ([4], {}, TypeError, "by .epoch, index."),
     ],
 )
-def test_what_makes_no_sense_is_refused(manifest, frame_counts, options, error, words):
+def test_impossible_arguments_are_refused(manifest, frame_counts, options, error, words):
     if "class" in options:
         manifest["class"] = pd.array(options.pop("class"), dtype="Int64")
     with pytest.raises(error, match=words):

@@ -89,7 +89,7 @@ def test_any_width_decodes(write_video, numbered_frames, tmp_path, height, width
 
 @pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="PyAV was built without an AV1 encoder")
 @pytest.mark.usefixtures("decoder")
-def test_an_av1_clip_which_decord_refuses(write_video, numbered_frames, tmp_path):
+def test_an_av1_clip_that_decord_refuses(write_video, numbered_frames, tmp_path):
     path = write_video(tmp_path / "av1.mp4", numbered_frames(6), codec="libsvtav1")
     assert levels(open_video(path).frames([5, 0])) == [5, 0]
     assert examine(path)[1] == 6
@@ -106,7 +106,7 @@ def test_any_name(write_video, numbered_frames, tmp_path, name):
 
 
 @pytest.mark.usefixtures("decoder")
-def test_a_relative_name_with_a_colon_is_no_address(write_video, numbered_frames, tmp_path, monkeypatch):
+def test_a_relative_name_with_a_colon_is_not_an_address(write_video, numbered_frames, tmp_path, monkeypatch):
     write_video(tmp_path / "plain.webm", numbered_frames(4)).rename(tmp_path / "a:b.webm")
     monkeypatch.chdir(tmp_path)
     assert levels(open_video("a:b.webm").frames([3])) == [3]
@@ -139,7 +139,7 @@ def page(path):
     ids=["empty", "missing", "audio", "page", "text", "header"],
 )
 @pytest.mark.usefixtures("decoder")
-def test_a_file_that_is_no_video_is_refused_with_the_reason(tmp_path, make, reason):
+def test_a_file_that_is_not_a_video_is_refused_with_the_reason(tmp_path, make, reason):
     path = tmp_path / "bad file.webm"
     make(path)
     with pytest.raises(DecodeError, match=r"bad file\.webm") as caught:
@@ -172,7 +172,7 @@ def test_damage_in_the_middle_is_an_error(write_video, tmp_path):
 
 
 @pytest.mark.usefixtures("decoder")
-def test_a_frame_behind_the_end_is_an_error(clip):
+def test_a_frame_after_the_end_is_an_error(clip):
     with pytest.raises(
         DecodeError, match=r"clip\.webm: too few frames \(has 24 frames, frame 24 was requested"
     ):

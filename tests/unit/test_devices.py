@@ -34,8 +34,8 @@ def test_a_missing_device_is_refused() -> None:
         choose_device("cuda")
 
 
-def test_fewer_gpus_than_asked_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_gpus_than_requested_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"training\.gpus is 2, but only 1 can be seen here; request 2"):
+    with pytest.raises(UserError, match=r"training\.gpus is 2, but this machine shows only 1; request 2"):
         start_processes(torch.device("cuda"), 2)

@@ -1,4 +1,4 @@
-"""The doctor finds what would stop a training, and trains real steps where nothing does."""
+"""The doctor finds problems that would stop a training, and trains real steps if there are none."""
 
 import dataclasses
 import shutil
@@ -51,7 +51,7 @@ def test_a_training_that_would_run(
     """By the command, in another folder than the workflow's."""
     small = tmp_path / "small.yaml"
     small.write_text(yaml.safe_dump({"training": {"batch_size": 4}}))
-    # They stand above config/config.yaml, as those of snakemake do.
+    # These files override config/config.yaml, as they do for snakemake.
     files = [str(path) for path in [*CONFIG[1:], small]]
     monkeypatch.chdir(ROOT)
     assert main(["doctor", "ffn", "--directory", str(data), "--steps", "3", "--configfile", *files]) == 0
@@ -98,7 +98,7 @@ def test_too_little_disk_space() -> None:
 
 
 @pytest.mark.usefixtures("little_disk_space")
-def test_of_another_machine_only_what_is_shared_is_checked() -> None:
+def test_for_training_on_another_machine_only_shared_things_are_checked() -> None:
     """The machine that submits jobs has no GPU, and its shared memory is not the node's; the disk is."""
     found = problems(settings(runtime={"device": "cuda", "workers": 4}), steps=0)
     assert found.startswith("disk: 1 MB free")
@@ -116,7 +116,7 @@ def test_too_few_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(settings()) == "device: 1 on cpu"
 
 
-def test_time_threads_and_place_are_those_of_the_training(
+def test_time_threads_and_folder_are_those_of_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two GPUs one process takes its half of the batch, and a step is one of the whole batch."""

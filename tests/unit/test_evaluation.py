@@ -31,7 +31,7 @@ class StoredLogits(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # The type of the weights is that of the clips.
+        # The clips get the type of the weights.
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, clips: Tensor) -> Tensor:

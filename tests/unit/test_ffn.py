@@ -67,7 +67,7 @@ def test_nearest_frame_count_and_ties_to_the_larger(frames, count):
 
 
 @pytest.mark.parametrize(("frames", "count"), [(3, 4), (4, 4), (6, 8), (8, 8), (12, 16), (16, 16)])
-def test_nearest_subnetwork_shifts_over_the_frames_that_there_are(network, frames, count):
+def test_nearest_subnetwork_shifts_over_the_true_number_of_frames(network, frames, count):
     clip = torch.randn(2, 3, frames, 24, 24)
     with torch.no_grad():
         torch.testing.assert_close(

@@ -40,7 +40,7 @@ def table(*labels: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_accuracy_is_drawn_beside_what_is_published() -> None:
+def test_accuracy_is_drawn_beside_published_figures() -> None:
     figure = accuracy_figure(table("TSM", "B"), published=PUBLISHED, dataset="something-something-v2")
     assert len(figure.axes) == 1
     assert {label: heights for label, (heights, _) in lines(figure).items()} == {
@@ -58,7 +58,7 @@ def test_another_label_changes_no_colour() -> None:
     assert first == second
 
 
-def test_where_nothing_is_published_there_is_a_panel_of_other_figures(tmp_path: Path) -> None:
+def test_without_published_figures_there_is_a_panel_of_the_reference(tmp_path: Path) -> None:
     seeds = table("A", "B").assign(deviation_4f=3.0, deviation_16f=1.0, seeds=3)
     figure = accuracy_figure(seeds, published=PUBLISHED, dataset="demo")
     other = lines(figure, panel=1)

@@ -8,7 +8,7 @@ import pytest
 from ffnrepro.files import file_digest, read_record, replacing, write_json
 
 
-def test_failing_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_file_and_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
 
@@ -31,7 +31,7 @@ def test_the_temporary_file_is_a_neighbour_with_the_same_ending(tmp_path: Path) 
     assert path.exists()
 
 
-def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+def test_other_users_may_read_written_files(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
     with replacing(tmp_path / "ours") as temporary:
         temporary.write_text("x")

@@ -1,4 +1,4 @@
-"""From the configuration to the first step of a training: what reaches the step, against a naive computation.
+"""From the configuration to the first step of a training: the step's inputs, against a naive computation.
 
 The real script runs until it calls the optimiser. Nothing but the network and the wiring is ours in what it is compared with.
 """
@@ -40,7 +40,7 @@ RECIPE = {
 def start_training(
     dataset: Path, method: str, weights: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The name of an experiment of config.yaml is that of its method.
+    # Experiments of config.yaml have the names of their methods.
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     network = {"weights": str(weights), "weights_sha256": sha256, "dropout": 0.0}
     config = configuration(training=RECIPE, network=network)

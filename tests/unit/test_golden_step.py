@@ -43,7 +43,7 @@ def require_equal(tensor: Tensor, figures: dict[str, Any], name: str) -> None:
     ],
     ids=["tsm", "ffn"],
 )
-def test_a_step_is_that_of_version_1(
+def test_a_step_equals_that_of_version_1(
     method: Method, clip_norm: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = golden_figures("step_v1")[method.method]
@@ -82,7 +82,7 @@ def test_a_step_is_that_of_version_1(
         require_equal(tensor, figures["after"][name], name)
 
 
-def test_a_step_of_ffn_with_their_shift_is_that_of_the_authors() -> None:
+def test_a_step_of_ffn_with_the_authors_shift_equals_theirs() -> None:
     figures = golden_figures("authors_step")
     network = FrameFlexibleNetwork(classes=174, dropout=0.0, training_shift="authors")
     theirs = {name: authors_name(name) for name in network.state_dict()}

@@ -1,4 +1,4 @@
-"""Normalised in groups, a network gives what it gives for each group alone."""
+"""Normalised in groups, a network gives the same result as for each group alone."""
 
 import copy
 from functools import partial

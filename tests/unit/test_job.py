@@ -170,7 +170,7 @@ def test_an_accepted_network_is_written_out_again_without_videos(
     [
         ("train", 0.01, None),
         ("train", 0.0, r"1 of 24 videos could not be read .* more than `data\.max_bad_fraction` 0 allows"),
-        ("validation", 0.5, "evaluation counts each video once"),
+        ("validation", 0.5, "evaluation must count every video"),
     ],
 )
 def test_a_video_that_went_bad(

@@ -75,7 +75,7 @@ def check(table, test_classes):
 
 
 @pytest.mark.parametrize("prefix", ["", "something-something-v2-"])
-def test_both_namings(tmp_path, prefix):
+def test_both_prefixes_of_file_names(tmp_path, prefix):
     classes, table = read_labels(write(tmp_path, prefix))
     assert classes == list(CLASSES)
     check(table, [None, None])
@@ -106,7 +106,7 @@ def test_test_is_optional(tmp_path):
     assert set(table["split"]) == {"train", "validation"}
 
 
-def test_what_a_mac_leaves_behind_is_ignored(tmp_path):
+def test_hidden_files_of_a_mac_are_ignored(tmp_path):
     write(tmp_path, "something-something-v2-")
     (tmp_path / "._something-something-v2-train.json").write_bytes(b"\0\5\26\7")
     check(read_labels(tmp_path)[1], [None, None])
@@ -124,13 +124,13 @@ def test_what_a_mac_leaves_behind_is_ignored(tmp_path):
     ],
     ids=["bom_crlf", "integer_ids", "integer_values", "index_to_name", "unknown_field", "file_names"],
 )
-def test_variants_that_must_read(tmp_path, files):
+def test_variants_that_must_be_readable(tmp_path, files):
     classes, table = read_labels(write(tmp_path, **files))
     assert classes == list(CLASSES)
     check(table, [None, None])
 
 
-def test_the_same_row_twice_is_kept_once_and_told(tmp_path, caplog):
+def test_a_repeated_row_is_kept_once_and_reported(tmp_path, caplog):
     write(tmp_path, train=[*rows(TRAIN), rows(TRAIN)[0]])
     with caplog.at_level(logging.WARNING):
         check(read_labels(tmp_path)[1], [None, None])
@@ -228,7 +228,7 @@ def test_wrong_answers_are_named(tmp_path, answers, words):
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-def test_other_files_are_passed_over(tmp_path):
+def test_other_files_are_ignored(tmp_path):
     write(tmp_path)
     (tmp_path / "recipe.json").write_text('{"made_by": "us", "seed": 0}')
     (tmp_path / "README.txt").write_text("The labels\n\nof a release\nThe labels\n")
@@ -239,17 +239,17 @@ def test_other_files_are_passed_over(tmp_path):
 def test_two_releases_in_one_folder_are_refused(tmp_path):
     write(tmp_path)
     write(tmp_path, "something-something-v2-")
-    with pytest.raises(UserError, match="stands beside it"):
+    with pytest.raises(UserError, match="in the same folder"):
         read_labels(tmp_path)
 
 
-def test_no_folder_is_named_with_its_key(tmp_path):
+def test_a_missing_folder_is_named_with_its_key(tmp_path):
     assert label_digests(tmp_path / "nowhere") == {}
     with pytest.raises(UserError, match=r"nowhere.*data\.labels"):
         read_labels(tmp_path / "nowhere")
 
 
-def test_a_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -400,7 +400,7 @@ def test_kinetics_ids_are_the_names_of_its_files(tmp_path):
     ]
 
 
-def test_kinetics_in_a_file_a_split(tmp_path):
+def test_kinetics_with_one_file_per_split(tmp_path):
     header, *lines = KINETICS.splitlines(keepends=True)
     files = {"train": lines[:2], "validate": lines[2:3], "test": lines[3:]}
     whole = read_labels(put(tmp_path, **{"all.csv": KINETICS}))
@@ -413,7 +413,7 @@ def test_kinetics_in_a_file_a_split(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mine.csv", "mine.tsv"])
-def test_a_table_of_ones_own(tmp_path, name):
+def test_a_table_of_your_own(tmp_path, name):
     text = OWN if name.endswith("csv") else OWN.replace('"jump, high"', "jump; high").replace(",", "\t")
     text = text.replace("jump; high", "jump, high")
     classes, table = read_labels(put(tmp_path, **{name: text}))
@@ -489,11 +489,11 @@ WRONG_TEXT = {
     ),
     "two lists of classes": (
         TSM | {"labels.csv": V1["labels.csv"]},
-        ["category.txt", "labels.csv", "stands beside it", "keep"],
+        ["category.txt", "labels.csv", "in the same folder", "keep"],
     ),
     "two formats": (
         TSM | {"train.csv": V1["train.csv"]},
-        ["train.csv", "train_videofolder.txt", "stands beside it", "keep"],
+        ["train.csv", "train_videofolder.txt", "in the same folder", "keep"],
     ),
     "kinetics without times": (
         {"train.csv": KINETICS.replace("3,13", ",13")},
@@ -571,6 +571,6 @@ def test_official_numbers_are_compared():
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_something_to_train_and_to_validate_is_needed_always(split):
+def test_training_and_validation_rows_are_always_required(split):
     with pytest.raises(UserError, match=f"no rows of {split}.*add"):
         check_counts(["a"], official(**{split: 0}), dataset="demo", partial=True)

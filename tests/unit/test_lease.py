@@ -138,7 +138,7 @@ def test_a_pause_of_the_machine_does_not_count(tmp_path: Path, monkeypatch: pyte
         ({}, 0, True),  # this process's own number: an earlier one with the same
     ],
 )
-def test_which_owner_is_known_to_be_dead(
+def test_which_owners_are_known_to_be_dead(
     tmp_path: Path, changes: dict[str, Any], age: float, dead: bool
 ) -> None:
     path = tmp_path / "lease.json"

@@ -1,4 +1,4 @@
-"""Batches whose files go bad, or whose workers hang or die: what is left out, what is tried again, what stops."""
+"""Batches whose files go bad, or whose workers hang or die: which samples are left out or tried again, and which errors stop the run."""
 
 import ctypes
 import multiprocessing
@@ -165,7 +165,7 @@ def test_evaluation_stops_with_the_name_of_the_video(
 ) -> None:
     data = Numbers(6, tmp_path, **{f"{fault}_once": (2,)})
     assert read(make(data, workers=workers, seconds=1)) == keys_of(6)
-    with pytest.raises(UserError, match=rf"videos/5\.webm: {words}.*; evaluation counts each video once"):
+    with pytest.raises(UserError, match=rf"videos/5\.webm: {words}.*; evaluation must count every video"):
         read(make(Numbers(6, tmp_path, **{fault: (5,)}), workers=workers, seconds=1))
 
 
@@ -194,7 +194,7 @@ def test_workers_are_replaced_when_native_code_hangs_or_crashes(
 
 
 @pytest.mark.parametrize("fault", ["leaves", "freezes"])
-def test_a_batch_that_a_dying_worker_no_longer_hands_over_comes_from_the_next(
+def test_a_batch_that_a_dying_worker_cannot_deliver_comes_from_its_replacement(
     tmp_path: Path, make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     samples_of_dead = VideoBatches._samples_of_dead
@@ -263,7 +263,7 @@ def test_deaths_between_which_batches_come_do_not_stop_the_run(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_fault_of_the_code_is_passed_on(tmp_path: Path, make: Any, workers: int) -> None:
+def test_a_bug_in_the_code_is_passed_on(tmp_path: Path, make: Any, workers: int) -> None:
     with pytest.raises(RuntimeError, match="a fault of the code"):
         read(make(Numbers(4, tmp_path, faulty=(1,)), workers=workers, max_bad_fraction=0.5))
 
@@ -281,7 +281,7 @@ def test_workers_finish_their_batches_after_the_signals_of_a_cluster(
     assert not caplog.records
 
 
-def test_to_stop_early_ends_the_workers_at_once(tmp_path: Path, make: Any) -> None:
+def test_stopping_early_ends_the_workers_at_once(tmp_path: Path, make: Any) -> None:
     batches = make(Numbers(40, tmp_path, hangs_once=(6,)), workers=2).batches(keys_of(40))
     next(batches)
     wait_for(tmp_path / "hangs 6")
@@ -320,7 +320,7 @@ def fail(place: str, folder: Path) -> None:
     ("place", "error"), [("the loop", "AssertionError"), ("the start of a worker", "no more processes")]
 )
 def test_a_run_that_fails_ends_with_its_workers(tmp_path: Path, place: str, error: str) -> None:
-    """They ignore SIGTERM, and would keep a failed process, and its GPU, for ever."""
+    """They ignore SIGTERM, and would keep a failed process, and its GPU, forever."""
     process = multiprocessing.get_context("fork").Process(target=fail, args=(place, tmp_path))
     process.start()
     process.join(30)

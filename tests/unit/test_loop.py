@@ -42,7 +42,7 @@ RECIPE: dict[str, Any] = {
 
 
 class Noise(Dataset[Any]):
-    """Ten clips that are a function of epoch and index, as those of the real data sets are."""
+    """Ten clips that are a function of epoch and index, as in the real data sets."""
 
     def __init__(self, frame_counts: tuple[int, ...], bad: tuple[int, ...]) -> None:
         self.frame_counts = frame_counts
@@ -281,7 +281,7 @@ def test_skipped_steps_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(math.isfinite(row["gradient_norm"]) for row in trained.history)
 
 
-def test_a_run_that_skips_every_step_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_skips_every_step_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "precision_on", lambda device, precision: precision)  # noqa: ARG005
     steps = []
     # The scale falls from 2^16 to below 2^-10.
@@ -295,7 +295,7 @@ def test_a_run_that_skips_every_step_is_ended(tmp_path: Path, monkeypatch: pytes
 # --- Runs that are interrupted and continued
 
 
-def test_a_run_killed_in_each_epoch_ends_as_an_unbroken_one(
+def test_a_run_killed_in_each_epoch_ends_like_an_unbroken_run(
     tmp_path: Path, unbroken: tuple[str, Ended]
 ) -> None:
     method, whole = unbroken
@@ -306,7 +306,7 @@ def test_a_run_killed_in_each_epoch_ends_as_an_unbroken_one(
     assert_equal(run(tmp_path, method), whole)
 
 
-def test_a_finished_run_trains_no_more(tmp_path: Path) -> None:
+def test_a_finished_run_does_not_train_again(tmp_path: Path) -> None:
     first, _ = run(tmp_path, "tsm", epochs=2)
     again, _ = run(tmp_path, "tsm", epochs=2, kill_at=1)
     assert_same(vars(first), vars(again))
@@ -333,7 +333,7 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_save_that_is_cut_in_half_costs_the_steps_since_the_one_before(
+def test_a_save_that_is_cut_in_half_costs_the_steps_since_the_previous_save(
     tmp_path: Path, unbroken_tsm: Ended
 ) -> None:
     with pytest.raises(Killed):
@@ -396,7 +396,7 @@ def test_a_deadline_stops_in_time_and_loses_nothing(
     now = 0.0
     for clock in ("time", "perf_counter"):
         monkeypatch.setattr(f"ffnrepro.training.loop.time.{clock}", lambda: now)
-    # It keeps a margin of 50 s, and the time of two of the longest steps.
+    # The margin is 50 s plus the time of two of the longest steps.
     stop = StopRequest(1000.0)
 
     def slow() -> None:

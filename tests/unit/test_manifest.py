@@ -142,7 +142,7 @@ def test_the_digest_follows_the_content():
         build_manifest(CLASSES[::-1], LABELS, INDEX),
     ]
     assert len({digest, *(manifest.digest for manifest in changed)}) == 6
-    # A stray file changes what is listed, but no result.
+    # A stray file changes the list of excluded videos, but no result.
     without_stray = build_manifest(CLASSES, LABELS, INDEX[INDEX["id"] != "stray"])
     assert without_stray.digest == digest
     assert len(without_stray.excluded) == 5
@@ -244,7 +244,7 @@ def test_a_file_belongs_to_the_id_of_its_name_or_else_of_its_number(caplog):
     assert sorted(unlabelled) == ["_7.webm", "x.webm"]
     several = manifest.excluded[(manifest.excluded["reason"] == "several files of its id")]
     assert sorted(several["path"]) == ["", "014.webm", "v15.webm", "w_015.webm"]
-    assert "3 files belong to the id of their number, such as video_00012.webm to 12" in caplog.text
+    assert "3 files belong to the id of the same number, such as video_00012.webm to 12" in caplog.text
 
 
 def many(reason, count=30, strangers=0):
@@ -266,7 +266,7 @@ def many(reason, count=30, strangers=0):
             r"such as '0'; 'straya\.webm' has no label\).*names.*unzipped",
         ),
         ("truncated", 0, r"such as '0\.webm'\).*damaged: unpack the archive again.*unzipped"),
-        ("a web page, not a video", 0, r"downloads have failed"),
+        ("a web page, not a video", 0, r"some downloads failed"),
         ("decoder did not finish in 30 s", 0, r"check the disk"),
     ],
 )

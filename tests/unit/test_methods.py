@@ -1,4 +1,4 @@
-"""Terms of the methods against sums written out by hand, where their gradients go, and what each switch of FFN does."""
+"""Terms of the methods against sums written out by hand, the paths of their gradients, and the switches of FFN."""
 
 import math
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def test_terms_by_hand(method: Method, expected: dict[str, tuple[float, float]])
     assert list(found) == list(expected)
     for name, (weight, loss) in expected.items():
         assert found[name] == (weight, pytest.approx(loss, rel=1e-5)), name
-    # Training accuracy is that of the highest frame count.
+    # Training accuracy is measured at the highest frame count.
     (logits,) = [term.logits for term in terms if term.logits is not None]
     assert logits.tolist() == torch.tensor(LOGITS[16]).tolist()
     assert not logits.requires_grad
@@ -151,7 +151,7 @@ def small_network(method: Method) -> nn.Module:
     network = method.build(5, SMALL).double().train()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            # At its start the classifier hardly tells classes apart, and gradients would be tiny.
+            # The initial classifier hardly distinguishes classes, so gradients would be tiny.
             if "fc.weight" in name:
                 parameter.mul_(300)
     return network
@@ -201,7 +201,7 @@ def test_networks_have_the_settings(method: Method) -> None:
     assert architecture.get("frame_counts", [16]) == list(method.train_frames)
 
 
-def test_ffn_hands_over_what_the_authors_code_does() -> None:
+def test_ffn_passes_the_authors_switches_to_its_network() -> None:
     ours, theirs = (
         ffn(adapter_init=value, training_shift=shift).build(5, SMALL)
         for value, shift in (("near_zero", "per_clip"), ("authors", "authors"))
@@ -238,7 +238,7 @@ def test_ffn_hands_over_what_the_authors_code_does() -> None:
         ),
     ],
 )
-def test_what_has_no_effect_counts_as_its_default(given: Method, effective: Method) -> None:
+def test_a_setting_without_effect_counts_as_its_default(given: Method, effective: Method) -> None:
     assert given.effective() == effective
     assert effective.effective() == effective
     # Indeed it has none: the same start, losses and gradients.

@@ -39,7 +39,7 @@ def meet_an_end(processes: Processes) -> dict[str, Any]:
 
 
 def meet_other_sums(processes: Processes) -> dict[str, Any]:
-    with pytest.raises(ValueError, match=r"another process has other sums than \['[ab]'\]"):
+    with pytest.raises(ValueError, match=r"another process does not have the sums \['[ab]'\]"):
         processes.total({"a": 1.0} if processes.first else {"b": 1.0})
     return {}
 
@@ -154,7 +154,7 @@ def wait_for(folder: Path, name: str, *, size: int = 0) -> None:
 
 @pytest.fixture
 def at_work(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """The launcher of two processes, in a process group of its own as that of a terminal."""
+    """The launcher of two processes, in a process group of its own, as in a terminal."""
     (tmp_path / "work.py").write_text(WORK)
     process = start(tmp_path, start_new_session=True)
     wait_for(tmp_path, "ready")
@@ -206,7 +206,7 @@ def test_one_ctrl_c_of_a_terminal_is_one(tmp_path: Path, at_work: subprocess.Pop
     [
         # The first process fails because the other one has failed.
         ("save(); sys.exit(1)", "sys.exit(3)", 60, 3, "process 1 of 2 ended with code 3\n"),
-        # The first process waits for the other one for ever.
+        # The first process waits forever for the other one.
         (
             "save(); time.sleep(60)",
             "sys.exit(75)",
@@ -218,7 +218,7 @@ def test_one_ctrl_c_of_a_terminal_is_one(tmp_path: Path, at_work: subprocess.Pop
         ("save()", "pass", 60, 0, ""),
     ],
 )
-def test_the_first_failure_decides_and_the_others_may_save(
+def test_the_first_failure_gives_the_exit_code_and_the_others_may_save(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

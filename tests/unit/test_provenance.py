@@ -68,13 +68,15 @@ def test_the_chain_holds_each_number_and_the_records_behind_it(results: Path) ->
         ("run.json", {"model": "other"}),
     ],
 )
-def test_a_file_that_was_made_again_is_warned_of(results: Path, file: str, content: dict[str, Any]) -> None:
+def test_a_file_that_was_made_again_gives_a_warning(
+    results: Path, file: str, content: dict[str, Any]
+) -> None:
     change(results / "runs/tsm-0a1b2c3d/seed1" / file, **content)
     cell = yaml.safe_load(chain_of_table(results / "table1.csv"))["any text"]["16 frames"]
     assert cell["WARNING"] == "a network or its evaluation was made again after the table; run snakemake"
 
 
-def test_what_cannot_be_read_is_named(results: Path) -> None:
+def test_an_unreadable_file_is_named(results: Path) -> None:
     network = results / "runs/tsm-0a1b2c3d/seed1/run.json"
     write(network, seed=1)
     with pytest.raises(

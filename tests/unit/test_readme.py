@@ -1,4 +1,4 @@
-"""The README's example of the library, as it stands there."""
+"""The README's example of the library runs as written."""
 
 import re
 from collections.abc import Callable

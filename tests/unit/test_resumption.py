@@ -155,7 +155,7 @@ def assert_ended_as_unbroken(unbroken: Path, broken: Path) -> None:
     assert not list(broken.glob("state/*/*/lease.json"))
 
 
-def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
+def test_a_run_killed_at_random_moments_ends_like_an_unbroken_run(
     attempt: Attempt, unbroken: Path, data: Path, tmp_path: Path
 ) -> None:
     arguments = arguments_of(data, tmp_path, "ffn")

@@ -1,4 +1,4 @@
-"""Keys of runs: which settings and which code make another run, and what is said about it."""
+"""Cache keys of runs: which settings and which code change the key, and how differences are described."""
 
 import ast
 import json
@@ -48,7 +48,7 @@ def ffn(method: dict[str, Any] | None = None, **settings: Any) -> RunSettings:
 
 
 def test_declared_defaults_never_change() -> None:
-    """A run from before an option existed counts as one with the option's default, so a default is for ever."""
+    """A run from before an option existed counts as one with the option's default, so a default must never change."""
     assert ffn().model_dump(mode="json") == {
         "dataset": "something-something-v2",
         "method": {
@@ -103,7 +103,7 @@ def test_declared_defaults_never_change() -> None:
         ffn(start="0676ba61"),
     ],
 )
-def test_a_changed_setting_is_another_key(other: RunSettings) -> None:
+def test_a_changed_setting_changes_the_key(other: RunSettings) -> None:
     assert run_key(other) != run_key(ffn())
 
 
@@ -127,7 +127,7 @@ def test_a_changed_setting_is_another_key(other: RunSettings) -> None:
         ),
     ],
 )
-def test_what_has_no_effect_does_not_count(given: RunSettings, effective: RunSettings) -> None:
+def test_settings_without_effect_do_not_count(given: RunSettings, effective: RunSettings) -> None:
     assert run_key(given) == run_key(effective)
 
 
@@ -250,7 +250,7 @@ def closure(method: str) -> set[str]:
     return {module.removeprefix("ffnrepro.recipe").lstrip(".") for module in method_code(method)}
 
 
-def test_tsm_depends_on_nothing_of_ffn() -> None:
+def test_tsm_does_not_depend_on_ffn() -> None:
     assert closure("ffn") >= ONLY_FFN
     assert not closure("tsm") & ONLY_FFN
 
@@ -305,7 +305,7 @@ def test_a_changed_value_and_a_new_option_count(
     assert changed_by(lambda: path.write_text(text.replace(old, new))) == methods
 
 
-def test_a_new_method_and_all_code_outside_recipe_count_for_none(source: Path) -> None:
+def test_a_new_method_and_code_outside_recipe_change_no_key(source: Path) -> None:
     def edit() -> None:
         shutil.copy(source / "recipe/methods/tsm.py", source / "recipe/methods/third.py")
         for path in source.rglob("*.py"):
@@ -397,7 +397,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert content["settings"] == settings.model_dump(mode="json")
 
 
-def test_what_a_file_lacks_counts_as_its_default(tmp_path: Path) -> None:
+def test_a_setting_missing_in_a_file_counts_as_its_default(tmp_path: Path) -> None:
     run = made(tmp_path, ffn({"distillation_weight": 0.5}))
 
     def forget(content: dict[str, Any]) -> None:
@@ -512,7 +512,7 @@ def test_a_file_that_this_version_cannot_read_is_named(
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{", '{"settings": {}, "code": 3}'])
-def test_a_file_that_is_none_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_a_file_that_is_not_a_settings_file_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "settings.json").write_text(content)
     with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""The runs of a working directory: what is listed and planned, and what accept, retry and prune do with the files."""
+"""The runs of a working directory: list and plan, and the effect of accept, retry and prune on the files."""
 
 import json
 import os
@@ -160,7 +160,7 @@ def test_a_measured_time_is_scaled() -> None:
         assert found.basis == "measured on tsm-1234, seed 0"
 
 
-def test_where_nothing_is_known() -> None:
+def test_hours_are_unknown_without_videos_or_similar_trainings() -> None:
     found = estimate(RunSettings(method=TSM), videos=None, cores=8, gpu=False, past=None)
     assert found == (None, "no similar training has finished here")
     found = estimate(RunSettings(method=TSM, dataset="mine"), videos=None, cores=8, gpu=True, past=None)
@@ -265,7 +265,7 @@ def test_the_plan_of_a_table() -> None:
     ]
     assert rows == [dict(zip(columns, row, strict=True)) for row in expected]
     assert hours == pytest.approx(4.4 + 3.3 + 4.4)
-    # Other data trains all anew.
+    # On other data everything trains again.
     use_data("e" * 64)
     assert [row["epoch"] for row in runs.plan("mine")[0]] == ["0/44"] * 4
     assert runs.plan("mine")[1] == pytest.approx(4 * 4.4)
@@ -276,7 +276,7 @@ def test_the_plan_of_a_table() -> None:
 # --- Accept
 
 
-def test_accept_takes_networks_states_and_current_evaluations_over() -> None:
+def test_accept_links_networks_states_and_current_evaluations() -> None:
     config = configuration(seeds=[0, 1, 2])
     old = age(config, "ffn")
     for seed in (0, 1):
@@ -386,7 +386,7 @@ def test_accept_takes_over_a_training_that_started_from_the_same_network() -> No
     ):
         runs.accept(second)
     runs.accept(first)
-    assert f"taken over into results/runs/{runs.selected['longer']}" in runs.accept(second)
+    assert f"in results/runs/{runs.selected['longer']} (" in runs.accept(second)
 
 
 def test_accept_is_for_another_run_of_an_experiment() -> None:
@@ -436,7 +436,7 @@ def test_prune_deletes_one_run() -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "runs", "/", "results", "ffn", "ffn-00000000", "../../x-12345678"]
 )
-def test_what_is_no_run_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_name_that_is_not_a_run_is_refused(name: str, tmp_path: Path) -> None:
     finish(age(configuration(), "tsm"))
     (tmp_path / "x-12345678").mkdir()
     files = sorted(tmp_path.rglob("*"))

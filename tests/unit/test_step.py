@@ -1,4 +1,4 @@
-"""One step of training: what is drawn, what becomes of a loss that is not finite, and what several processes share."""
+"""One step of training: random draws, losses that are not finite, and exchange between processes."""
 
 import copy
 import math
@@ -146,7 +146,7 @@ def test_the_gradient_is_clipped_to_its_bound(bound: float, factor: float | None
         torch.testing.assert_close(1 - clipped.weights[frames], expected, rtol=1e-3, atol=1e-6)
 
 
-def test_groups_of_clips_are_normalised_apart() -> None:
+def test_groups_of_clips_are_normalised_separately() -> None:
     """Two groups of two clips give the mean of the gradients of two steps, and the first one's statistics."""
     grouped, first, second, whole = (network_of(FFN) for _ in range(4))
     start = copy.deepcopy(grouped.state_dict())
@@ -189,7 +189,7 @@ def test_dropout_depends_on_seed_epoch_step_term_and_rank_alone() -> None:
     assert len(set(terms)) == 10
 
 
-def test_what_a_method_draws_is_the_same_in_all_processes() -> None:
+def test_a_method_draws_the_same_numbers_in_all_processes() -> None:
     drawn.clear()
     for seeds, rank in [((5, 1, 2), 0), ((5, 1, 2), 1), ((6, 1, 2), 0), ((5, 2, 2), 0), ((5, 1, 3), 0)]:
         step(Probe(), STEPS, seeds=seeds, rank=rank)
@@ -306,7 +306,7 @@ HALVES = [slice(2), slice(2, 4)]
 
 
 def _work(rank: int, folder: Path) -> None:
-    """Take steps as one of two processes, and save what came of them."""
+    """Take steps as one of two processes, and save the results."""
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     found: dict[str, Any] = {}
@@ -368,7 +368,7 @@ def test_a_missing_gradient_counts_as_zero(pair: Any) -> None:
             torch.testing.assert_close(state[f"own.{rank}"], torch.full((2,), -1.0))
 
 
-def test_what_is_not_finite_in_one_process_stops_the_step_of_both(pair: Any) -> None:
+def test_a_loss_that_is_not_finite_in_one_process_stops_the_step_of_both(pair: Any) -> None:
     for found in pair:
         results = {name: (found[name][0].finite, found[name][0].skipped) for name in STOPPED}
         assert results == STOPPED

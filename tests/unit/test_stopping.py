@@ -31,7 +31,7 @@ def test_a_signal_requests_a_stop_and_the_old_handler_is_restored(number: signal
 
 
 def test_a_repeated_sigterm_is_only_noted() -> None:
-    """A cluster sends several. If the second one acted, it would interrupt the save that the first one asked for."""
+    """A cluster sends SIGTERM several times. If the second one acted, it would interrupt the save that the first one requested."""
 
     def end(number: int, frame: object) -> None:  # noqa: ARG001
         pytest.fail("it ended the work")
@@ -78,12 +78,12 @@ def test_the_earlier_end_of_budget_and_job_counts(monkeypatch: pytest.MonkeyPatc
     assert end_of_job(5) == pytest.approx(time.time() + 300, abs=5)
 
 
-def test_a_job_whose_end_is_not_known_is_warned_of(
+def test_a_job_with_an_unknown_end_gives_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     assert end_of_job(None) is None
-    assert "the end of SLURM job 12 is not known; set runtime.time_budget" in caplog.text
+    assert "the end of SLURM job 12 is unknown; set runtime.time_budget" in caplog.text
 
 
 def test_unfinished_work_has_an_exit_code_and_a_message(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def test_unfinished_work_has_an_exit_code_and_a_message(capsys: pytest.CaptureFi
     assert "unfinished, run again: ffn: SIGTERM, saved at epoch 3" in capsys.readouterr().err
 
 
-def test_a_closed_screen_changes_neither_exit_code_nor_log(tmp_path: Path) -> None:
+def test_a_closed_screen_changes_neither_exit_code_nor_log_file(tmp_path: Path) -> None:
     """Such as `snakemake | tee`, if Ctrl-C ends `tee` as well, or a closed terminal."""
     text = """
 import sys

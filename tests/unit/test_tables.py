@@ -112,7 +112,7 @@ def test_a_label_changes_nothing_else_and_a_setting_is_compared_with_its_own_fig
     assert "| 40.00 |" in " ".join(table_markdown(ablation, published=published, dataset=V1).split())
 
 
-def test_where_nothing_is_published_other_figures_stand_apart(published: Published) -> None:
+def test_without_published_figures_those_of_the_reference_are_shown_apart(published: Published) -> None:
     table = assemble_table(ROWS, RECORDS, published=published, dataset="demo")
     assert table.filter(regex="(published|difference)_").isna().to_numpy().all()
     text = table_markdown(table, published=published, dataset="demo")
@@ -202,7 +202,7 @@ def test_a_stale_evaluation_is_refused(rows: list[TableRow], change: dict[str, A
         read_records(rows, INPUTS)
     assert (
         str(refused.value)
-        == f"{NAME}: {problem}; make all stale files again: snakemake --cores 1 --force {NAME}"
+        == f"{NAME}: {problem}; make all stale files again, with the --directory and --configfile of your call: snakemake --cores 1 --force {NAME}"
     )
 
 
@@ -210,11 +210,11 @@ def test_a_record_that_cannot_be_read_is_refused(rows: list[TableRow]) -> None:
     for text in ("{", "[]"):
         Path(NAME).write_text(text)
         with pytest.raises(
-            UserError, match=f"^{NAME}: cannot be read; make all stale files again: .* {NAME}$"
+            UserError, match=f"^{NAME}: cannot be read; make all stale files again, .* {NAME}$"
         ):
             read_records(rows, INPUTS)
     Path(NAME).unlink()
-    with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make all stale files again: .* {NAME}$"):
+    with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make all stale files again, .* {NAME}$"):
         read_records(rows, INPUTS)
 
 
@@ -224,7 +224,7 @@ def test_another_network_than_that_of_the_run_is_refused(rows: list[TableRow]) -
     with pytest.raises(UserError) as refused:
         read_records(rows, INPUTS)
     assert str(refused.value) == (
-        f"{RUN}/run.json: model is abababab and should be efefefef; make all stale files again: "
+        f"{RUN}/run.json: model is abababab and should be efefefef; make all stale files again, with the --directory and --configfile of your call: "
         f"snakemake --cores 1 --force {RUN}/run.json {NAME}"
     )
 

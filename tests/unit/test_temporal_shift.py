@@ -50,7 +50,7 @@ def test_gradient_agrees_with_the_loop(layout):
     assert torch.equal(own, x.grad)
 
 
-def test_input_is_left_as_it_was():
+def test_the_input_is_unchanged():
     x = torch.randn(4, 8, 2, 2)
     before = x.clone()
     temporal_shift(x, 4)
@@ -58,6 +58,6 @@ def test_input_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("frames", [0, 4])
-def test_refuses_rows_that_are_no_whole_clips(frames):
+def test_refuses_rows_that_are_not_whole_clips(frames):
     with pytest.raises(ValueError, match=f"6 rows are not a whole number of clips of {frames} frames"):
         temporal_shift(torch.zeros(6, 8, 1, 1), frames)

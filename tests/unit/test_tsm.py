@@ -29,7 +29,7 @@ def test_shapes_at_full_size():
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_is_torchvisions_network_but_for_the_shift(depth, monkeypatch):
+def test_is_torchvisions_network_except_for_the_shift(depth, monkeypatch):
     theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None, num_classes=7).eval()
     ours = TSM(classes=7, depth=depth).eval()
     ours.load_state_dict(theirs.state_dict())

@@ -42,14 +42,14 @@ def start(
 
 
 def launched(folder: Path, *command: str, module: Sequence[str] = ()) -> tuple[int, str]:
-    """Exit code, and what was said."""
+    """Exit code and output."""
     process = start(folder, *command, module=module)
     said = process.communicate(timeout=600)[1]
     return process.returncode, said
 
 
-def test_what_one_process_meets_ends_both_after_the_save(tmp_path: Path) -> None:
-    """A validation of unequal parts, a signal to one, a loss of one that is not finite: neither waits for the other for ever."""
+def test_a_stop_or_failure_in_one_process_ends_both_after_the_save(tmp_path: Path) -> None:
+    """Unequal parts of validation, a signal to one process, a loss that is not finite in one: neither waits forever."""
     code, said = launched(tmp_path, __file__, module=["-m", "ffnrepro.training.launch", "2"])
     assert code == 0, said
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))

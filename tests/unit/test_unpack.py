@@ -81,7 +81,7 @@ def test_a_part_with_the_ending_of_a_zip_is_a_part(tmp_path):
     assert unpacked(tmp_path / "into") == FILES
 
 
-def test_files_that_only_look_like_parts_are_passed_over(tmp_path):
+def test_files_that_only_look_like_parts_are_ignored(tmp_path):
     write_parts(tmp_path / "downloads")
     for name in ("scan-2024-11", "notes-10.zip", "report-2024.pdf", f"{STEM}-02 (1)", f"{STEM}-06.part"):
         (tmp_path / "downloads" / name).write_bytes(b"something else")
@@ -99,7 +99,7 @@ def test_a_zip_of_another_kind_is_named(tmp_path, local, central, value, words):
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\3\4") + local] = content[content.index(b"PK\1\2") + central] = value
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"-02\.zip: the archive cannot be read on .*{words}"):
+    with pytest.raises(UserError, match=rf"-02\.zip: the archive cannot be read any further .*{words}"):
         unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
 
 
@@ -146,7 +146,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-UNREADABLE = ["the archive cannot be read on in this part", "again", "delete", "into"]
+UNREADABLE = ["the archive cannot be read any further in this part", "again", "delete", "into"]
 BROKEN = {
     "no part 02": (lambda paths: paths[2].unlink(), ["parts -02 are missing", "download"]),
     "no parts 00": (lambda paths: paths[0].unlink(), ["first part of no archive", f"{STEM}-00"]),
@@ -154,7 +154,7 @@ BROKEN = {
         lambda paths: (paths[3].unlink(), paths[3].mkdir()),
         ["parts -03 are missing", "download"],
     ),
-    "no last part": (lambda paths: paths[-1].unlink(), ["-04: ", "parts behind it are missing", *UNREADABLE]),
+    "no last part": (lambda paths: paths[-1].unlink(), ["-04: ", "later parts are missing", *UNREADABLE]),
     "last part cut": (lambda paths: truncate(paths[-1], 50), ["-05: ", *UNREADABLE]),
     "last part without its end": (
         lambda paths: truncate(paths[-1], paths[-1].stat().st_size - 4),
@@ -192,7 +192,7 @@ def test_broken_downloads_are_one_line_with_the_fix(tmp_path, case):
 def test_a_damaged_zip_is_named(tmp_path, harm):
     paths = write_parts(tmp_path / "downloads", zipped="all")
     harm(paths[2])
-    with pytest.raises(UserError, match=r"-02\.zip: the archive cannot be read on.*again"):
+    with pytest.raises(UserError, match=r"-02\.zip: the archive cannot be read any further.*again"):
         unpack(tmp_path / "downloads", tmp_path / "into", expect=40)
 
 

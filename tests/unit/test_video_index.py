@@ -30,7 +30,7 @@ def test_videos_are_listed_by_their_endings_in_order(tmp_path):
     assert list_videos(tmp_path) == expected
 
 
-def test_every_ending_is_listed_and_is_no_part_of_the_id(tmp_path):
+def test_every_ending_is_listed_and_is_not_part_of_the_id(tmp_path):
     for ending in VIDEO_ENDINGS:
         (tmp_path / f"clip 1{ending}").touch()
     names = list_videos(tmp_path)
@@ -38,7 +38,7 @@ def test_every_ending_is_listed_and_is_no_part_of_the_id(tmp_path):
     assert {id_of(f"folder/{name}") for name in names} == {"clip 1"}
 
 
-def test_no_folder_and_no_videos_are_named_with_the_key(tmp_path):
+def test_a_missing_folder_and_missing_videos_are_named_with_the_key(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.*data\.videos"):
         list_videos(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
@@ -90,7 +90,7 @@ def test_the_index_describes_each_file(write_video, numbered_frames, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file system has no such names")
-def test_a_name_in_another_encoding_costs_only_itself(write_video, numbered_frames, tmp_path):
+def test_a_name_in_another_encoding_excludes_only_its_own_file(write_video, numbered_frames, tmp_path):
     write_video(tmp_path / "1.webm", numbered_frames(3))
     write_video(tmp_path / os.fsdecode(b"caf\xe9.webm"), numbered_frames(3))
     table = index_videos(tmp_path, list_videos(tmp_path), entries=tmp_path / "state" / "0-of-1.jsonl")
@@ -99,7 +99,7 @@ def test_a_name_in_another_encoding_costs_only_itself(write_video, numbered_fram
     assert table["reason"].tolist() == ["", "its name is not UTF-8"]
 
 
-def test_index_has_one_form_whatever_it_holds(write_video, numbered_frames, tmp_path):
+def test_the_index_has_the_same_columns_whatever_it_holds(write_video, numbered_frames, tmp_path):
     write_video(tmp_path / "1.webm", numbered_frames(3))
     (tmp_path / "2.webm").touch()
     parts = [index_videos(tmp_path, names) for names in ([], ["1.webm"], ["2.webm"])]
@@ -158,7 +158,7 @@ def test_watched_changes_and_no_others_change_the_digest_of_their_shard(tmp_path
 
 @pytest.fixture
 def examined(monkeypatch):
-    """Names of the files that are examined anew, as they come."""
+    """Names of the files that are examined again, in order."""
     names: list[str] = []
     original = video_index.examine_in_child
 
@@ -246,7 +246,7 @@ def hang_or_die(path, verify):
     return examine(path, verify)
 
 
-def test_a_file_that_hangs_or_kills_the_decoder_costs_only_itself(write_video, numbered_frames, tmp_path):
+def test_a_file_that_hangs_or_kills_the_decoder_excludes_only_itself(write_video, numbered_frames, tmp_path):
     names = ["0.webm", "hangs.webm", "1.webm", "2.webm", "dies.webm", "surprises.webm", "3.webm"]
     paths = [write_video(tmp_path / name, numbered_frames(3)) for name in names]
     outcomes = dict(examine_in_child(paths, seconds=1.5, examine_one=hang_or_die))
@@ -276,5 +276,5 @@ def test_paths_are_read_one_by_one_and_a_caller_may_stop(tmp_path):
 def test_a_child_that_does_not_start_is_an_error(monkeypatch, tmp_path):
     resource_tracker.ensure_running()  # a child process of Python's own, which must start
     monkeypatch.setattr("multiprocessing.spawn._python_exe", (shutil.which("false") or "").encode())
-    with pytest.raises(UserError, match="ends before it begins"):
+    with pytest.raises(UserError, match="does not start"):
         list(examine_in_child([tmp_path / "1.webm"], seconds=0.1))

@@ -242,7 +242,7 @@ def test_with_and_without_wrappers(small_ffn, tmp_path, prefix, wrapped):
 
 
 @pytest.mark.parametrize("depth", [101])
-def test_depth_is_seen_from_the_weights(tmp_path, depth):
+def test_depth_is_read_from_the_weights(tmp_path, depth):
     model = TSM(classes=7, depth=depth, width=8)
     torch.save(authors_state(model), tmp_path / "x.pth")
     assert load_checkpoint(tmp_path / "x.pth").architecture == model.architecture
@@ -332,7 +332,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_wrong_with_the_weights_is_listed_in_one_line(small_ffn, tmp_path, case):
+def test_all_problems_of_the_weights_are_listed_in_one_line(small_ffn, tmp_path, case):
     change, message = BROKEN[case]
     path = tmp_path / "x.pth"
     torch.save(change(authors_state(small_ffn)), path)
@@ -343,7 +343,7 @@ def test_what_is_wrong_with_the_weights_is_listed_in_one_line(small_ffn, tmp_pat
     assert len(str(error.value)) < len(str(path)) + 500
 
 
-def test_image_weights_are_no_checkpoint(tmp_path):
+def test_image_weights_are_not_a_checkpoint(tmp_path):
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "x.pth")
     with pytest.raises(
         UserError, match=r"of no known format.*Set network\.weights for a file of ImageNet weights"
@@ -365,7 +365,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a checkpoint of tensors and plain values") as error:

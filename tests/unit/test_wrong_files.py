@@ -45,7 +45,7 @@ def cut(path: Path, share: float) -> None:
 
 
 def damage(path: Path) -> None:
-    """Overwrite what is in the packets in the middle, and leave the container whole."""
+    """Overwrite the content of the packets in the middle, and leave the container intact."""
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -57,7 +57,7 @@ def damage(path: Path) -> None:
 
 
 def patch_packet(path: Path, number: int, change: Callable[[bytes], bytes]) -> None:
-    """Change what is in one packet, and leave its size and all else."""
+    """Change the content of one packet, and leave its size and everything else."""
     content = path.read_bytes()
     with av.open(str(path)) as container:
         old = bytes([packet for packet in container.demux(video=0) if packet.size][number])
@@ -214,9 +214,7 @@ def test_the_decoders_give_the_same_frames_at_the_same_times(write_video, tmp_pa
 
 
 @pytest.mark.parametrize("codec", ["libvpx-vp9", "libvpx"])
-def test_pictures_that_change_their_size_are_shown_in_that_of_the_first(
-    write_video, tmp_path, codec, monkeypatch
-):
+def test_frames_that_change_size_get_the_size_of_the_first(write_video, tmp_path, codec, monkeypatch):
     large = natural(20, 96, 160)
     first = write_video(tmp_path / "first.webm", large[:10], codec=codec)
     second = write_video(tmp_path / "second.webm", large[10:, ::2, ::2], codec=codec)

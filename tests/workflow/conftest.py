@@ -139,7 +139,7 @@ def make_workflow(folder: Path) -> Workflow:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workflow, subprocess.CompletedProcess[str]]:
-    """A finished run, made once for all workers of pytest, and what snakemake printed. Tests only read it."""
+    """A finished run, made once for all workers of pytest, and the output of snakemake. Tests only read it."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent

@@ -65,7 +65,7 @@ SHORT_SIDE, CROP = 40, 32  # as config/demo.yaml has them; the pictures are 64 x
 UNREADABLE = {"1", "2"}  # what the fixture damages and deletes
 
 TOLERANCE = 0.02
-"""Of a log-probability: PyAV and Pillow differ by a grey level here and there from what decodes and resizes in the workflow."""
+"""Tolerance of a log-probability: PyAV and Pillow differ here and there by a grey level from the workflow's decoder and resizing."""
 
 
 def naive_clip(video: Path, frames: int) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_predictions_and_table_are_those_of_a_naive_loop(
     table = pd.read_csv(folder / "results/table1.csv").set_index("method").loc[EXPERIMENTS[experiment]]
     naive = {n: naive_log_probabilities(folder, experiment, n, list(labels)) for n in FRAME_COUNTS}
     for one, other in ((4, 8), (8, 16), (4, 16)):
-        # Else the comparison below could not tell the frame counts apart.
+        # Otherwise the comparison below could not distinguish the frame counts.
         assert np.abs(naive[one] - naive[other]).max() > 5 * TOLERANCE
 
     assert table["videos"] == len(labels)

@@ -1,4 +1,4 @@
-"""The workflow from label files to Table 1, run for real on tiny data; and what stops it."""
+"""The workflow from label files to Table 1, run on tiny data; and the errors that stop it."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_networks_are_the_ones_that_the_table_and_the_provenance_name(finished: 
         assert chain[method]["networks"] == {str((folder / "run.json").relative_to(workflow.folder)): record}
 
 
-def test_what_is_left_out_is_listed_with_its_reason(finished: Finished) -> None:
+def test_excluded_videos_are_listed_with_their_reasons(finished: Finished) -> None:
     folder = finished[0].folder
     excluded = pd.read_csv(folder / "results/manifest/excluded.csv", dtype=str).set_index("id")
     assert sorted(excluded.index) == ["1", "2", "999"]
@@ -95,7 +95,7 @@ def test_the_default_configuration_plans_the_real_run(tmp_path: Path) -> None:
     assert len(trainings) == 4
     folder = "data/something-something-v2"
     for path in (f"{folder}/labels", f"{folder}/20bn-something-something-v2"):
-        assert f"{path}: not there yet\n" in result.stderr
+        assert f"{path}: does not exist yet\n" in result.stderr
 
 
 def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ ST = {"frame_counts": [4], "rows": [{"label": "TSM-ST", "experiments": "st"}]}
     [
         ({"data": {"labels": "nowhere"}}, r"nowhere: no such folder of label files"),
         ({"data": {"videos": "none"}}, r"none: no such folder .*`data\.videos`"),
-        ({"dataset": "something-something-v2"}, r"labels: not those of `dataset: .* 24 train instead of 168,913;"),
+        ({"dataset": "something-something-v2"}, r"labels: these are not the labels of `dataset: .* 24 train instead of 168,913;"),
         ({"evaluation": {"split": "test"}}, r"labels: the split test has no rows"),
         ({"network": {"weights": "my.pth", "weights_sha256": "0123456789"}}, r"my\.pth: no such file; set network\.weights"),
         ({"network": {"weights": "imagenet"}}, r"config: network\.weights is imagenet, which does not fit"),
@@ -230,7 +230,7 @@ def test_bad_input_stops_before_any_job_with_one_line(
     assert not (unfinished.folder / "results").exists()
 
 
-def test_what_would_stop_a_training_is_found_before_it(finished: Finished, tmp_path: Path) -> None:
+def test_problems_that_would_stop_a_training_are_found_before_it(finished: Finished, tmp_path: Path) -> None:
     """Here too few videos. The labels are a part of the data set on purpose."""
     workflow = finished[0].copy(tmp_path)
     result = workflow.run(

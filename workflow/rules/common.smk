@@ -20,7 +20,7 @@ from ffnrepro.tables import check_published, read_published, read_rows
 
 @contextmanager
 def one_line_errors():
-    """Tell the user's errors in one line, and stop."""
+    """Print errors that the user can fix in one line, and stop."""
     try:
         yield
     except UserError as error:
@@ -36,13 +36,13 @@ TRAINING = "results/runs/{run}/seed{seed}"
 EVALUATION = f"{TRAINING}/{{split}}_{{frames}}f"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
-# A plan is made without the data, too; a run stops before its first job.
+# A dry run works without the data; a real run stops before its first job.
 for path in (CONFIG.data.labels, CONFIG.data.videos, CONFIG.own_weights):
     if path and not os.path.exists(path):
-        print(f"{path}: not there yet", file=sys.stderr)
+        print(f"{path}: does not exist yet", file=sys.stderr)
 
-# Scripts run by the Python that runs snakemake. SLURM sends SIGTERM to all processes of a job, and kills those that are
-# left once the shell has ended, so the shell waits.
+# Scripts are run by the Python that runs snakemake. SLURM sends SIGTERM to all processes of a job, and kills the rest once
+# the shell has ended. So the shell ignores SIGTERM and waits.
 PREFIX = f"set -euo pipefail; trap : TERM; export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; "
 shell.prefix(PREFIX.replace("{", "{{").replace("}", "}}"))
 
@@ -52,14 +52,9 @@ def script(name):
     return os.path.relpath(os.path.join(workflow.basedir, "workflow", "scripts", f"{name}.py"))
 
 
-# What decides no number reaches the commands by `resources`: unlike params they may change without rerunning a job.
-DEVICE_OPTIONS = shlex.join(
-    [
-        *("--videos", CONFIG.data.videos),
-        *("--device", CONFIG.runtime.device),
-        *("--workers", str(CONFIG.runtime.workers)),
-    ]
-)
+# Options that affect no result are `resources`, because a changed param reruns a job and a changed resource does not.
+DEVICE_OPTIONS = f"--videos {shlex.quote(CONFIG.data.videos)} --device {CONFIG.runtime.device} "
+DEVICE_OPTIONS += f"--workers {CONFIG.runtime.workers}"
 TRAINING_OPTIONS = f"{DEVICE_OPTIONS} --save-minutes {CONFIG.runtime.save_minutes:g} "
 TRAINING_OPTIONS += f"--max-bad-fraction {CONFIG.data.max_bad_fraction:g}"
 if CONFIG.runtime.time_budget is not None:
@@ -68,8 +63,13 @@ if CONFIG.runtime.cache_decoded:
     TRAINING_OPTIONS += " --cache-decoded"
 
 
+def names_of_runs(experiments):
+    """Regular expression of runs. Of any key: the script of a job whose code was edited in the queue refuses in plain words."""
+    return f"(?:{'|'.join(experiments)})-[0-9a-f]{{8}}"
+
+
 wildcard_constraints:
-    run="|".join(RUN_LIST.selected.values()),
+    run=names_of_runs(CONFIG.experiments),
     seed="0|[1-9][0-9]*",
     split="train|validation|test",
     frames="[1-9][0-9]{0,2}",
@@ -85,17 +85,15 @@ def experiment_of(wildcards):
 
 @cache
 def check(*experiments):
-    """Refuse experiments whose settings do not fit together, or are those of another one."""
+    """Refuse experiments whose settings do not fit together, or are the settings of another experiment."""
     with one_line_errors():
         check_experiments(CONFIG, experiments)
 
 
 def runs_of(family):
-    """Regular expression of the runs whose network is of a family: TSM's, or FFN's and its ablations'."""
-    runs = [
-        run for name, run in RUN_LIST.selected.items() if CONFIG.experiments[name].method.family == family
-    ]
-    return "|".join(runs) or "(?!)"
+    """Regular expression of the runs whose network belongs to a family: `tsm` or `ffn`."""
+    names = [name for name, experiment in CONFIG.experiments.items() if experiment.method.family == family]
+    return names_of_runs(names) if names else "(?!)"
 
 
 def evaluations_of(experiment, frame_counts):
@@ -123,7 +121,7 @@ def rows_of_table(name):
 
 
 def evaluations_of_table(name):
-    """Records behind a table; what does not fit together is refused before anything runs."""
+    """Records behind a table; wrong settings are refused before anything runs."""
     with one_line_errors():
         check(*CONFIG.experiments_of(name))
         rows = rows_of_table(name)
@@ -159,12 +157,12 @@ def start_file(wildcards):
         return f"{TRAINING}/model.pt".format(run=RUN_LIST.selected[start], seed=wildcards.seed)
     if weights == "imagenet":
         return f"results/weights/resnet{CONFIG.network_of(experiment).depth}.pth"
-    # `onstart` says so where the user's own file does not exist.
+    # If the user's own file does not exist, `onstart` reports it.
     return weights if weights is not None and os.path.exists(weights) else []
 
 
 def start_digest(wildcards):
-    """Digest of another run's network that a training starts from: it may change while its name stays."""
+    """Digest of the network of another run that a training starts from: the network may change while its path stays."""
     path = start_file(wildcards)
     return path.replace(".pt", ".sha256") if CONFIG.experiments[experiment_of(wildcards)].start else []
 
@@ -179,7 +177,7 @@ def settings_of(wildcards):
 
 
 def training_note(wildcards):
-    """What a training would do, for its message."""
+    """Description of a training, for its message."""
     return RUN_LIST.describe_training(experiment_of(wildcards), int(wildcards.seed))
 
 
@@ -196,5 +194,5 @@ def digests_of_shards():
             Path(data.videos), shards=data.index_shards, layout=data.layout, watch=data.watch
         )
     except UserError:
-        # A dry run plans without the videos; a run stops in onstart.
+        # A dry run works without the videos; a real run stops in `onstart`.
         return ["no videos"] * data.index_shards

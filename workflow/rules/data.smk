@@ -1,7 +1,7 @@
 # Label files and videos -> labels, index of the videos, manifest.
 #
-# Paths that decide no number are resources: they appear in the printed command, and a change of them reruns nothing. What
-# is in the folders of labels and videos is a param, by digest. `revision` is raised by hand where the output changes.
+# Paths that affect no result are resources: they appear in the printed command, and changing them reruns nothing. The
+# content of the folders of labels and videos is a param, as a digest. `revision` is raised by hand when the output changes.
 
 from ffnrepro.data.labels import REVISION as LABELS_REVISION
 from ffnrepro.data.labels import check_counts, check_evaluable, read_labels
@@ -17,7 +17,7 @@ localrules:
 
 
 onstart:
-    # Wrong data is reported in one line before any job starts. A dry run does not come here, so it plans without the data.
+    # Wrong data is reported in one line before any job starts. A dry run does not run this, so it works without the data.
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
     with one_line_errors():
         if "parse_labels" in planned:

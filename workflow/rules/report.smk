@@ -10,7 +10,7 @@ rule assemble_table:
     input:
         evaluations=lambda wildcards: evaluations_of_table(wildcards.table),
         data="results/manifest/manifest.sha256",
-        # By its digest below: a clone gives it a new time.
+        # The digest below counts, not the file's time: a clone gives the file a new time.
         published=ancient(PUBLISHED),
     output:
         csv="results/{table}.csv",

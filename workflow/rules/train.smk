@@ -1,6 +1,6 @@
-# Manifest -> trained networks. The data counts by the digest of the manifest: a file of the same content that is written
-# again trains nothing. The large files beside small digest files are `ancient`, and so are files of which the run's name
-# holds all that matters.
+# Manifest -> trained networks. A training depends on the digest of the manifest, so a manifest that is written again with
+# the same content trains nothing. Large files with a digest file beside them are `ancient`, and so are files whose content
+# is already part of the run's name.
 
 
 localrules:
@@ -35,7 +35,7 @@ rule write_settings:
         "../../environment.yml"
     resources:
         script=script("write_settings"),
-        # The name of the run stands for them: a new option with its default writes nothing again.
+        # The settings are not a param, because the run's name stands for them: a new option with its default reruns nothing.
         settings=settings_of,
         runtime=5,
         mem_mb=1000,
@@ -47,15 +47,15 @@ rule write_settings:
 
 rule check_training:
     input:
-        # All are ancient, so that this runs where a training does, and for no other reason: Snakemake would overlook what
-        # has changed for the jobs behind it.
+        # All inputs are ancient, so that this job runs only because a training runs. If it ran for a reason of its own,
+        # Snakemake would overlook changes for the jobs that depend on it.
         settings=ancient("results/runs/{run}/settings.json"),
         classes=ancient("results/labels/classes.csv"),
         data=ancient("results/manifest/manifest.sha256"),
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
         start=ancient(start_file),
     output:
-        # Each training is checked anew.
+        # The file is temporary, so that each training is checked again.
         temp(f"{TRAINING}/checked.txt"),
     log:
         "logs/check_training/{run}/seed{seed}.log",
@@ -64,9 +64,9 @@ rule check_training:
     threads: CONFIG.runtime.threads
     resources:
         script=script("check_training"),
-        # As a training: nothing else is to be on the GPU that is checked.
+        # As for a training: no other job may use the GPU that is checked.
         gpu_jobs=GPUS,
-        # Some steps are tried; on a cluster none, since another machine trains (profiles/slurm).
+        # Some steps are tried; on a cluster none, because another machine trains (profiles/slurm).
         steps=20,
         start=start_argument,
         options=TRAINING_OPTIONS,

@@ -35,12 +35,12 @@ def main(
     """Write `{table}.csv`, `{table}.md` and `{table}.json`, and log the table.
 
     Args:
-        table: Its name.
+        table: Name of the table.
         rows: JSON: a list of rows (`ffnrepro.tables.TableRow`).
-        dataset: That was evaluated.
-        split: That was evaluated.
-        short_side: Pixels.
-        crop_size: Pixels.
+        dataset: Data set that was evaluated.
+        split: Split that was evaluated.
+        short_side: Short side of the resized frames in pixels.
+        crop_size: Height and width of the clips in pixels.
         data: File with the digest of the manifest.
         published: Published figures.
         output: Folder of the table's files.

@@ -1,4 +1,4 @@
-"""Check what a training needs, and try some steps of it, before it waits in a queue for a day."""
+"""Check what a training needs and try some steps of it, before it waits in a queue."""
 
 import sys
 from pathlib import Path
@@ -17,15 +17,15 @@ def main(job: tyro.conf.OmitArgPrefixes[Job], steps: int, output: Path, log: Pat
 
     Args:
         job: The training.
-        steps: Steps that are tried; 0: another machine trains.
-        output: Written: the findings.
+        steps: Number of steps to try; 0: none, because another machine trains.
+        output: File to write the report to.
         log: File that messages are written to.
     """
 
     def work() -> None:
-        findings = examine(job, read_run(job.run)[0], steps=steps)
-        logger.info("%s: a training would run:\n%s", job.run.name, findings)
-        write_text(output, findings + "\n")
+        report = examine(job, read_run(job.run)[0], steps=steps)
+        logger.info("%s: this training would run:\n%s", job.run.name, report)
+        write_text(output, report + "\n")
 
     return run(work, log)
 

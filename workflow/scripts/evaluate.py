@@ -40,15 +40,15 @@ def main(
 
     Args:
         run: Folder of the run.
-        seed: Of the training.
-        split: That is evaluated.
+        seed: Seed of the training.
+        split: Split that is evaluated.
         frames: Frame count of the clips.
-        videos: Folder that the manifest's paths start from.
+        videos: Folder of the videos; the paths in the manifest are relative to it.
         manifest: Folder of the manifest.
-        batch_size: Clips of a step; changes no number beyond rounding.
-        device: That computes.
-        threads: CPU cores of the computation.
-        workers: Processes that decode.
+        batch_size: Clips per step; it changes results by rounding only.
+        device: Device of the network.
+        threads: Number of CPU cores that compute.
+        workers: Number of processes that decode.
         log: File that messages are written to.
     """
 
@@ -68,9 +68,9 @@ def main(
         folder = run / f"seed{seed}"
         network = load_checkpoint(folder / "model.pt")
         digest = tensors_digest(network.state_dict())
-        computes = choose_device(device)
-        # Before the work: the checkout may change meanwhile.
-        made_with = provenance(computes)
+        chosen_device = choose_device(device)
+        # Read this before the work, because the checkout may change during it.
+        made_with = provenance(chosen_device)
         rows = read_labelled_split(manifest / f"{split}.parquet")
         dataset = ClipDataset(
             manifest=rows,
@@ -81,14 +81,14 @@ def main(
             crop="centre",
             open_video=open_video,
         )
-        loader = VideoBatches(dataset, workers=workers, pin_memory=computes.type == "cuda")
+        loader = VideoBatches(dataset, workers=workers, pin_memory=chosen_device.type == "cuda")
         with closing(loader):
             predictions = predict(
-                place(network, computes),
+                place(network, chosen_device),
                 loader.batches(evaluation_batches(len(rows), batch_size=batch_size)),
                 ids=rows["id"].tolist(),
                 frames=frames,
-                device=computes,
+                device=chosen_device,
             )
         write_predictions(predictions, folder / f"{split}_{frames}f.parquet")
         scores = accuracy(predictions)

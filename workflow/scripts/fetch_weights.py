@@ -13,8 +13,8 @@ def main(depth: int, output: Path, log: Path | None = None) -> int:
     """Fetch torchvision's ImageNet weights and check them.
 
     Args:
-        depth: Of the ResNet.
-        output: Written: the file of the weights.
+        depth: Depth of the ResNet.
+        output: File to write the weights to.
         log: File that messages are written to.
     """
     return run(lambda: fetch_pretrained(depth, output), log)

@@ -1,4 +1,4 @@
-"""Decode the videos of one shard and record what each holds."""
+"""Decode the videos of one shard and record their frames, size and condition."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ def main(
     output: Path,
     log: Path | None = None,
 ) -> int:
-    """Examine the videos of one shard and record what each holds.
+    """Examine the videos of one shard and record their frames, size and condition.
 
     Args:
         videos: Folder of the videos.
@@ -29,8 +29,8 @@ def main(
         shards: Number of shards.
         layout: One file for each video, or one folder of frames.
         verify: How much of each video is decoded.
-        entries: Folder that keeps results for the next call.
-        output: Written: one row for each video.
+        entries: Folder that saves results for the next call.
+        output: File to write, with one row for each video.
         log: File that messages are written to.
     """
 

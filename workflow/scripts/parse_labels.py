@@ -19,8 +19,8 @@ def main(
     Args:
         labels: Folder of the label files.
         dataset: Name of the data set, whose official numbers are checked.
-        classes: Written: `index,class`.
-        table: Written: `id`, `split`, `class`.
+        classes: File to write the classes to, with the columns `index,class`.
+        table: File to write the labels to, with the columns `id`, `split` and `class`.
         partial: The labels are a part of the data set on purpose.
         log: File that messages are written to.
     """

@@ -17,8 +17,8 @@ def main(table: Path, published: Path, dataset: str, output: Path, log: Path | N
     Args:
         table: A table of results, such as `results/table1.csv`.
         published: Published figures.
-        dataset: That was evaluated.
-        output: Written: the picture.
+        dataset: Data set that was evaluated.
+        output: File to write the picture to.
         log: File that messages are written to.
     """
 

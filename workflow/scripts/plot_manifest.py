@@ -15,8 +15,8 @@ def main(summary: Path, classes: Path, lengths: Path, log: Path | None = None) -
 
     Args:
         summary: The file `summary.json` of the manifest.
-        classes: Written: figure of the class counts.
-        lengths: Written: figure of the clip lengths.
+        classes: File to write the picture of class counts to.
+        lengths: File to write the picture of clip lengths to.
         log: File that messages are written to.
     """
 

@@ -13,7 +13,7 @@ from ffnrepro.training.launch import launch
 
 
 def main(job: tyro.conf.OmitArgPrefixes[Job], log: Path | None = None) -> int:
-    """Train one run: TSM at one frame count, FFN at several, or another method; in a process for each GPU.
+    """Train one run: TSM at one frame count, FFN at several, or another method; in one process for each GPU.
 
     Args:
         job: The training.

@@ -1,4 +1,4 @@
-"""Write all settings that decide the network of a run."""
+"""Write all settings that the network of a run depends on."""
 
 import json
 import sys
@@ -12,11 +12,11 @@ from ffnrepro.settings import read_settings
 
 
 def main(settings: str, output: Path, log: Path | None = None) -> int:
-    """Write all settings that decide the network of a run, and the digests of its code.
+    """Write all settings that the network of a run depends on, and the digests of its code.
 
     Args:
         settings: JSON of `ffnrepro.runs.RunSettings`.
-        output: Written: `settings.json` in the folder of the run.
+        output: File to write: `settings.json` in the folder of the run.
         log: File that messages are written to.
     """
     return run(lambda: write_run(output.parent, read_settings(RunSettings, json.loads(settings))), log)

@@ -1,12 +1,12 @@
 """Readers for video files and folders of JPEG frames, based on decord, PyAV and Pillow.
 
 Every decoder gives the frames that a player shows: rotated as the display matrix says, and without the frames that an edit
-list cuts away. decord ignores edit lists, so it reads only Matroska files (``.webm``), which have none. PyAV reads all
+list cuts away. decord ignores edit lists, so it is used only for Matroska files (``.webm``), which have none. PyAV reads all
 other containers, rotated videos, whatever decord refuses (a single frame, no duration in the header, AV1, widths that
 decord pads), and everything on platforms without decord. On short clips neither is faster.
 
-A reader belongs to one process, because decord hangs in a child process if it was opened before the fork. So videos are
-opened in the worker of the loader that decodes them. A reader uses one thread, because there are many workers.
+A reader belongs to one process, because decord hangs in a child process if the reader was opened before the fork. So
+videos are opened in the loader worker that decodes them. A reader uses one thread, because there are many workers.
 """
 
 import contextlib
@@ -40,15 +40,15 @@ FRAMES_CHANGE_SIZE = "frames change size"
 _MATROSKA = b"\x1a\x45\xdf\xa3"
 # The element of Matroska that holds a rotation, which decord ignores.
 _PROJECTION = b"\x76\x70"
-# The formats as which FFmpeg opens a text file with certain endings, to draw it as a picture.
+# FFmpeg opens text files with certain endings in these formats, and draws the text as a picture.
 _TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")
 
 
 class DecodeError(Exception):
-    """A video that cannot be read: ``reason`` says why in a few words, ``detail`` more of it."""
+    """A video that cannot be read: ``reason`` says why in a few words, ``detail`` gives details."""
 
     def __init__(self, path: Path | str, reason: str = DOES_NOT_DECODE, detail: str = "") -> None:
-        # A worker of the loader sends the error to the main process, where it is rebuilt from these arguments.
+        # A loader worker sends the error to the main process, which rebuilds it from these arguments.
         super().__init__(str(path), reason, detail)
         self.reason = reason
 
@@ -104,12 +104,12 @@ class VideoReader(ABC):
             raise ValueError(f"frame indices must be one or more numbers from 0, got {requested.tolist()}")
         distinct, positions = np.unique(requested, return_inverse=True)
         decoded = self._decode(distinct.tolist())
-        # The usual case, without a copy.
+        # In the usual case no copy is needed.
         return decoded if np.array_equal(distinct, requested) else decoded[positions]
 
 
 class _PyAVReader(VideoReader):
-    """Decodes from the first frame on, which is exact whatever the key frames; a short clip needs no seeking."""
+    """Decodes from the first frame, which is exact for any key frames; short clips need no seeking."""
 
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         reformatter = av.video.reformatter.VideoReformatter()
@@ -120,7 +120,7 @@ class _PyAVReader(VideoReader):
             stream.codec_context.thread_count = 1
             for position, frame in enumerate(container.decode(stream)):
                 seen = position + 1
-                # Some recorders reduce the size on a slow line; all frames get that of the first.
+                # Some recorders reduce the size on a slow line; all frames are resized to the first frame's size.
                 size = size or (frame.width, frame.height)
                 if position == ascending[len(pictures)]:
                     picture: Any = reformatter.reformat(frame, *size, format="rgb24").to_ndarray()
@@ -153,9 +153,9 @@ class _DecordReader(VideoReader):
         self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
 
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
-        # decord may never return if it is asked for a frame behind the end.
+        # decord may never return if it is asked for a frame after the end.
         if ascending[-1] < len(self._reader):
-            # decord fails on widths that it pads and on damage. PyAV reads the former and names the latter.
+            # decord fails on widths that it pads, which PyAV reads, and on damaged files, for which PyAV gives the reason.
             with contextlib.suppress(Exception):
                 frames: NDArray[np.uint8] = self._reader.get_batch(ascending).asnumpy()
                 return frames
@@ -169,7 +169,7 @@ def _import_decord() -> Any | None:
         decord = importlib.import_module("decord")
     except ImportError:
         return None
-    # Errors are raised; they need not be written to the console, too.
+    # decord raises its errors, so they need not be written to the console, too.
     decord.logging.set_level(decord.logging.FATAL)
     return decord
 
@@ -184,7 +184,8 @@ def open_video(path: Path | str) -> VideoReader:
         A reader for use in this process.
 
     Raises:
-        DecodeError: There is no such file, or it is empty or cannot be read. What is no video is refused when frames are read.
+        DecodeError: There is no such file, or it is empty or cannot be read. A file that is not a video is refused when
+            frames are read.
     """
     path = Path(path)
     if is_folder(path):
@@ -192,17 +193,17 @@ def open_video(path: Path | str) -> VideoReader:
     start = _first_bytes(path)
     decord = _import_decord() if start.startswith(_MATROSKA) and _PROJECTION not in start else None
     if decord is not None:
-        # PyAV reads what decord refuses, or names the reason.
+        # PyAV reads files that decord refuses, or gives the reason.
         with contextlib.suppress(Exception):
             return _DecordReader(path, decord)
     return _PyAVReader(path)
 
 
 def examine(path: Path | str, verify: Verify = "decode") -> tuple[VideoHeader, int]:
-    """Count the frames of a video. Damage anywhere in it and a missing end are errors.
+    """Count the frames of a video. Damage anywhere in the file and a missing end are errors.
 
-    It uses PyAV on every platform, so an index does not depend on the installed decoders. It converts no frame to RGB, and
-    PyAV does not hang, as decord does, on a file that holds fewer frames than its header says.
+    This uses PyAV on every platform, so an index does not depend on the installed decoders. No frame is converted to RGB,
+    and PyAV does not hang, as decord does, on a file that holds fewer frames than its header says.
 
     Args:
         path: The video file, or a folder of JPEG frames.
@@ -225,7 +226,7 @@ def examine(path: Path | str, verify: Verify = "decode") -> tuple[VideoHeader, i
         first, frames, end, frame_length = _count(path, container, decode=verify == "decode")
     if first is None:
         raise DecodeError(path, DOES_NOT_DECODE, "no frame")
-    # Times are compared and not numbers of frames, because a clip of variable rate holds fewer than duration x rate.
+    # Times are compared, not numbers of frames, because a video of variable rate holds fewer frames than duration x rate.
     if stated_end is not None and end is not None and end < stated_end - 2 * frame_length:
         raise DecodeError(path, TRUNCATED, f"ends at {end:.2f} s of {stated_end:.2f} s")
     # Only a decoded frame has the display matrix.
@@ -276,7 +277,7 @@ def _count(path: Path, container: Any, *, decode: bool) -> tuple[Any, int, float
 
 
 def _is_shown(packet: Any) -> bool:
-    """Check whether a packet holds a frame that is shown, and is not the empty last one or cut away by an edit list."""
+    """Check whether a packet holds a frame that is shown: it is not the empty last packet, nor cut away by an edit list."""
     if not packet.size or packet.is_discard:
         return False
     # VP8 has frames that are only used to predict others; the fifth bit of their packet is 0.
@@ -338,7 +339,7 @@ def _stack(path: Path, pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def is_folder(path: Path) -> bool:
-    """Check whether a path is a folder, which then holds frames; False if the disk fails."""
+    """Check whether a path is a folder (of frames); False if the disk fails."""
     return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises errors of the disk
 
 
@@ -374,7 +375,7 @@ def _open_container(path: Path) -> Any:
 
 
 def _reason_not_opened(path: Path) -> str:
-    """Say why a file is no container: a failed download is often a web page with an error message."""
+    """Say why a file is not a video: a failed download is often a web page with an error message."""
     start = _first_bytes(path)[:512]
     if re.match(rb"\s*(<!doctype html|<html|<\?xml)", start.removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE):
         return WEB_PAGE

@@ -30,7 +30,7 @@ Span = tuple[float, float]
 
 
 class Motion(NamedTuple):
-    """What happens in the clips of a class: ``direction`` is (x, y), ``distance`` the shortest and the longest one."""
+    """The motion in the clips of a class: ``direction`` is (x, y), ``distance`` is the shortest and the longest distance."""
 
     kind: Literal["move", "grow", "shrink", "approach", "part"]
     direction: tuple[int, int] = (0, 0)
@@ -43,7 +43,7 @@ SIZE: Final = 64
 FAR: Final[Span] = (0.43, 0.61)
 SLIGHTLY: Final[Span] = (0.13, 0.20)
 RADIUS: Final[Span] = (0.13, 0.18)
-#: Standard deviation of the position of a frame.
+#: Standard deviation of the camera's position in a frame, which shakes.
 JITTER: Final = 0.8 / 48
 
 #: Templates, in the form of the label files of Something-Something V2.
@@ -106,10 +106,10 @@ def make_demo_data(
 
     Args:
         folder: The folder to write to; it may exist if it is empty or was made with the same arguments.
-        seed: A number from 0.
+        seed: Seed of the data set, 0 or more.
         train_per_class: Training clips of each of the twelve classes.
         validation_per_class: Validation clips of each class.
-        frames: Frames of a clip, at 12 a second.
+        frames: Frames per clip, at 12 per second.
         workers: Threads that draw and encode; by default one for each CPU.
         progress: Whether to show a progress bar.
 
@@ -117,7 +117,7 @@ def make_demo_data(
         One line: how many clips there are, and how many were drawn.
 
     Raises:
-        UserError: The folder holds something else, or clips made with other arguments.
+        UserError: The folder holds other files, or clips made with other arguments.
     """
     counts = {"train": train_per_class, "validation": validation_per_class}
     recipe = {"version": RECIPE_VERSION, "seed": seed, "clips_per_class": counts, "frames": frames}
@@ -350,7 +350,7 @@ def _texture(texture: str, u: Array, v: Array) -> Array:
 
 
 def _claim(folder: Path, recipe: dict[str, Any]) -> None:
-    """Write the recipe into a new folder before all else; refuse a folder that holds something else."""
+    """Write the recipe into a new folder before anything else; refuse a folder that holds other files."""
     marker, text = folder / "recipe.json", json.dumps(recipe)
     is_known = marker.is_file() and marker.read_bytes() == text.encode()
     if not is_known and folder.exists() and (folder.is_file() or any(folder.glob("[!.]*"))):

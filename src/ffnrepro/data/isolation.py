@@ -1,4 +1,4 @@
-"""Untrusted files are examined in a child process: a file that hangs or crashes the decoder costs only itself.
+"""Examine untrusted files in a child process: if a file hangs or crashes the decoder, only that file is lost.
 
 A decoder is native code, which cannot be stopped from within its own process. The child lives on from file to file; after
 a crash or a time limit a new one is started. This module does not import pandas, so that a child starts quickly.
@@ -29,7 +29,7 @@ def examine_in_child(
     seconds: float = 30,
     examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]] = examine,
 ) -> Iterator[tuple[Path, Outcome]]:
-    """Examine files in a child process, one after the other, in their order.
+    """Examine files in a child process, one after the other, in the given order.
 
     Args:
         paths: Video files, or folders of frames.
@@ -44,8 +44,8 @@ def examine_in_child(
         UserError: The child does not start.
     """
     work = partial(_outcome_of, verify=verify, examine_one=examine_one)
-    # Spawned, because a forked child of a process with threads, such as the pool's, may inherit a lock that is never
-    # released.
+    # The child is spawned, because this process has threads (the pool's), and a forked child might inherit a lock that
+    # is never released.
     with ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn")) as pool:
         try:
             for path in paths:
@@ -55,17 +55,17 @@ def examine_in_child(
         except (RuntimeError, BrokenPipeError) as error:
             # The pool raises nothing more specific.
             raise UserError(
-                f"the process that examines videos ends before it begins ({error}): check whether memory, or the number "
-                "of processes, is limited here"
+                f"the process that examines videos does not start ({error}): check whether memory, or the number of "
+                "processes, is limited here"
             ) from error
         finally:
-            # The caller may stop early: a file that is being examined is not waited for.
+            # If the caller stops early, this does not wait for the file that is being examined.
             pool.stop()  # type: ignore[no-untyped-call]
 
 
 def _result(pool: ProcessPool, future: "ProcessFuture[Outcome]", seconds: float) -> Outcome:
     while not wait([future], timeout=1).done:
-        # If the child does not start, the pool may leave a future unfinished for ever.
+        # If the child does not start, the pool may never finish the future.
         if not pool.active:
             raise RuntimeError("no answer")
     try:
@@ -83,5 +83,5 @@ def _outcome_of(
         return examine_one(path, verify)
     except DecodeError as error:
         return error.reason
-    except Exception as error:  # noqa: BLE001 - whatever a file makes a library raise, it never ends the index
+    except Exception as error:  # noqa: BLE001 - a file may make a library raise anything, and must not end the index
         return f"{CRASHED} ({type(error).__name__})"

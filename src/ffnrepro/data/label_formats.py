@@ -1,7 +1,7 @@
-"""The formats of label files: one reader for each, chosen by what the file holds.
+"""The formats of label files: one reader for each, chosen by the content of the file.
 
 A reader returns None for a file of another format, and the first reader that recognises a file reads it. The name of a
-file only tells the split of its rows, and only where the rows do not tell it.
+file only gives the split of its rows, and only if the rows do not name it.
 """
 
 import csv
@@ -30,8 +30,9 @@ _KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
 _ID_COLUMNS = ("path", "id", "file", "video")
 _CLASS_COLUMNS = ("label", "class")
 _HEADERS = {*_ID_COLUMNS, *_CLASS_COLUMNS, "name", "labels", "classes", "names", "category", "categories"}
-# Lists without a header: how their lines look, and whether this alone tells them from a list of class names, which may
-# hold commas and end with a number. Frame counts are ignored, because they are those of an extraction at another rate.
+# Lists without a header: the pattern of their lines, and whether the pattern alone distinguishes them from a list of class
+# names, which may hold commas and end with a number. Frame counts are ignored, because they belong to an extraction at
+# another rate.
 _LISTS = {
     "folder frames class": (r"(.+?)[ \t]*[ \t,][ \t]*\d+[ \t]*[ \t,][ \t]*(\d+)", True),
     "file class": (r"(.+?)[ \t]+(\d+)", False),
@@ -54,9 +55,9 @@ class LabelRow(NamedTuple):
 
     Attributes:
         file: The file.
-        row: Its place in the file, from 1.
-        id: Its id.
-        path: Its path as written in the file, from which the id is taken.
+        row: Number of its row in the file, from 1.
+        id: Id of the video.
+        path: Path of the video as written in the file, from which the id is taken.
         split: ``train``, ``validation`` or ``test``.
         label: The name or the number of its class; None in a test split without answers.
     """
@@ -75,8 +76,8 @@ class LabelRows:
 
     Attributes:
         file: The file.
-        is_table: Whether it has a header. Several tables may hold rows of one split, and without a list of classes, the
-            class names in the rows are the classes.
+        is_table: Whether the file has a header. Rows of one split may be in several tables. Without a list of classes, the
+            class names in the rows of tables are the classes.
         rows: The videos, in the order of the file.
     """
 
@@ -88,7 +89,7 @@ class LabelRows:
         """Add a video.
 
         Raises:
-            UserError: It has no id, or no class although it is not of the test split.
+            UserError: It has no id, or it has no class and is not in the test split.
         """
         video = id_of(path)
         if not video or (not label and split != "test"):
@@ -113,7 +114,7 @@ def read_label_file(file: Path) -> Content | None:
         Its classes or videos; None for a JSON object that is neither.
 
     Raises:
-        UserError: The file is damaged or empty, or neither its rows nor its name tell the split.
+        UserError: The file is damaged or empty, or neither its rows nor its name give the split.
     """
     try:
         # Some editors begin a file with a byte order mark, which "utf-8-sig" removes.
@@ -133,7 +134,7 @@ def read_label_file(file: Path) -> Content | None:
     if isinstance(content, LabelRows):
         if not content.rows:
             raise UserError(f"{file}: holds no rows: fix it, or download it again")
-        # Classes are numbers if all of them are.
+        # Labels are read as numbers only if all of them are numbers.
         numbers = [_as_index(row.label) for row in content.rows]
         if [number is None for number in numbers] == [row.label is None for row in content.rows]:
             content.rows = [
@@ -168,14 +169,14 @@ def _split_of_file(file: Path) -> str:
     split = split_in(file.stem)
     if split is None:
         raise UserError(
-            f"{file}: neither its rows nor its name tell the split of its videos: put train, validation or test into its "
+            f"{file}: neither its rows nor its name give the split of its videos: put train, validation or test into its "
             'name (a JSON file of class names has the form {"class": "index"})'
         )
     return split
 
 
 def _read_json(file: Path, text: str) -> Content | None:
-    """Read JSON as of Something-Something V2: ``{class: index}``, or a list of ``{"id": ..., "template": ...}``."""
+    """Read JSON as in Something-Something V2: ``{class: index}``, or a list of ``{"id": ..., "template": ...}``."""
     is_object = text.lstrip().startswith("{")
     try:
         # An object is read as pairs, because a dictionary would silently drop a repeated key.
@@ -223,7 +224,7 @@ def _class_list(file: Path, names: list[str]) -> ClassList:
         raise UserError(f"{file}: holds no classes: fix it, or download it again")
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise UserError(f"{file}: class {name!r} is there {count} times: remove one or download it again")
+        raise UserError(f"{file}: class {name!r} appears {count} times: keep one, or download the file again")
     return ClassList(file, names)
 
 
@@ -235,10 +236,10 @@ def _read_numbered_classes(file: Path, lines: list[Line]) -> ClassList | None:
     header = re.fullmatch(r"(id|index)[ \t]*[;,\t][ \t]*(name|class|label)", lines[0][1], re.IGNORECASE)
     matches = [_NUMBERED_CLASS.fullmatch(line) for _, line in lines[1 if header else 0 :]]
     pairs = [(_unquoted(match[2]), match[1]) for match in matches if match]
-    # Ids of videos are numbers in front of something, too, but they leave out most numbers.
+    # Rows of videos may begin with numbers, too: their ids. But ids leave out most numbers.
     if not pairs or len(pairs) < len(matches) or max(int(number) for _, number in pairs) >= 2 * len(pairs):
         return None
-    # train_labels.csv may hold rows of videos. Then names repeat, or are numbers.
+    # train_labels.csv may hold rows of videos. Then the names repeat, or are numbers.
     names = {name for name, _ in pairs if re.search(r"[^\W\d]", name)}
     if not _may_list_classes(file) or (split_in(file.stem) and len(names) < len(pairs)):
         return None
@@ -248,7 +249,7 @@ def _read_numbered_classes(file: Path, lines: list[Line]) -> ClassList | None:
 def _read_table(file: Path, lines: list[Line]) -> LabelRows | None:
     """Read a table with a header, such as ``path,label,split`` (a user's own data) or ``id,label``.
 
-    In that of Kinetics (``label,youtube_id,time_start,time_end,split``) the id is the name of the video file:
+    In Kinetics (``label,youtube_id,time_start,time_end,split``) the id is the name of the video file:
     ``{youtube_id}_{time_start:06d}_{time_end:06d}``.
     """
     delimiter = max(",;\t", key=lines[0][1].count)
@@ -292,7 +293,7 @@ def _read_table(file: Path, lines: list[Line]) -> LabelRows | None:
 def _read_list(file: Path, lines: list[Line]) -> LabelRows | None:
     """Read a list without a header.
 
-    The forms are those of TSM's code, of other code, and of Something-Something V1 and the test answers of V2.
+    The forms come from TSM's code, other code, Something-Something V1, and the test answers of V2.
     """
     for form, (pattern, is_distinct) in _LISTS.items():
         matches = [re.fullmatch(pattern, line) for _, line in lines]
@@ -309,11 +310,11 @@ def _read_list(file: Path, lines: list[Line]) -> LabelRows | None:
 
 
 def _read_column(file: Path, lines: list[Line]) -> Content:
-    """Read one column, with or without a header: ids if the name of the file tells a split, otherwise class names."""
+    """Read one column, with or without a header: ids if the name of the file gives a split, otherwise class names."""
     if len(lines) > 1 and _unquoted(lines[0][1]).lower() in _HEADERS:
         lines = lines[1:]
     split = split_in(file.stem)
-    # Ids alone are useful for the test split only.
+    # Ids without classes are useful for the test split only.
     if split is None or (_may_list_classes(file) and split != "test"):
         return _class_list(file, [_unquoted(line) for _, line in lines])
     rows = LabelRows(file)

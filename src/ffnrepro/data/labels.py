@@ -1,7 +1,7 @@
 """Class names and labels from a folder of label files.
 
-:mod:`ffnrepro.data.label_formats` reads the files as they are. Here the same checks for every format turn them into one
-table, or raise an error that says what is wrong, where, and how to fix it.
+:mod:`ffnrepro.data.label_formats` reads the files as they are. This module makes the same checks for every format, and
+returns one table or raises an error that says what is wrong, where, and how to fix it.
 """
 
 import logging
@@ -36,7 +36,7 @@ _OFFICIAL_COUNTS = {
 
 
 def list_label_files(folder: Path) -> list[Path]:
-    """List the label files of a folder by their endings, sorted."""
+    """List the label files of a folder, recognised by their endings, sorted."""
     # Other systems leave hidden files behind, such as ._train.json in an archive from a Mac.
     ignored = (".", "readme", "licen", "copying")
     return sorted(
@@ -49,7 +49,7 @@ def list_label_files(folder: Path) -> list[Path]:
 
 
 def label_digests(folder: Path) -> dict[str, str]:
-    """Digest each label file of a folder.
+    """Compute a digest of each label file of a folder.
 
     Returns:
         SHA-256 by file name; empty if there is no such folder, for which `read_labels` raises the error.
@@ -64,7 +64,7 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
     ``file class``, and a table ``path,label,split``; config/README.md shows each.
 
     Args:
-        folder: Holds the label files of one data set.
+        folder: Folder with the label files of one data set.
 
     Returns:
         The class names in the order of their indices, and a table with the columns ``id`` (text; the name of
@@ -92,7 +92,9 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
         raise _missing(folder, "labels.json")
     test = [row for row in rows if row.split == "test"]
     if test and len(names) > 1 and all(row.label == 0 for row in test):
-        log.warning("%s: every test row has class 0: they are taken as rows without a class", test[0].file)
+        log.warning(
+            "%s: every test row has class 0, so these rows count as rows without a class", test[0].file
+        )
         rows = [row._replace(label=None) if row.split == "test" else row for row in rows]
     return names, _checked_table(names, source, rows)
 
@@ -103,8 +105,8 @@ def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, p
     Args:
         classes: Class names.
         table: Labels, from :func:`read_labels`.
-        dataset: Name of the data set; one without known official numbers is not compared.
-        partial: The labels are a part of the data set on purpose, and are not compared.
+        dataset: Name of the data set; if it has no known official numbers, nothing is compared.
+        partial: Whether the labels are a part of the data set on purpose; then nothing is compared.
 
     Raises:
         UserError: A number differs, or (for any data set) train or validation has no rows.
@@ -113,7 +115,7 @@ def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, p
     empty = [split for split in ("train", "validation") if not counts[split]]
     if empty:
         raise UserError(
-            f"labels: the files of `data.labels` have no rows of {empty[0]}: add its file, or rows with this split"
+            f"labels: the files of `data.labels` have no rows of the split {empty[0]}: add its file, or rows with this split"
         )
     if partial or dataset not in _OFFICIAL_COUNTS:
         return
@@ -124,8 +126,8 @@ def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, p
     ]
     if wrong:
         raise UserError(
-            f"labels: not those of `dataset: {dataset}`: the files of `data.labels` have {'; '.join(wrong)}: complete "
-            "the files, name another `dataset`, or set `data.partial: true` for a part of it"
+            f"labels: these are not the labels of `dataset: {dataset}`: the files of `data.labels` have {'; '.join(wrong)}: "
+            "complete the files, set another `dataset`, or set `data.partial: true` for a part of it"
         )
 
 
@@ -156,24 +158,28 @@ def _missing(folder: Path, name: str) -> UserError:
 
 
 def _two_files(one: Path, other: Path) -> UserError:
-    return UserError(f"{one}: {other.name} stands beside it: keep the one of the release that you use")
+    return UserError(
+        f"{one}: {other.name} in the same folder holds the same kind of labels: keep only the file of the release that you use"
+    )
 
 
 def _chosen_list(lists: list[ClassList]) -> ClassList | None:
-    """Choose the list of classes: of several, the one that is named so, because any prose looks like a list."""
+    """Choose the list of classes: if there are several lists, the one whose name says so, because any text looks like a list."""
     chosen = [content for content in lists if is_named_as_classes(content.file)] or lists
     if len(chosen) > 1:
         raise _two_files(chosen[0].file, chosen[1].file)
     for content in lists:
         if content is not chosen[0]:
-            log.warning("%s: ignored: the classes are those of %s", content.file, chosen[0].file.name)
+            log.warning(
+                "%s: ignored, because the classes are taken from %s", content.file, chosen[0].file.name
+            )
         elif not is_named_as_classes(content.file):
-            log.info("%s: taken for the list of the %d classes", content.file, len(content.names))
+            log.info("%s: used as the list of the %d classes", content.file, len(content.names))
     return chosen[0] if chosen else None
 
 
 def _rows_of_split(folder: Path, parts: list[LabelRows], split: str) -> list[LabelRow]:
-    """Choose the rows of a split: of one file, or of several tables. Test may have its answers in a second file."""
+    """Choose the rows of a split, from one file or from several tables. The test split may have a second file of answers."""
     files = {part.file: [row for row in part.rows if row.split == split] for part in parts}
     files = {file: rows for file, rows in files.items() if rows}
     without_classes = [file for file, rows in files.items() if all(row.label is None for row in rows)]
@@ -183,7 +189,7 @@ def _rows_of_split(folder: Path, parts: list[LabelRows], split: str) -> list[Lab
         different = sorted(place.keys() ^ {row.id for row in answers})
         if different:
             raise UserError(
-                f"{file}: id {different[0]} is either not in this file or not in {without_classes[0].name}: take both "
+                f"{file}: id {different[0]} is in only one of this file and {without_classes[0].name}: take both files "
                 "from one release"
             )
         return sorted(answers, key=lambda row: place[row.id])
@@ -204,11 +210,11 @@ def _classes_of_rows(rows: list[LabelRow]) -> list[str]:
                 f"{rows[0].file}: classes are numbers up to {max(numbers)}, too many for {len(numbers)} videos: check "
                 "the columns, or add a file of the class names"
             )
-        log.info("no file of class names: they are the numbers 0 to %d as text", max(numbers))
+        log.info("no file of class names: the names are the numbers 0 to %d as text", max(numbers))
         return [str(number) for number in range(max(numbers) + 1)]
-    # A class that only validation has is probably a spelling mistake, and is refused later.
+    # A class that appears only in validation is probably a spelling mistake, and is refused later.
     names = {str(row.label) for row in rows if row.split == "train"} or set(map(str, labels))
-    log.info("no file of class names: they are the %d names of the rows, sorted", len(names))
+    log.info("no file of class names: the names are the %d names in the rows, sorted", len(names))
     return sorted(names)
 
 
@@ -221,7 +227,7 @@ def _checked_table(names: list[str], source: str, rows: list[LabelRow]) -> pd.Da
     for row in rows:
         if row.label is not None and row.label not in index_of:
             raise UserError(
-                f"{row.file}, row {row.row} (id {row.id}): the class {row.label!r} is none of the {len(names)} classes "
+                f"{row.file}, row {row.row} (id {row.id}): the class {row.label!r} is not one of the {len(names)} classes "
                 f"(0 to {len(names) - 1}) of {source}: fix the row, take all files from one release, or add the class (or "
                 "a file of the class names)"
             )
@@ -236,7 +242,7 @@ def _checked_table(names: list[str], source: str, rows: list[LabelRow]) -> pd.Da
             repeated.append(row)
     if repeated:
         log.warning(
-            "%s, row %d (id %s): is there twice with the same class; one is kept (%d such rows in all)",
+            "%s, row %d (id %s): appears twice with the same class; one row is kept (%d such rows in all)",
             repeated[0].file, repeated[0].row, repeated[0].id, len(repeated),
         )  # fmt: skip
     kept = first_of.values()

@@ -1,8 +1,9 @@
 """The manifest: the videos of each split, and the excluded ones with their reasons.
 
-Labels and index are joined by id. A video file belongs to the id that is its name. A file whose name is no id belongs to
-the id of the same number if this is unambiguous (``video_00012.webm`` to ``12``). The published loader silently replaces
-a missing video by another one; here each is listed with its reason, and a score says how many videos it counts.
+Labels and index are joined by id. A video file belongs to the id that is its name. A file whose name is not an id belongs
+to the id of the same number if this is unambiguous (``video_00012.webm`` to ``12``). The published loader silently replaces
+a missing video by another one; here each missing video is listed with its reason, and a score says how many videos it
+counts.
 """
 
 import hashlib
@@ -31,8 +32,8 @@ NO_LABEL = "no label"
 SEVERAL_FILES = "several files of its id"
 
 _COLUMNS = {"id": "str", "path": "str", "frames": "int64", "class": "Int64"}
-# The usual cause of the most frequent reason, and its fix.
-_FAILED_DOWNLOAD = "downloads have failed: download these files again"
+# Cause and fix for each reason, found by how the reason starts.
+_FAILED_DOWNLOAD = "some downloads failed: download these files again"
 _DISK = "check the disk of `data.videos`, then run again"
 _FIXES = {
     NO_LABEL: "check the files of `data.labels`",
@@ -164,10 +165,10 @@ def build_manifest(
 
 
 def _ids_by_number(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """Give files whose name is no id the id of their number.
+    """Give files whose name is not an id the id of the same number.
 
     Returns:
-        The index with these ids, and, for the files whose number is also that of another file, the id they would have.
+        The index with these ids; and for each file whose number another file has, too, the id that it would have.
     """
     files = index.loc[~index["id"].isin(labels["id"]), "id"]
     ids = labels.loc[labels["id"].str.fullmatch(r"[0-9]+"), "id"]
@@ -182,14 +183,14 @@ def _ids_by_number(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFr
     if len(found):
         path = index.loc[found.index[0], "path"]
         log.info(
-            "%d files belong to the id of their number, such as %s to %s", len(found), path, found.iloc[0]
+            "%d files belong to the id of the same number, such as %s to %s", len(found), path, found.iloc[0]
         )
     index = index.assign(id=found.reindex(index.index).fillna(index["id"]))
     return index, claimed[ambiguous]
 
 
 def _one_file_per_id(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Keep one file for each id, a usable one before a damaged one.
+    """Keep one file for each id, preferring a usable file to a damaged one.
 
     Returns:
         The files that are kept, and the others.
@@ -197,7 +198,7 @@ def _one_file_per_id(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.Data
     Raises:
         UserError: An id has two usable files.
     """
-    # The status "ok" stands before "excluded".
+    # Sorted in descending order, "ok" comes before "excluded".
     ordered = index.sort_values(["status", "path"], ascending=[False, True], kind="stable")
     again = ordered["id"].isin(labels["id"]) & ordered.duplicated("id")
     twice = ordered[again & ordered["status"].eq("ok")]

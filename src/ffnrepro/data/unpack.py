@@ -1,8 +1,8 @@
 """Unpack the downloaded parts of an archive into a folder of videos, in one pass and without a joined copy.
 
 The parts are the pieces of one `.tar.gz`, numbered from 00, each perhaps in a zip of its own. They are read one after the
-other as one stream. Files that exist already are skipped, so an interrupted call can be repeated. The stream is still
-read from its start, because gzip cannot be entered anywhere else.
+other as one stream. Files that exist already are skipped, so an interrupted call can be repeated. The repeated call still
+reads the stream from its start, because a gzip stream cannot be read from anywhere else.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from ffnrepro.errors import UserError
 from ffnrepro.files import replacing
 
 SOMETHING_SOMETHING_V2 = 220_847
-"""Videos of Something-Something V2."""
+"""Number of videos of Something-Something V2."""
 
 _PART = re.compile(r"(?P<stem>[^.].*?)-(?P<number>\d{2,3})(?:\.zip)?", re.IGNORECASE)
 _CHUNK = 1 << 20
@@ -32,8 +32,8 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
     """Join the parts of an archive and unpack its files.
 
     Args:
-        folder: Holds the parts, ``20bn-something-something-v2-00`` and so on, or a zip of each.
-        into: Where the folder in the archive is created.
+        folder: Folder that holds the parts, ``20bn-something-something-v2-00`` and so on, or a zip of each.
+        into: Folder in which the archive's own folder is created.
         expect: Number of files that the archive must hold.
         progress: Whether to show a progress bar.
 
@@ -41,8 +41,8 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
         One line: how many files there are, where, and how many were written.
 
     Raises:
-        UserError: A part is missing or damaged, the archive holds something else than plain files inside its folder or
-            another number of files, or a file cannot be written.
+        UserError: A part is missing or damaged, the archive holds anything but plain files inside its folder or another
+            number of files, or a file cannot be written.
     """
     files: set[Path] = set()
     written = 0
@@ -51,14 +51,14 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
         with (
             tqdm(total=expect, desc="unpacking", disable=not progress) as bar,
             closing(_Joined(parts)) as joined,
-            # GzipFile checks the sum at the end, and that there is an end; tarfile's own mode "r|gz" checks neither.
+            # GzipFile checks that the stream is complete, and its check sum; tarfile's own mode "r|gz" checks neither.
             gzip.GzipFile(fileobj=joined, mode="rb") as stream,  # type: ignore[call-overload]
             tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK) as archive,
         ):
             while (member := archive.next()) is not None:
-                # Otherwise tarfile keeps all members in memory.
+                # Without this line tarfile keeps all members in memory.
                 archive.members = []  # type: ignore[attr-defined]
-                # The filter refuses what is no plain file, and what leads out of the folder; extractfile refuses links.
+                # The filter refuses members that are not plain files or lie outside the folder; extractfile refuses links.
                 member = tarfile.data_filter(member, str(into))
                 if member.isdir():
                     continue
@@ -86,14 +86,14 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
         RuntimeError,
     ) as error:
         raise UserError(
-            f"{parts[joined.number]}: the archive cannot be read on in this part ({error}): this part or one before it is "
-            "incomplete or damaged (all but the last have the same size), or parts behind it are missing: download "
-            f"them again, delete what is unpacked in {into}, and repeat the command"
+            f"{parts[joined.number]}: the archive cannot be read any further in this part ({error}): this part or an earlier one is "
+            "incomplete or damaged (all but the last have the same size), or later parts are missing: download "
+            f"them again, delete the unpacked files in {into}, and repeat the command"
         ) from error
     except OSError as error:
         raise UserError(
             f"{error.filename or into}: {error.strerror or error}: fix this (no such folder? disk full? quota?), then repeat "
-            "the command: what is unpacked stays"
+            "the command: unpacked files stay"
         ) from error
     if len(files) != expect:
         raise UserError(
@@ -107,7 +107,7 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
 def _find_parts(folder: Path) -> list[Path]:
     """Find the parts, in order, and check that their numbers have no gap.
 
-    Other files are passed over, such as `scan-2024-11`.
+    Other files, such as `scan-2024-11`, are ignored.
     """
     # The zip of a part sorts behind the part itself and replaces it, because a zip has a check sum.
     matches = [
@@ -117,7 +117,7 @@ def _find_parts(folder: Path) -> list[Path]:
     if len(stems) != 1:
         raise UserError(
             f"{folder}: holds the first part of {' and of '.join(sorted(stems)) or 'no archive'}: give a folder with the "
-            "parts of one archive, 20bn-something-something-v2-00 (or its zip) and so on"
+            "parts of one archive: 20bn-something-something-v2-00 (or its zip) and so on"
         )
     parts = {int(match["number"]): folder / match[0] for match in matches if match["stem"] in stems}
     missing = ", ".join(f"-{number:02d}" for number in range(max(parts)) if number not in parts)
@@ -127,7 +127,7 @@ def _find_parts(folder: Path) -> list[Path]:
 
 
 class _Joined:
-    """The parts as one stream of bytes; ``number`` is that of the part that is being read."""
+    """The parts as one stream of bytes; ``number`` is the number of the part that is being read."""
 
     def __init__(self, parts: list[Path]) -> None:
         self._parts = parts
@@ -148,7 +148,8 @@ class _Joined:
 def _open(path: Path) -> IO[bytes]:
     """Open a part, or the only file of a zip.
 
-    The content decides whether it is a zip, because parts are saved under the name of a zip, and zips under that of a part.
+    The content, not the name, shows whether the file is a zip, because some downloads save a part under the name of a zip,
+    or a zip under the name of a part.
     """
     file = path.open("rb")
     if file.read(4) != b"PK\x03\x04":

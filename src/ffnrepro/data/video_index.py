@@ -1,8 +1,8 @@
-"""The index: what each file in the folder of videos holds.
+"""The index: frames, size and condition of each file in the folder of videos.
 
 Published lists count the frames of an extraction at another rate, and the header of a ``.webm`` file holds no count.
 So every video is decoded once, which also finds damaged files before training does. The index is made in shards.
-The name of a file alone decides its shard, so a new file changes one shard only.
+The shard of a file depends on its name alone, so a new file changes one shard only.
 """
 
 import contextlib
@@ -60,8 +60,8 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            # Other systems leave hidden files behind, such as ._1.webm in an archive from a Mac. What a name is comes from
-            # the listing: 220,847 calls of stat take minutes on a network file system.
+            # Other systems leave hidden files behind, such as ._1.webm in an archive from a Mac. The listing itself says
+            # whether a name is a folder: 220,847 calls of stat take minutes on a network file system.
             names = sorted(
                 entry.name
                 for entry in entries
@@ -80,8 +80,8 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
     if not names:
         kind = f"videos ({', '.join(VIDEO_ENDINGS)})" if layout == "videos" else "folders of frames"
         raise UserError(
-            f"{folder}: holds no {kind}: unpack the videos into it, name their folder itself in `data.videos` (an archive "
-            "brings a folder of its own), or set `data.layout` to the other layout, frames or videos"
+            f"{folder}: holds no {kind}: unpack the videos into it, set `data.videos` to the folder that the archive made "
+            "inside it, or set `data.layout` to the other layout, frames or videos"
         )
     return names
 
@@ -100,9 +100,9 @@ def watch_digests(
         folder: The folder of videos. Its path is not part of the digests, so that the videos may be moved.
         shards: Number of shards.
         layout: As in :func:`list_videos`.
-        watch: ``names``: files added, removed or renamed change the digest, and so does the size of the first file of
-            the shard; ``stat``: size and time of every file change it, too, which takes long on a network file system;
-            ``none``: only the path of the folder does, which is not listed.
+        watch: ``names``: the digest depends on the names of the files, and on the size of the first file of the shard;
+            ``stat``: also on size and time of every file, which takes long on a network file system; ``none``: only on
+            the path of the folder, which is not listed.
 
     Returns:
         One digest for each shard.
@@ -120,7 +120,7 @@ def watch_digests(
         if watch == "stat":
             stats: list[Any] = [_size_and_time(folder / name) for name in names]
         else:
-            # Another encoding of the data set has the same names, but hardly a first file of the same size.
+            # Another encoding of the data set has the same names, but its first file hardly has the same size.
             stats = [_size_and_time(folder / name)[0] for name in names[:1]]
         digests.append(hashlib.sha256(json.dumps([names, stats]).encode()).hexdigest())
     return digests
@@ -148,17 +148,16 @@ def _shard(name: str, shards: int) -> int:
 def index_videos(
     folder: Path, names: Sequence[str], *, verify: Verify = "decode", entries: Path | None = None
 ) -> pd.DataFrame:
-    """Examine videos and record what each holds.
+    """Examine videos and record their frames, size and condition.
 
     Args:
         folder: The folder of videos.
         names: Names of files, or of folders of frames, in the folder; may be empty.
         verify: ``decode`` decodes each video in full; ``packets`` reads the container and decodes the first frame only,
             and finds less damage.
-        entries: File, such as ``3-of-64.jsonl``, to which each result is appended as soon as it exists. So a call that
-            was killed is continued by the next one, and a file of the same name, size and time is not examined again,
-            unless `REVISION` was raised. If the file does not exist yet, the files beside it of other numbers of shards
-            are read.
+        entries: File, such as ``3-of-64.jsonl``, to which each result is appended as soon as it exists. So the next call
+            continues a call that was killed, and a file of the same name, size and time is not examined again, unless
+            `REVISION` was raised. Files beside it that were written with another number of shards are read, too.
 
     Returns:
         One row for each video: ``id`` (name without its ending), ``path`` (relative to the folder), ``frames``
@@ -172,7 +171,7 @@ def index_videos(
     keys = {name: (name, *_size_and_time(folder / name), verify, REVISION) for name in names}
     known = _read_entries(entries, set(keys.values()))
     rows = {name: known[key] for name, key in keys.items() if key in known}
-    # Parquet holds no such name, and no label can name it.
+    # Parquet cannot store a name that is not UTF-8, and no label can refer to it.
     rows |= {
         name: _row(Path(printable(name)), keys[name][1], NAME_NOT_UTF8)
         for name in names
@@ -185,9 +184,9 @@ def index_videos(
         for path, outcome in examine_in_child(new, verify=verify):
             name = new[path]
             rows[name] = _row(path, keys[name][1], outcome)
-            # These reasons may be gone at the next call, so that the file is examined again then.
+            # These reasons may no longer hold at the next call, so the file is examined again then.
             if not rows[name]["reason"].startswith((NO_SUCH_FILE, NO_PERMISSION, NOT_FINISHED, CRASHED)):
-                # The line end stands in front, so that it also ends a line that a kill cut short.
+                # The line break comes first, so that it also ends a line that a kill cut short.
                 file.write("\n" + json.dumps({"key": keys[name], "row": rows[name]}))
                 file.flush()
     return pd.DataFrame([rows[name] for name in names], columns=list(_COLUMNS)).astype(_COLUMNS)
@@ -212,7 +211,7 @@ def _row(path: Path, size: int, outcome: Outcome) -> dict[str, Any]:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """Return size in bytes and modification time in ns; of a folder of frames, the sum and the latest of its files."""
+    """Return size in bytes and modification time in ns; for a folder of frames, total size and latest time of its files."""
     try:
         status = path.stat()
         if not stat.S_ISDIR(status.st_mode):
@@ -220,7 +219,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
         with os.scandir(path) as entries:
             files = [entry.stat() for entry in entries]
     except OSError:
-        # The examination of the file gives the reason.
+        # `examine` will give the reason.
         return 0, 0
     return sum(file.st_size for file in files), max(
         [status.st_mtime_ns, *(file.st_mtime_ns for file in files)]
@@ -231,7 +230,7 @@ _Key = tuple[str, int, int, str, int]
 
 
 def _read_entries(path: Path | None, keys: Collection[_Key]) -> dict[_Key, dict[str, Any]]:
-    """Read the rows that earlier calls kept for these keys."""
+    """Read the rows that earlier calls saved for these keys."""
     if path is None:
         return {}
     shards = path.name.partition("-of-")[2]

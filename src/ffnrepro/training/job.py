@@ -180,8 +180,7 @@ def train_network(
         raise UserError(
             f"{job.run}: settings.json and the option --start disagree about the initial weights; run snakemake again"
         )
-    torch.manual_seed(job.seed)
-    model = settings.method.build(len(pd.read_csv(job.classes)), settings.network)
+    model = settings.method.build_seeded(len(pd.read_csv(job.classes)), settings.network, job.seed)
     if job.start is not None:
         try:
             start_from(model, job.start, digest=settings.weights)

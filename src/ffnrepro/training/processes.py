@@ -98,7 +98,7 @@ def check_count(device: torch.device, count: int) -> None:
     """
     if device.type == "cuda" and torch.cuda.device_count() < count:
         raise UserError(
-            f"config: training.gpus is {count}, but only {torch.cuda.device_count()} GPUs are visible here; request {count}"
+            f"config: training.gpus is {count}, but this machine shows only {torch.cuda.device_count()}; request {count}"
         )
 
 

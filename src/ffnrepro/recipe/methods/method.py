@@ -64,6 +64,19 @@ class Method(Settings):
         """
         raise NotImplementedError
 
+    def build_seeded(self, classes: int, network: NetworkSettings, seed: int) -> "nn.Module":
+        """Make the network of a training: its initial weights are drawn from the seed of the training.
+
+        Args:
+            classes: Number of classes.
+            network: Settings of the ResNet.
+            seed: Of the training.
+        """
+        import torch
+
+        torch.manual_seed(seed)
+        return self.build(classes, network)
+
     def terms(
         self,
         network: "Network",
