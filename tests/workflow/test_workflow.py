@@ -160,18 +160,32 @@ with open("times.txt", "a") as file:
 '''
 
 
-def test_jobs_with_gpus_run_one_after_the_other(finished: Finished, tmp_path: Path) -> None:
-    """There are cores for several jobs, but all would take the same GPUs, also where a training has two."""
+@pytest.fixture
+def stubbed(finished: Finished, tmp_path: Path) -> Workflow:
+    """A finished run, with stubs of the scripts that use a GPU."""
     workflow = finished[0].copy(tmp_path, with_project=True)
     for name in ("check_training", "train", "evaluate"):
         (workflow.project / f"workflow/scripts/{name}.py").write_text(STUB)
-    workflow.made("--cores", "4", "tsm", "ffn", runtime={"device": "auto"}, training={"gpus": 2})
-    times = [line.split() for line in (workflow.folder / "times.txt").read_text().splitlines()]
+    return workflow
+
+
+def test_jobs_with_gpus_run_one_after_the_other(stubbed: Workflow) -> None:
+    """There are cores for several jobs, but all would take the same GPUs, also where a training has two."""
+    stubbed.made("--cores", "4", "tsm", "ffn", runtime={"device": "auto"}, training={"gpus": 2})
+    times = [line.split() for line in (stubbed.folder / "times.txt").read_text().splitlines()]
     assert (
         sorted(script for script, _, _ in times) == ["check_training"] * 2 + ["evaluate"] * 6 + ["train"] * 2
     )
     spans = sorted((float(start), float(end)) for _, start, end in times)
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
+def test_a_network_that_was_trained_again_is_a_new_start(stubbed: Workflow) -> None:
+    experiments = {"longer": {"method": "ffn", "train_frames": [4, 8, 16], "start": "ffn"}}
+    stubbed.made("longer", experiments=experiments)
+    (stubbed.seed("ffn") / "model.sha256").write_text("another")
+    jobs, output = stubbed.plan("longer", experiments=experiments)
+    assert jobs == {"check_training": 1, "train_ffn": 1, "evaluate": 3, "longer": 1}, output
 
 
 # --- What stops it ---------------------------------------------------------------------------------------------
@@ -225,7 +239,6 @@ def test_problems_that_would_stop_a_training_are_found_before_it(finished: Finis
     assert result.returncode != 0
     assert "23 videos do not fill a batch of training.batch_size 100" in result.stderr
     assert "Traceback" not in result.stderr
-    labels = (workflow.folder / "logs/parse_labels.log").read_text()
-    assert "labels: 12 classes" in labels
+    assert "Reading the label files" in result.stderr
     runs = {path.parent.name for path in workflow.folder.glob("state/*/seed*")}
     assert runs == {finished[0].seed(name).parent.name for name in ("tsm", "ffn")}
