@@ -95,7 +95,7 @@ def test_the_whole_workflow(cluster: Cluster, workflow: ClusterWorkflow, local: 
         assert workflow.trained(experiment) == local().trained(experiment)
         # The node's device is not looked at where snakemake runs.
         checked = check_file(workflow.folder, experiment).read_text()
-        assert "ok  decoder" in checked
+        assert "ok  videos" in checked
         assert "device" not in checked
         run = json.loads((result_folder(workflow.folder, experiment) / "run.json").read_text())
         assert run["slurm_job"] in {job for job, _ in steps}

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,7 @@ from ffnrepro.training.stopping import StopRequest, end_of_job
 
 @pytest.fixture(autouse=True)
 def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_JOB_END_TIME"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -68,22 +69,42 @@ def test_a_short_budget_has_a_short_margin() -> None:
     assert stop.reason(reserve=96) is not None
 
 
-def test_the_earlier_end_of_budget_and_job_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A function that puts a `squeue` with this answer on the path, and makes this process one of job 12."""
+
+    def answer(text: str) -> None:
+        program = tmp_path / "squeue"
+        program.write_text(f'#!/bin/sh\n[ "$*" = "--noheader --jobs 12 --format %e" ] && echo "{text}"\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setenv("SLURM_JOB_ID", "12")
+
+    return answer
+
+
+def test_the_earlier_end_of_budget_and_job_counts(squeue: Callable[[str], None]) -> None:
     assert end_of_job(None) is None
     assert end_of_job(30) == pytest.approx(time.time() + 1800, abs=5)
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 600))
+    squeue(datetime.fromtimestamp(time.time() + 600).isoformat(timespec="seconds"))
     assert end_of_job(None) == pytest.approx(time.time() + 600, abs=5)
     assert end_of_job(30) == pytest.approx(time.time() + 600, abs=5)
     assert end_of_job(5) == pytest.approx(time.time() + 300, abs=5)
 
 
+@pytest.mark.parametrize("answer", ["Unknown", ""])
 def test_a_job_with_an_unknown_end_gives_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    squeue: Callable[[str], None], answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    squeue(answer)
     assert end_of_job(None) is None
     assert "the end of SLURM job 12 is unknown; set runtime.time_budget" in caplog.text
+
+
+def test_a_job_without_squeue_has_no_known_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert end_of_job(None) is None
 
 
 def test_unfinished_work_has_an_exit_code_and_a_message(capsys: pytest.CaptureFixture[str]) -> None:

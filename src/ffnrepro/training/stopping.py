@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import subprocess
 import time
 from datetime import datetime
 from types import FrameType
@@ -86,11 +87,13 @@ def end_of_job(time_budget: float | None) -> float | None:
         time_budget: minutes from now.
     """
     ends = [] if time_budget is None else [time.time() + 60 * time_budget]
-    if end := os.environ.get("SLURM_JOB_END_TIME"):
-        ends.append(float(end))
-    elif job := os.environ.get("SLURM_JOB_ID"):
-        # SLURM before 22.05 does not provide the end time.
-        logger.warning(
-            "the end of SLURM job %s is unknown; set runtime.time_budget if it has a time limit", job
-        )
+    if job := os.environ.get("SLURM_JOB_ID"):
+        command = ["squeue", "--noheader", "--jobs", job, "--format", "%e"]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+            ends.append(datetime.fromisoformat(answer.strip()).timestamp())
+        except (OSError, subprocess.SubprocessError, ValueError):
+            logger.warning(
+                "the end of SLURM job %s is unknown; set runtime.time_budget if it has a time limit", job
+            )
     return min(ends, default=None)
