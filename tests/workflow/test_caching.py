@@ -163,7 +163,7 @@ def test_other_data_runs_its_stage_and_all_later_stages(whole_copy: Workflow) ->
     drop_label(whole_copy)
     jobs, output = whole_copy.plan()
     assert jobs == {"parse_labels": 1, "index_videos": 1, **BEHIND}, output
-    assert output.count("only written out again if its data stays the same") == 2
+    assert output.count("already trained; if the data stays the same") == 2
     shards = [f"results/video_index/part-{shard}.parquet" for shard in (0, 1)]
     jobs, output = whole_copy.plan(*shards, data={"watch": "stat", "verify": "packets"})
     assert jobs == {"index_videos": 2}
