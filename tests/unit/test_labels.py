@@ -572,5 +572,5 @@ def test_official_numbers_are_compared():
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_training_and_validation_rows_are_always_required(split):
-    with pytest.raises(UserError, match=f"no rows of {split}.*add"):
+    with pytest.raises(UserError, match=f"no rows of the split {split}.*add"):
         check_counts(["a"], official(**{split: 0}), dataset="demo", partial=True)

@@ -47,7 +47,7 @@ def test_a_missing_folder_and_missing_videos_are_named_with_the_key(tmp_path):
     below = tmp_path / "20bn-something-something-v2"
     below.mkdir()
     (below / "1.webm").touch()
-    with pytest.raises(UserError, match=r"holds no videos.*data\.videos.*folder of its own"):
+    with pytest.raises(UserError, match=r"holds no videos.*data\.videos.*folder that the archive made"):
         list_videos(tmp_path)
 
 
