@@ -25,7 +25,7 @@ from ffnrepro.training.job import Job, check_splits, run_job
 from ffnrepro.training.lease import Lease
 from ffnrepro.weights import load_checkpoint, save_checkpoint, tensors_digest
 
-from ..trainings import configuration
+from ..trainings import configuration, newest_state
 
 
 def make_job(folder: Path, data: Path, config: Config, experiment: str, **changes: Any) -> Job:
@@ -92,6 +92,18 @@ def test_the_files_of_a_network(finished: Job, data: Path) -> None:
     assert record["last"] == {name: column.iloc[-1] for name, column in scores.items()}
     (state,) = finished.state.glob("*/*")
     assert state.relative_to(finished.state) == Path(finished.run.name, f"seed5-{record['data'][:8]}")
+
+
+def test_the_best_network_is_saved_and_not_the_last(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ffnrepro.training.loop.is_better", lambda score, best: best is None)  # noqa: ARG005
+    job = make_job(tmp_path, data, short(), "tsm")
+    run_job(job)
+    network, last = load_checkpoint(job.output / "model.pt").state_dict(), newest_state(tmp_path)["model"]
+    assert read_record(job)["best_epoch"] == 1
+    assert tensors_digest(network) == (job.output / "model.sha256").read_text().strip()
+    assert not torch.equal(network["fc.weight"], last["fc.weight"])
 
 
 def test_validation_counts_each_video_once(finished: Job, data: Path) -> None:
