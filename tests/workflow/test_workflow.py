@@ -98,6 +98,16 @@ def test_the_default_configuration_plans_the_real_run(tmp_path: Path) -> None:
         assert f"{path}: does not exist yet\n" in result.stderr
 
 
+def test_a_row_of_several_networks_evaluates_each_at_its_own_frame_count(finished: Finished) -> None:
+    """TSM-ST: the network of 16 frames is there, and the others are trained and evaluated once."""
+    row = {"label": "TSM-ST", "experiments": {"4": "tsm_4f", "8": "tsm_8f", "16": "tsm"}}
+    tables = {"separate": {"frame_counts": [4, 8, 16], "rows": [row]}}
+    jobs, output = finished[0].plan("results/separate.csv", tables=tables)
+    assert (jobs["train_tsm"], jobs["evaluate"]) == (2, 2)
+    evaluated = re.findall(r"Evaluating (\w+)-\w{8}, seed 0, at (\d+) frames", output)
+    assert sorted(set(evaluated)) == [("tsm_4f", "4"), ("tsm_8f", "8")]
+
+
 def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) -> None:
     weights = tmp_path / "my weights.pth"
     weights.write_bytes(b"any")
