@@ -87,16 +87,17 @@ def run_job(job: Job) -> None:
     check_precision(recipe.precision, device)
     torch.set_num_threads(runtime.threads)
     processes, device = start_processes(device, recipe.gpus)
-    # Read this before the training, because the checkout may change during it.
-    made_here = provenance(device)
+    # Read these before the training, because checkout and data may change during it.
+    made_here, data = provenance(device), job.data
+    videos = len(pd.read_parquet(job.manifest / "train.parquet", columns=["id"]))
     # The digest of pretrained weights is already part of the run's key.
     start = tensors_digest(load_checkpoint(job.start).state_dict()) if job.start and settings.start else None
     checkpoints = Checkpoints(
-        state_folder(job.state, job.run.name, job.seed, job.data),
+        state_folder(job.state, job.run.name, job.seed, data),
         run=job.run.name,
         seed=job.seed,
         epochs=recipe.epochs,
-        data=job.data,
+        data=data,
         start=start,
         save_minutes=runtime.save_minutes,
     )
@@ -137,8 +138,8 @@ def run_job(job: Job) -> None:
                 "run": job.run.name,
                 "seed": job.seed,
                 "settings": settings.model_dump(mode="json"),
-                "data": job.data,
-                "videos": len(pd.read_parquet(job.manifest / "train.parquet", columns=["id"])),
+                "data": data,
+                "videos": videos,
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 **made_with,
                 "best_epoch": trained.best_epoch,
