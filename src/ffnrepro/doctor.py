@@ -19,7 +19,7 @@ from ffnrepro.config import Config
 from ffnrepro.data.decode import DecodeError, open_video
 from ffnrepro.errors import Unfinished, UserError
 from ffnrepro.estimate import duration
-from ffnrepro.runs import RUNS, RunSettings, run_name
+from ffnrepro.runs import RUNS, RunSettings, run_name, start_path
 from ffnrepro.training.checkpoints import GENERATIONS, Checkpoints
 from ffnrepro.training.devices import check_precision, choose_device
 from ffnrepro.training.job import Job, check_splits, train_network
@@ -77,16 +77,11 @@ def examine(job: Job, settings: RunSettings, *, steps: int) -> str:
 
 def configured_job(config: Config, experiment: str) -> Job:
     """The first training that the workflow would start for an experiment."""
-    seed, first, weights = config.seeds[0], config.experiments[experiment].start, config.network.weights
-    if first is not None:
-        weights = f"{RUNS}/{run_name(config, first)}/seed{seed}/model.pt"
-    elif weights == "imagenet":
-        weights = f"results/weights/resnet{config.network_of(experiment).depth}.pth"
     return Job(
         run=RUNS / run_name(config, experiment),
-        seed=seed,
+        seed=config.seeds[0],
         videos=Path(config.data.videos),
-        start=None if weights is None else Path(weights),
+        start=start_path(config, experiment, config.seeds[0]),
         runtime=config.runtime,
         max_bad_fraction=config.data.max_bad_fraction,
     )

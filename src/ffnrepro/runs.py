@@ -121,6 +121,16 @@ def run_name(config: Config, experiment: str) -> str:
     return f"{experiment}-{run_key(run_settings(config, experiment))}"
 
 
+def start_path(config: Config, experiment: str, seed: int) -> Path | None:
+    """The file that a training starts from: ImageNet weights, the user's own, the network of another run, or None."""
+    start, weights = config.experiments[experiment].start, config.network.weights
+    if start is not None:
+        return RUNS / run_name(config, start) / f"seed{seed}/model.pt"
+    if weights == "imagenet":
+        return Path(f"results/weights/resnet{config.network_of(experiment).depth}.pth")
+    return None if weights is None else Path(weights)
+
+
 # --- digests of code
 
 

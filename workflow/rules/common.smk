@@ -14,7 +14,7 @@ from ffnrepro.data.video_index import watch_digests
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest
 from ffnrepro.run_list import RunList
-from ffnrepro.runs import module_code, run_settings, scoring_code
+from ffnrepro.runs import module_code, run_settings, scoring_code, start_path
 from ffnrepro.tables import check_published, read_published, read_rows
 
 
@@ -152,13 +152,10 @@ def start_file(wildcards):
     """The file that a training starts from: ImageNet weights, the user's own, or the network of another run."""
     experiment = experiment_of(wildcards)
     check(experiment)
-    start, weights = CONFIG.experiments[experiment].start, CONFIG.network.weights
-    if start is not None:
-        return f"{TRAINING}/model.pt".format(run=RUN_LIST.selected[start], seed=wildcards.seed)
-    if weights == "imagenet":
-        return f"results/weights/resnet{CONFIG.network_of(experiment).depth}.pth"
+    path = start_path(CONFIG, experiment, int(wildcards.seed))
     # If the user's own file does not exist, `onstart` reports it.
-    return weights if weights is not None and os.path.exists(weights) else []
+    missing = path is None or (path == Path(CONFIG.own_weights or "") and not path.exists())
+    return [] if missing else str(path)
 
 
 def start_digest(wildcards):
