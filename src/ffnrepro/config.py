@@ -95,8 +95,9 @@ class NetworkConfig(NetworkSettings):
     """The ResNet of all experiments, and the pretrained weights that it starts from."""
 
     weights: str | None = "imagenet"
-    """`imagenet`: torchvision's ImageNet-1k V1 weights, downloaded and checked by hash; or the path of a file
-    with the same keys; or `null`: none."""
+    """`imagenet`: torchvision's ImageNet-1k V1 weights, downloaded and checked by hash; or the path of a file:
+    a ResNet with torchvision's keys, or a TSM (ours, the authors', mit-han-lab's or mmaction2's), whose backbone is taken;
+    or `null`: none."""
     weights_sha256: Sha256 | None = None
     """SHA-256 that a weights file of your own must have, or at least its first 8 hexadecimal digits; `null`:
     any."""

@@ -25,6 +25,7 @@ from ffnrepro.training.devices import check_precision, choose_device
 from ffnrepro.training.job import Job, check_splits, train_network
 from ffnrepro.training.processes import Processes, check_count
 from ffnrepro.training.stopping import StopRequest
+from ffnrepro.weights import check_start
 
 PREFETCHED = 2
 """Batches that each loader worker holds ready: PyTorch's default."""
@@ -142,9 +143,13 @@ def _check_weights(job: Job, settings: RunSettings) -> str:
     if job.start is None:
         return "none"
     if not job.start.exists():
+        if settings.weights and job.start.parent != Path("results/weights"):
+            raise UserError(f"{job.start}: no such file; set network.weights to a file, imagenet or null")
         rules = "fetch_weights" if settings.weights else "train_tsm train_ffn"
         raise UserError(f"{job.start} does not exist yet; snakemake --cores 1 --until {rules} makes it")
-    return f"{job.start} exists"
+    if settings.weights is None:
+        return f"{job.start} exists"
+    return check_start(job.start, settings.network, digest=settings.weights)
 
 
 def _check_videos(job: Job, settings: RunSettings) -> str:

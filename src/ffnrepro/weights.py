@@ -1,32 +1,32 @@
 """Weights of the networks: our own checkpoints, checkpoints of other people's code, and ImageNet weights.
 
 `load_checkpoint` returns a ready network from our own files and from the files of FFN's authors, of
-mit-han-lab's TSM and of mmaction2's TSM. It recognises the format by the keys, and renames the keys to ours
-(torchvision's). Either every weight is filled, or one error lists the weights that do not match.
+mit-han-lab's TSM and of mmaction2's TSM; `start_from` starts a network from one of them, or from an image network.
+Either every weight is filled, or one error lists the weights that do not match.
 """
 
 import hashlib
-import re
+import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights
 
+from ffnrepro.checkpoint_formats import FORMAT, read_checkpoint, some
 from ffnrepro.config import IMAGENET
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest, replacing
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork, SeparateNetworks
 from ffnrepro.recipe.models.pretrained import load_pretrained, pretrained_targets
-from ffnrepro.recipe.models.tsm import BLOCKS, TSM, BasicBlock, Bottleneck
+from ffnrepro.recipe.models.tsm import TSM
+from ffnrepro.recipe.network import NetworkSettings, Shift
 
-FORMAT = "ffnrepro checkpoint 1"
-"""Marks our own files; the number is raised when older files can no longer be read."""
+logger = logging.getLogger(__name__)
 
 Network = TSM | FrameFlexibleNetwork | SeparateNetworks
 
@@ -36,16 +36,6 @@ _KINDS: dict[str, type[Network]] = {
     "ffn_separate": SeparateNetworks,
 }
 """Names of the networks in our own files, as `method` of their architecture."""
-
-_scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
-_NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    # Other people's checkpoints hold numpy scalars (`best_prec1`), under the name of numpy 1 or of numpy 2.
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
-]
-
 
 PRETRAINED = {
     18: ResNet18_Weights.IMAGENET1K_V1.url,
@@ -88,127 +78,56 @@ def save_checkpoint(path: Path, model: nn.Module) -> None:
         torch.save(content, temporary)
 
 
-def load_checkpoint(path: Path | str) -> Network:
+def load_checkpoint(path: Path | str, *, shift: Shift | None = None) -> Network:
     """Read a network from a checkpoint of ours, of FFN's authors, of mit-han-lab's TSM or of mmaction2's TSM.
 
     Args:
-        path: the file. Depth, width, classes and frame counts are read from it.
+        path: the file. Depth, width, classes, frame counts and shifted blocks are read from it.
+        shift: the blocks that shift, for a file whose keys do not tell; None: all, with a warning.
 
     Returns:
         The network on the CPU, in evaluation mode, every weight filled.
 
     Raises:
-        UserError: the file is missing or not a checkpoint, its format is unknown, or its weights do not make up
-            exactly one network; the message lists weights that are missing, left over or of another shape.
+        UserError: the file is missing or not a checkpoint, its format is unknown, it shifts other blocks than `shift`, or its
+            weights do not make up exactly one network; the message lists weights that are missing, left over or of
+            another shape.
     """
     path = Path(path)
-    content = _read(path)
-    own = "format" in content
-    state = _tensors(path, content) if own else _rename(path, _tensors(path, content))
+    checkpoint = read_checkpoint(path)
+    if checkpoint.kind == "image":
+        raise UserError(
+            f"{path}: is {checkpoint.describe()}, not a video network; a training can start from it (network.weights)"
+        )
+    if "classes" not in checkpoint.architecture:
+        raise UserError(
+            f"{path}: is {checkpoint.describe()}, without a classifier; a training can start from it (network.weights)"
+        )
+    known = checkpoint.architecture.get("shift")
+    if shift and known not in (None, shift):
+        raise UserError(
+            f"{path}: its network has shift {known!r}, not {shift!r}; leave the argument shift out"
+        )
+    if not shift and known is None:
+        logger.warning(
+            "%s: its keys do not tell which blocks shift, so every block does, as in the TSM of FFN's authors; if that is wrong, "
+            "load it with shift='every_second' or shift='none'",
+            path,
+        )
+    architecture = checkpoint.architecture | {"shift": known or shift or "all"}
     try:
-        architecture = {**content["architecture"]} if own else _architecture_of(state)
         # Build the network without memory first, so that no random numbers are drawn for weights that are replaced.
         with torch.device("meta"):
-            model = _KINDS[architecture.pop("method")](**architecture)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            model = _KINDS[checkpoint.kind](**architecture)
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: does not describe a network that this version knows ({error!r}); fetch or write the file again"
+            f"{path}: does not describe a network that this version knows ({error!r}); give the file of a whole network, written "
+            "by this version or an earlier one"
         ) from error
-    _require_match(path, model.state_dict(), state)
+    _require_match(path, model.state_dict(), checkpoint.tensors)
     model.to_empty(device="cpu")
-    model.load_state_dict(state)
+    model.load_state_dict(checkpoint.tensors)
     return model.eval()
-
-
-# --- Reading files and recognising formats ---------------------------------------------------------------------
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a checkpoint")
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise UserError(
-            f"{path}: not a checkpoint of tensors and plain values ({type(error).__name__}: {reason}); "
-            "fetch it again, or save its state_dict alone with torch.save where it was made"
-        ) from error
-    return content if isinstance(content, Mapping) else {"state_dict": content}
-
-
-def _tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The named tensors of a state dict, raw or under "state_dict", without a wrapper's `module.`."""
-    state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{path}: holds no state_dict of tensors; save the model's state_dict")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-_BASE_MODEL = (  # FFN's authors and mit-han-lab's TSM
-    (r"^base_model\.", ""),
-    (r"^new_fc\.", "fc."),
-    (r"\.conv1\.net\.", ".conv1."),
-    (r"(^|\.)bn(\d)_(\d+)\.", r"\1bn\2.\3."),
-    (r"\.adaconv_(\d+)\.weight$", r".conv1.alteration.\1"),
-    (r"\.downsample_conv\.", ".downsample.0."),
-    (r"\.downsample_bn_(\d+)\.", r".downsample.1.\1."),
-)
-_MMACTION2 = (
-    (r"^backbone\.", ""),
-    (r"^cls_head\.fc_cls\.", "fc."),
-    (r"\.downsample\.conv\.", ".downsample.0."),
-    (r"\.downsample\.bn\.", ".downsample.1."),
-    (r"(^|\.)conv(\d)\.bn\.", r"\1bn\2."),
-    (r"\.conv1\.conv\.net\.", ".conv1."),
-    (r"(^|\.)conv(\d)\.conv\.", r"\1conv\2."),
-)
-
-
-def _rename(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by our names, from another code's state dict without `module.`."""
-    if any(name.startswith("base_model.") for name in state):
-        rules = _BASE_MODEL
-    elif any(name.startswith("backbone.") for name in state):
-        rules = _MMACTION2
-    else:
-        raise UserError(
-            f"{path}: its keys ({_some(list(state))}) are of no known format; known are the formats of ffnrepro, FFN's authors, "
-            "mit-han-lab's TSM and mmaction2's TSM. Set network.weights for a file of ImageNet weights"
-        )
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        ours = name
-        for pattern, replacement in rules:
-            ours = re.sub(pattern, replacement, ours)
-        renamed[ours] = tensor.flatten() if ".alteration." in ours else tensor
-    for name in [name for name in renamed if name.endswith(".running_var")]:
-        # Files from before PyTorch 0.4.1 have no count of batches, and nothing depends on it.
-        renamed.setdefault(name.removesuffix("running_var") + "num_batches_tracked", torch.tensor(0))
-    return renamed
-
-
-def _architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The architecture whose weights have these names and shapes; `_require_match` finds missing weights later."""
-    block = Bottleneck if any(".conv3." in name for name in state) else BasicBlock
-    stages = tuple(
-        len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")})
-        for stage in (1, 2, 3, 4)
-    )
-    depths = {f"{kind.__name__} {blocks}": depth for depth, (kind, blocks) in BLOCKS.items()}
-    private = (re.search(r"(?:bn\d|downsample\.1|alteration)\.(\d+)(?:\.|$)", name) for name in state)
-    frame_counts = sorted({int(match[1]) for match in private if match})
-    return {
-        "method": "ffn" if frame_counts else "tsm",
-        "classes": state["fc.weight"].shape[0],
-        "depth": depths[f"{block.__name__} {stages}"],
-        "width": state["conv1.weight"].shape[0],
-        "stem": state["conv1.weight"].shape[-1],
-        # The dropout of all published networks; their files do not store it.
-        "dropout": 0.5,
-        **({"frame_counts": frame_counts} if frame_counts else {}),
-    }
 
 
 def _require_match(path: Path | str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -220,28 +139,28 @@ def _require_match(path: Path | str, expected: Mapping[str, Tensor], found: Mapp
         if name in found and found[name].shape != tensor.shape
     ]
     kinds = (("missing", missing), ("left over", left_over), ("of another shape", shapes))
-    wrong = [f"{kind}: {_some(names)}" for kind, names in kinds if names]
+    wrong = [f"{kind}: {some(names)}" for kind, names in kinds if names]
     if wrong:
         raise UserError(
             f"{path}: its weights do not fit the network ({'; '.join(wrong)}); give the file of this network"
         )
 
 
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+# --- Starting from other weights -------------------------------------------------------------------------------
 
 
-# --- Pretrained on ImageNet ------------------------------------------------------------------------------------
-
-
-def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> None:
-    """Start a network from ImageNet weights, or from a trained network of the same architecture.
+def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> str:
+    """Start a network from the backbone of a file, or from a trained network of the same architecture.
 
     Args:
-        model: the network, changed in place.
-        path: torchvision's file of the same depth; or a checkpoint, where `digest` is None.
-        digest: the beginning of the SHA-256 that the ImageNet weights must have.
+        model: TSM, FrameFlexibleNetwork or SeparateNetworks, changed in place. Each private BatchNorm starts as that of
+            the file. Classifier and weight alteration stay as they are.
+        path: an image network or a TSM of the same depth, width and stem, in any format that `read_checkpoint` knows; or a
+            checkpoint of ours, where `digest` is None.
+        digest: the beginning of the SHA-256 that the file must have.
+
+    Returns:
+        A line for the log, which says what the network starts from.
 
     Raises:
         UserError: the file is missing, has another SHA-256, or its weights do not fit the network.
@@ -250,17 +169,49 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> No
         state = load_checkpoint(path).state_dict()
         _require_match(path, model.state_dict(), state)
         model.load_state_dict(state)
-        return
-    state = _tensors(path, _read(path))
+        return f"starts from the network in {path}"
+    checkpoint = read_checkpoint(path)
     check_pretrained(path, digest)
+    if checkpoint.kind not in ("tsm", "image"):
+        raise UserError(
+            f"{path}: is {checkpoint.describe()}, with weights of its own for each frame count; give a TSM or an image network as "
+            "network.weights"
+        )
+    theirs, ours = checkpoint.architecture, dict[str, Any](model.architecture)  # type: ignore[arg-type]
+    if differ := [key for key in ("depth", "width", "stem") if theirs.get(key) != ours[key]]:
+        raise UserError(
+            f"{path}: its ResNet has {', '.join(f'{key} {theirs.get(key)}' for key in differ)}, but the one to train has "
+            f"{', '.join(f'{key} {ours[key]}' for key in differ)}; set {', '.join(f'network.{key}' for key in differ)}, or another file "
+            "as network.weights"
+        )
     # Some files have a count of batches, but here it starts at zero.
     found = {
         name: tensor
-        for name, tensor in state.items()
+        for name, tensor in checkpoint.tensors.items()
         if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
     }
     _require_match(path, {name: copies[0] for name, copies in pretrained_targets(model).items()}, found)
     load_pretrained(model, found)
+    if checkpoint.kind == "tsm" and "shift" not in theirs:
+        logger.warning(
+            "%s: its keys do not tell which blocks shift; here network.shift is %s: set it to all, every_second or none, as in the "
+            "network of the file",
+            path, ours["shift"],
+        )  # fmt: skip
+    elif checkpoint.kind == "tsm" and theirs["shift"] != ours["shift"]:
+        logger.warning(
+            "%s: its network has shift %s, but network.shift is %s; set network.shift: %s to keep the shift that its weights were "
+            "trained with",
+            path, theirs["shift"], ours["shift"], theirs["shift"],
+        )  # fmt: skip
+    return f"starts from the backbone of {checkpoint.describe()}; the classifier is new ({path})"
+
+
+def check_start(path: Path, network: NetworkSettings, *, digest: str) -> str:
+    """Check, without any training, that networks with these settings can start from a file; see `start_from`."""
+    with torch.device("meta"):
+        model = TSM(classes=1, **network.model_dump())
+    return start_from(model, path, digest=digest)
 
 
 def check_pretrained(path: Path, sha256_prefix: str) -> None:

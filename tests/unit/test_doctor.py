@@ -161,7 +161,7 @@ def test_missing_files_are_named_with_their_fix(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = settings(network={"weights": "own.pth", "weights_sha256": "12345678"})
-    assert "weights: own.pth does not exist yet" in problems(own)
+    assert "weights: own.pth: no such file; set network.weights to a file" in problems(own)
     imagenet = settings(network={"weights": "imagenet", "depth": 18})
     fix = "snakemake --cores 1 --until fetch_weights"
     assert f"weights: results/weights/resnet18.pth does not exist yet; {fix}" in problems(imagenet)

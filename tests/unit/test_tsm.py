@@ -61,6 +61,27 @@ def test_shift_reaches_the_branch_and_not_the_shortcut(monkeypatch):
     assert seen == [((2, 8, 8, 8), 2), ((2, 8, 8, 8), 2), ((2, 16, 4, 4), 2), ((2, 32, 2, 2), 2)]
 
 
+@pytest.mark.parametrize(
+    ("shift", "shifted"),
+    [("all", range(16)), ("every_second", [0, 2, 3, 5, 7, 9, 11, 13, 15]), ("none", [])],
+)
+def test_which_blocks_shift(shift, shifted, monkeypatch):
+    """ResNet-50 has 3, 4, 6 and 3 blocks; they are counted anew in each stage."""
+    model = TSM(classes=5, depth=50, width=8, stem=3, shift=shift).eval()
+    blocks = [block for stage in (model.layer1, model.layer2, model.layer3, model.layer4) for block in stage]
+    calls, seen = [], []
+    monkeypatch.setattr(
+        ffnrepro.recipe.models.tsm, "temporal_shift", lambda x, frames: calls.append(frames) or x
+    )
+    for number, block in enumerate(blocks):
+        with torch.no_grad():
+            block(torch.randn(2, block.conv1.in_channels, 4, 4), 2, 0)
+        seen += [number] * len(calls)
+        calls.clear()
+    assert seen == list(shifted)
+    assert model.architecture["shift"] == shift
+
+
 @pytest.mark.parametrize("frames", [1, 4])
 def test_order_of_frames_matters_only_with_several(frames):
     model = TSM(**SMALL).eval()

@@ -222,6 +222,7 @@ ST = {"frame_counts": [4], "rows": [{"label": "TSM-ST", "experiments": "st"}]}
         ({"dataset": "something-something-v2"}, r"labels: these are not the labels of `dataset: .* 24 train instead of 168,913;"),
         ({"evaluation": {"split": "test"}}, r"labels: the split test has no rows"),
         ({"network": {"weights": "my.pth", "weights_sha256": "0123456789"}}, r"my\.pth: no such file; set network\.weights"),
+        ({"network": {"weights": "tiny.yaml"}}, r"tiny\.yaml: is text, not a checkpoint"),
         ({"network": {"weights": "imagenet"}}, r"config: network\.weights is imagenet, which does not fit"),
         ({"trainig": {"epochs": 2}}, r"config: trainig is not a key; did you mean training\?"),
         ({"experiments": {"evaluate": {"method": "tsm", "train_frames": [4]}}}, r"config: experiments\.evaluate has the name of a rule"),

@@ -14,7 +14,7 @@ from ffnrepro.data.video_index import watch_digests
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest
 from ffnrepro.run_list import RunList
-from ffnrepro.runs import module_code, run_settings, scoring_code, start_path
+from ffnrepro.runs import module_code, run_settings, scoring_code, start_path, weights_identity
 from ffnrepro.tables import check_published, read_published, read_rows
 
 
@@ -156,6 +156,19 @@ def start_file(wildcards):
     # If the user's own file does not exist, `onstart` reports it.
     missing = path is None or (path == Path(CONFIG.own_weights or "") and not path.exists())
     return [] if missing else str(path)
+
+
+def check_own_weights(experiments):
+    """Refuse a file of the user's own (`network.weights`) that the networks of these experiments cannot start from."""
+    own = Path(CONFIG.own_weights)
+    networks = {CONFIG.network_of(name) for name in experiments if CONFIG.experiments[name].start is None}
+    if networks and not own.exists():
+        raise UserError(f"{own}: no such file; set network.weights to a file, imagenet or null")
+    # Most processes of the workflow do not need torch, whose import takes seconds.
+    from ffnrepro.weights import check_start
+
+    for network in networks:
+        check_start(own, network, digest=weights_identity(CONFIG, network.depth))
 
 
 def start_digest(wildcards):

@@ -26,9 +26,10 @@ onstart:
             check_evaluable(labels, CONFIG.evaluation.split)
         if "index_videos" in planned:
             list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
-        own = CONFIG.own_weights
-        if {"train_tsm", "train_ffn"} & planned and own and not os.path.exists(own):
-            raise UserError(f"{own}: no such file; set network.weights to a file, imagenet or null")
+        if CONFIG.own_weights:
+            jobs = workflow.dag.needrun_jobs()
+            trained = [job for job in jobs if job.rule.name in ("train_tsm", "train_ffn")]
+            check_own_weights({experiment_of(job.wildcards) for job in trained})
 
 
 rule parse_labels:

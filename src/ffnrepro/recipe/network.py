@@ -8,6 +8,8 @@ from ffnrepro.settings import Settings
 
 Depth = Literal[10, 18, 50, 101]
 
+Shift = Literal["all", "every_second", "none"]
+
 
 class NetworkSettings(Settings):
     """The ResNet."""
@@ -20,6 +22,9 @@ class NetworkSettings(Settings):
     """Kernel size of the first convolution; odd."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Dropout before the classifier."""
+    shift: Shift = "all"
+    """Residual blocks that shift in time: `all`, as in the authors' networks; `every_second`: blocks 0, 2, 4, ... of
+    each stage, as mit-han-lab's and mmaction2's TSM shift a ResNet-101; `none`: a network over single frames."""
 
     @field_validator("stem")
     @classmethod

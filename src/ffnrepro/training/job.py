@@ -19,7 +19,7 @@ from ffnrepro.config import RuntimeSettings
 from ffnrepro.data.decode import open_video
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.files import read_record, replacing, write_json, write_text
-from ffnrepro.logs import log_to
+from ffnrepro.logs import log_to, logger
 from ffnrepro.provenance import provenance
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
 from ffnrepro.recipe.scoring import best_classes, clip_logits, correct_within
@@ -184,9 +184,11 @@ def train_network(
     model = settings.method.build_seeded(len(pd.read_csv(job.classes)), settings.network, job.seed)
     if job.start is not None:
         try:
-            start_from(model, job.start, digest=settings.weights)
+            started = start_from(model, job.start, digest=settings.weights)
         except UserError as error:
             raise PermanentError(str(error)) from error
+        if processes.first and not checkpoints.generations():
+            logger.info("%s: %s", name, started)
     place(model, device)
 
     def make_loader(split: str, crop: Any, max_bad_fraction: float | None) -> VideoBatches:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ffnrepro.recipe.models.specialized_norm import SpecializedBatchNorm2d
 from ffnrepro.recipe.models.tsm import PlainBatchNorm2d, PlainConv2d, ShiftedResNet
 from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
+from ffnrepro.recipe.network import Shift
 
 
 def nearest(frame_counts: Sequence[int], frames: int) -> int:
@@ -32,6 +33,7 @@ class FrameFlexibleNetwork(ShiftedResNet):
         width: channels of the first convolution; the stages have 1, 2, 4 and 8 times as many.
         stem: kernel size of the first convolution.
         dropout: probability with which a feature is dropped before the classifier.
+        shift: the blocks that are shifted: `all`, `every_second` (0, 2, 4, ... of each stage) or `none`.
         specialized_normalization: whether each frame count has a private BatchNorm.
         weight_alteration: whether each frame count has a private weight alteration.
         training_shift: `per_clip`; or `authors`, as in the authors' code: in training the shift treats as many rows
@@ -51,6 +53,7 @@ class FrameFlexibleNetwork(ShiftedResNet):
         width: int = 64,
         stem: int = 7,
         dropout: float = 0.5,
+        shift: Shift = "all",
         specialized_normalization: bool = True,
         weight_alteration: bool = True,
         training_shift: Literal["per_clip", "authors"] = "per_clip",
@@ -62,6 +65,7 @@ class FrameFlexibleNetwork(ShiftedResNet):
             width=width,
             stem=stem,
             dropout=dropout,
+            shift=shift,
             norm=partial(SpecializedBatchNorm2d, frame_counts=frame_counts)
             if specialized_normalization
             else PlainBatchNorm2d,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ffnrepro.recipe.models.temporal_shift import temporal_shift
+from ffnrepro.recipe.network import Shift
 
 Norm = Callable[[int], nn.Module]
 """Makes the normalisation of this many channels. The layer is called with the features and the sub-network."""
@@ -50,12 +51,16 @@ class BasicBlock(nn.Module):
         stride: spatial stride of the first convolution and of the shortcut.
         norm: makes a normalisation.
         entry: makes the first convolution of the residual branch.
+        shifts: whether the branch is shifted.
     """
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, *, stride: int, norm: Norm, entry: Entry) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int, norm: Norm, entry: Entry, shifts: bool
+    ) -> None:
         super().__init__()
+        self.shifts = shifts
         self.conv1 = entry(in_channels, channels, 3, stride)
         self.bn1 = norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -64,7 +69,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor, frames: int, subnetwork: int) -> Tensor:
         """Map features `(N*T, C, H, W)` with `frames` frames per clip to `(N*T, C', H', W')`."""
-        out = self.conv1(temporal_shift(x, frames), subnetwork)
+        out = self.conv1(temporal_shift(x, frames) if self.shifts else x, subnetwork)
         out = F.relu(self.bn1(out, subnetwork), inplace=True)
         out = self.bn2(self.conv2(out), subnetwork)
         out += _shortcut(self.downsample, x, subnetwork)
@@ -82,12 +87,16 @@ class Bottleneck(nn.Module):
         stride: spatial stride of the 3x3 convolution and of the shortcut.
         norm: makes a normalisation.
         entry: makes the first convolution of the residual branch.
+        shifts: whether the branch is shifted.
     """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, *, stride: int, norm: Norm, entry: Entry) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int, norm: Norm, entry: Entry, shifts: bool
+    ) -> None:
         super().__init__()
+        self.shifts = shifts
         out_channels = self.expansion * channels
         self.conv1 = entry(in_channels, channels, 1, 1)
         self.bn1 = norm(channels)
@@ -99,7 +108,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, frames: int, subnetwork: int) -> Tensor:
         """Map features `(N*T, C, H, W)` with `frames` frames per clip to `(N*T, C', H', W')`."""
-        out = self.conv1(temporal_shift(x, frames), subnetwork)
+        out = self.conv1(temporal_shift(x, frames) if self.shifts else x, subnetwork)
         out = F.relu(self.bn1(out, subnetwork), inplace=True)
         out = F.relu(self.bn2(self.conv2(out), subnetwork), inplace=True)
         out = self.bn3(self.conv3(out), subnetwork)
@@ -132,6 +141,11 @@ BLOCKS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]
 """Kind of block and number of blocks of each stage, by the depth of the ResNet."""
 
 
+def is_shifted(shift: Shift, index: int) -> bool:
+    """Whether the block with this index, counted from 0 in its stage, is shifted (see `NetworkSettings.shift`)."""
+    return {"all": True, "every_second": index % 2 == 0, "none": False}[shift]
+
+
 class ShiftedResNet(nn.Module):
     """ResNet over frames with temporal shift, and the mean of the frames' scores.
 
@@ -141,6 +155,7 @@ class ShiftedResNet(nn.Module):
         width: channels of the first convolution; the stages have 1, 2, 4 and 8 times as many.
         stem: kernel size of the first convolution.
         dropout: probability with which a feature is dropped before the classifier.
+        shift: the blocks that are shifted: `all`, `every_second` (0, 2, 4, ... of each stage) or `none`.
         norm: makes a normalisation.
         entry: makes the first convolution of the residual branch.
 
@@ -156,6 +171,7 @@ class ShiftedResNet(nn.Module):
         width: int = 64,
         stem: int = 7,
         dropout: float = 0.5,
+        shift: Shift = "all",
         norm: Norm = PlainBatchNorm2d,
         entry: Entry = PlainConv2d,
     ) -> None:
@@ -166,6 +182,7 @@ class ShiftedResNet(nn.Module):
             "width": width,
             "stem": stem,
             "dropout": dropout,
+            "shift": shift,
         }
         block, blocks = BLOCKS[depth]
 
@@ -179,7 +196,10 @@ class ShiftedResNet(nn.Module):
             stages.append(nn.ModuleList())
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                stages[-1].append(block(in_channels, channels, stride=stride, norm=norm, entry=entry))
+                shifts = is_shifted(shift, index)
+                stages[-1].append(
+                    block(in_channels, channels, stride=stride, norm=norm, entry=entry, shifts=shifts)
+                )
                 in_channels = block.expansion * channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.dropout = nn.Dropout(dropout)

@@ -1,0 +1,327 @@
+"""Checkpoint files: what a file is, whose code wrote it, and which network it holds.
+
+`read_checkpoint` reads our own files and those of FFN's authors, mit-han-lab's TSM, mmaction2's TSM, torchvision and
+timm (ResNets), and mmpretrain. It recognises the format by the keys, renames the keys to ours (torchvision's), and reads
+the architecture from keys and shapes. Any other file is refused in one line that says what it is.
+"""
+
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.serialization import MAGIC_NUMBER
+
+from ffnrepro.errors import UserError
+from ffnrepro.recipe.models.tsm import BLOCKS, BasicBlock, Bottleneck, is_shifted
+from ffnrepro.recipe.network import Shift
+
+FORMAT = "ffnrepro checkpoint 1"
+"""Marks our own files; the number is raised when older files can no longer be read."""
+
+Kind = Literal["tsm", "ffn", "ffn_separate", "image"]
+_KIND_NAMES: dict[Kind, str] = {
+    "tsm": "a TSM checkpoint",
+    "ffn": "a checkpoint of a Frame Flexible Network",
+    "ffn_separate": "a checkpoint of separate networks for each frame count",
+    "image": "an image network",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The network of a file.
+
+    Attributes:
+        kind: TSM, FFN, FFN without weight sharing, or a ResNet that is no video network.
+        source: Whose format the file has.
+        architecture: Arguments of the network. Of another code's file, `classes` is missing if there is no classifier,
+            and `shift` if the keys do not tell which blocks shift.
+        tensors: The tensors by our names.
+    """
+
+    kind: Kind
+    source: str
+    architecture: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def describe(self) -> str:
+        """Such as "a TSM checkpoint in the format of mit-han-lab: depth 50, 400 classes"."""
+        details = [f"depth {self.architecture.get('depth')}"]
+        if "classes" in self.architecture:
+            details.append(f"{self.architecture['classes']} classes")
+        if "frame_counts" in self.architecture:
+            details.append(f"frame counts {self.architecture['frame_counts']}")
+        return f"{_KIND_NAMES[self.kind]} in the format of {self.source}: {', '.join(details)}"
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a file and recognise its network.
+
+    Raises:
+        UserError: the file is missing, is no checkpoint, holds objects that are not plain values, or its keys are of no
+            known format.
+    """
+    content = _load(path)
+    state = _state_dict(path, content)
+    if "format" in content:
+        return _own(path, content, state)
+    state = _without_wrappers(state)
+    rules: tuple[tuple[str, str], ...]
+    if any(name.startswith("base_model.") for name in state):
+        source, rules = "mit-han-lab or FFN's authors", _BASE_MODEL
+    elif "backbone.layer1.0.conv1.weight" in state:
+        source, rules = "mmpretrain", _MMPRETRAIN
+    elif any(name.startswith("backbone.") for name in state):
+        source, rules = "mmaction2", _MMACTION2
+    elif "layer1.0.conv1.weight" in state:
+        source, rules = "torchvision", ()
+    else:
+        raise UserError(f"{path}: {_unknown(state)}")
+    tensors = _rename(state, rules)
+    architecture = _architecture_of(path, tensors)
+    shift = _shift_of(path, state, tensors)
+    kind: Kind = "image" if rules in ((), _MMPRETRAIN) else "tsm"
+    if "frame_counts" in architecture:
+        kind = "ffn"
+    if rules is _BASE_MODEL and kind == "ffn":
+        # The authors' FFN has no wrapper around the convolution, and shifts every block.
+        source, shift = "FFN's authors", "all"
+    elif rules is _BASE_MODEL and shift:
+        source = "mit-han-lab"
+    return Checkpoint(kind, source, architecture | ({"shift": shift} if shift else {}), tensors)
+
+
+# --- The file --------------------------------------------------------------------------------------------------
+
+_scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
+_NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    # Other people's checkpoints hold numpy scalars (`best_prec1`), under the name of numpy 1 or of numpy 2.
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+]
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {problem}; give the path of a checkpoint")
+    if other := _what_else(path):
+        raise UserError(f"{path}: is {other}")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
+            warnings.simplefilter("ignore")  # of other pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        # Torch puts its own advice around the error of its unpickler.
+        reason = str(error.__context__ or error).strip() or type(error).__name__
+        if foreign := re.search(r"GLOBAL ([\w.]+)", reason):
+            raise UserError(
+                f"{path}: holds an object of {foreign[1]}, but only tensors and plain values are read, because reading any other class "
+                "can run code; if you trust the file, load it where that class is installed, and torch.save its state_dict alone"
+            ) from error
+        raise UserError(
+            f"{path}: torch.load cannot read it ({reason.splitlines()[0].split('. ')[0][:160]}), so it is incomplete, damaged or no "
+            "file of torch.save; fetch it again"
+        ) from error
+    return content if isinstance(content, Mapping) else {"content": content}
+
+
+def _what_else(path: Path) -> str | None:
+    """What a file is, and what to do, if it is something else than a file of `torch.save`."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head:
+        return "empty (0 bytes); fetch it again"
+    if text.lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not a checkpoint; open it in a browser to see why (a login, an expired link), and fetch the checkpoint itself"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the checkpoint that it stands for; fetch that with git lfs pull"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "a safetensors file, which is not read; torch.save what safetensors.torch.load_file gives"
+    if head[:1] == b"\x80" and MAGIC_NUMBER.to_bytes(10, "little") not in head:
+        return "a pickle that torch.save did not write; save its state_dict of tensors with torch.save where it was made"
+    if head[:1] == b"\x08" and head[2:3] == b"\x12":
+        return "an ONNX file, which is not read; give the checkpoint that it was exported from"
+    if head[:2] == b"\x1f\x8b" or head[257:262] == b"ustar":
+        return "an archive (gzip or tar); unpack it, and give the checkpoint in it"
+    if head[:2] == b"PK":
+        return _what_archive(path)
+    if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
+        return (
+            f"text, not a checkpoint (it begins with {text.decode().splitlines()[0][:60]!r}); fetch it again"
+        )
+    return None
+
+
+def _what_archive(path: Path) -> str | None:
+    """What a zip archive is, if it is something else than a file of `torch.save`."""
+    if not zipfile.is_zipfile(path):
+        return f"incomplete: its end is missing after {path.stat().st_size} bytes; fetch it again"
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        return (
+            "a TorchScript archive, which is not read; torch.save the state_dict of what torch.jit.load gives"
+        )
+    if not any(name.endswith("/data.pkl") for name in names):
+        return f"a zip archive of {some(names)}, not of torch.save; unpack it, and give the checkpoint in it"
+    return None
+
+
+# --- Keys ------------------------------------------------------------------------------------------------------
+
+_STATE_KEYS = ("state_dict", "model_state", "model_state_dict", "model")
+"""Where a training's checkpoint holds the tensors: most codes, PySlowFast, others, torchvision's references."""
+
+_WRAPPERS = ("module.", "model.", "_orig_mod.")
+"""Prefixes of DataParallel, Lightning and torch.compile."""
+
+_BASE_MODEL = (  # FFN's authors and mit-han-lab's TSM
+    (r"^base_model\.", ""),
+    (r"^new_fc\.", "fc."),
+    (r"\.conv1\.net\.", ".conv1."),
+    (r"(^|\.)bn(\d)_(\d+)\.", r"\1bn\2.\3."),
+    (r"\.adaconv_(\d+)\.weight$", r".conv1.alteration.\1"),
+    (r"\.downsample_conv\.", ".downsample.0."),
+    (r"\.downsample_bn_(\d+)\.", r".downsample.1.\1."),
+)
+_MMACTION2 = (
+    (r"^backbone\.", ""),
+    (r"^cls_head\.fc_cls\.", "fc."),
+    (r"\.downsample\.conv\.", ".downsample.0."),
+    (r"\.downsample\.bn\.", ".downsample.1."),
+    (r"(^|\.)conv(\d)\.bn\.", r"\1bn\2."),
+    (r"\.conv1\.conv\.net\.", ".conv1."),
+    (r"(^|\.)conv(\d)\.conv\.", r"\1conv\2."),
+)
+_MMPRETRAIN = ((r"^backbone\.", ""), (r"^head\.fc\.", "fc."))
+
+
+def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The named tensors of a file: all that it holds, or one of its entries."""
+    entries = [content.get(key) for key in _STATE_KEYS]
+    state = next((entry for entry in entries if isinstance(entry, Mapping)), content)
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(
+            f"{path}: holds no state_dict of tensors (its entries: {some(content)}); save the model's state_dict"
+        )
+    return {str(name): tensor for name, tensor in state.items()}
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _unknown(state: Mapping[str, Tensor]) -> str:
+    """What to say about keys of no known format."""
+    inner = [
+        name.removesuffix("layer1.0.conv1.weight") for name in state if name.endswith("layer1.0.conv1.weight")
+    ]
+    if inner:
+        return (
+            f"its ResNet is under {some(inner)}; save these tensors of one network alone, without this prefix"
+        )
+    return (
+        f"its keys ({some(state)}) are of no known format; known are the formats of ffnrepro, FFN's authors, mit-han-lab's TSM, "
+        "mmaction2's TSM and torchvision's ResNets"
+    )
+
+
+def _rename(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        ours = name
+        for pattern, replacement in rules:
+            ours = re.sub(pattern, replacement, ours)
+        renamed[ours] = tensor.flatten() if ".alteration." in ours else tensor
+    for name in [name for name in renamed if name.endswith(".running_var")]:
+        # Files from before PyTorch 0.4.1 have no count of batches, and nothing depends on it.
+        renamed.setdefault(name.removesuffix("running_var") + "num_batches_tracked", torch.tensor(0))
+    return renamed
+
+
+# --- Architecture ----------------------------------------------------------------------------------------------
+
+
+def _own(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+    architecture = content.get("architecture")
+    kind = architecture.get("method") if isinstance(architecture, Mapping) else None
+    if not isinstance(architecture, Mapping) or kind not in ("tsm", "ffn", "ffn_separate"):
+        raise UserError(
+            f"{path}: does not describe a network that this version knows (format {content['format']!r}, architecture "
+            f"{architecture!r}); use the version that wrote it"
+        )
+    # Files from before the setting existed have no `shift`; every block shifted.
+    own = {"shift": "all", **{key: value for key, value in architecture.items() if key != "method"}}
+    return Checkpoint(kind, "ffnrepro", own, tensors)
+
+
+def _architecture_of(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The architecture whose weights have these names and shapes; missing weights are found later."""
+    stem, classifier = (
+        tuple(tensors[name].shape) if name in tensors else None for name in ("conv1.weight", "fc.weight")
+    )
+    if stem is None or len(stem) != 4 or (classifier is not None and len(classifier) != 2):
+        raise UserError(
+            f"{path}: holds no ResNet over single frames (its keys: {some(tensors)}; the shape of conv1.weight: {stem}, of "
+            f"fc.weight: {classifier}); give the checkpoint of a ResNet, or of a TSM on one"
+        )
+    block = Bottleneck if any(".conv3." in name for name in tensors) else BasicBlock
+    indices = {match.groups() for name in tensors if (match := re.match(r"layer(\d+)\.(\d+)\.", name))}
+    stages = tuple(sum(found == stage for found, _ in indices) for stage in "1234")
+    depths = {blocks: depth for depth, (kind, blocks) in BLOCKS.items() if kind is block}
+    if stages not in depths:
+        raise UserError(
+            f"{path}: holds a ResNet with {stages} blocks of {3 if block is Bottleneck else 2} convolutions; known are those of "
+            f"depth {', '.join(map(str, BLOCKS))}"
+        )
+    private = (re.search(r"(?:bn\d|downsample\.1|alteration)\.(\d+)(?:\.|$)", name) for name in tensors)
+    frame_counts = sorted({int(match[1]) for match in private if match})
+    return {
+        **({"classes": classifier[0]} if classifier else {}),
+        "depth": depths[stages],
+        "width": stem[0],
+        "stem": stem[-1],
+        # The dropout of all published networks; their files do not store it.
+        "dropout": 0.5,
+        **({"frame_counts": frame_counts} if frame_counts else {}),
+    }
+
+
+def _shift_of(path: Path, theirs: Iterable[str], ours: Iterable[str]) -> Shift | None:
+    """Which blocks shift: mit-han-lab and mmaction2 mark each of them by `.net.`. None: no block is marked."""
+    marked = re.compile(r"layer(\d+)\.(\d+)\.conv1\.(?:conv\.)?net\.weight$")
+    every = re.compile(r"layer(\d+)\.(\d+)\.conv1\.weight$")
+    shifted = {match.groups() for name in theirs if (match := marked.search(name))}
+    blocks = {match.groups() for name in ours if (match := every.match(name))}
+    if not shifted:
+        return None
+    patterns: tuple[Shift, ...] = ("all", "every_second")
+    for shift in patterns:
+        if shifted == {block for block in blocks if is_shifted(shift, int(block[1]))}:
+            return shift
+    still = some([f"layer{stage}.{index}" for stage, index in sorted(blocks - shifted)])
+    moved = some([f"layer{stage}.{index}" for stage, index in sorted(shifted)])
+    raise UserError(
+        f"{path}: its keys mark the shift (.net.) in {moved}, but not in {still}; a network shifts all blocks, or blocks 0, 2, "
+        "4, ... of each stage"
+    )
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """The first names, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
