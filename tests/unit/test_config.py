@@ -17,7 +17,9 @@ FOLDER = Path(__file__).parents[2] / "config"
 
 RECIPE: dict[str, dict[str, Any]] = {
     "data": {"short_side": 256, "crop_size": 224},
-    "network": {"depth": 50, "width": 64, "stem": 7, "dropout": 0.5, "weights": "imagenet", "weights_sha256": None},
+    "network": {
+        "depth": 50, "width": 64, "stem": 7, "dropout": 0.5, "shift": "all", "weights": "imagenet", "weights_sha256": None,
+    },
     "training": {
         "epochs": 50, "batch_size": 32, "gpus": 1, "learning_rate": 0.01, "schedule": "step", "milestones": (20, 40),
         "warmup_epochs": 0, "momentum": 0.9, "weight_decay": 5e-4, "clip_norm": 20.0, "batchnorm_clips": None,

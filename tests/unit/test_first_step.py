@@ -146,9 +146,15 @@ def reached(
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(torch.optim.SGD, "step", lambda optimizer, *_, **__: step.see_step(optimizer))
         monkeypatch.setattr(nn.functional, "cross_entropy", see_labels)
+        folder = tmp_path_factory.mktemp(method)
         with pytest.raises(StepReached):
-            start_training(data, method, pretrained[0], tmp_path_factory.mktemp(method), monkeypatch)
+            start_training(data, method, pretrained[0], folder, monkeypatch)
     hook.remove()
+    (log,) = folder.glob("state/**/log.txt")
+    assert (
+        "starts from the backbone of an image network in the format of torchvision: depth 10, 1000 classes; "
+        in log.read_text()
+    )
     return method, step
 
 

@@ -62,7 +62,7 @@ def test_declared_defaults_never_change() -> None:
             "training_shift": "per_clip",
             "adapter_init": "near_zero",
         },
-        "network": {"depth": 50, "width": 64, "stem": 7, "dropout": 0.5},
+        "network": {"depth": 50, "width": 64, "stem": 7, "dropout": 0.5, "shift": "all"},
         "training": {
             "epochs": 50,
             "batch_size": 32,
