@@ -9,6 +9,7 @@ import hashlib
 import logging
 import socket
 from collections.abc import Mapping
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -193,18 +194,19 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
     _require_match(path, {name: copies[0] for name, copies in pretrained_targets(model).items()}, found)
     load_pretrained(model, found)
     if checkpoint.kind == "tsm" and "shift" not in theirs:
-        logger.warning(
-            "%s: its keys do not tell which blocks shift; here network.shift is %s: set it to all, every_second or none, as in the "
-            "network of the file",
-            path, ours["shift"],
-        )  # fmt: skip
+        _warn_once(
+            f"{path}: its keys do not tell which blocks shift; this training shifts as network.shift says: {ours['shift']} (all, "
+            "every_second or none)"
+        )
     elif checkpoint.kind == "tsm" and theirs["shift"] != ours["shift"]:
-        logger.warning(
-            "%s: its network has shift %s, but network.shift is %s; set network.shift: %s to keep the shift that its weights were "
-            "trained with",
-            path, theirs["shift"], ours["shift"], theirs["shift"],
-        )  # fmt: skip
+        _warn_once(
+            f"{path}: its network has shift {theirs['shift']}, but network.shift is {ours['shift']}; set network.shift: "
+            f"{theirs['shift']} to keep the shift that its weights were trained with"
+        )
     return f"starts from the backbone of {checkpoint.describe()}; the classifier is new ({path})"
+
+
+_warn_once = cache(logger.warning)
 
 
 def check_start(path: Path, network: NetworkSettings, *, digest: str) -> str:

@@ -305,8 +305,8 @@ def test_a_start_whose_shift_differs_is_warned_of(plain: State, tmp_path: Path, 
         "that its weights were trained with"
     )
     assert unknown == (
-        f"{path}: its keys do not tell which blocks shift; here network.shift is none: set it to all, every_second or none, as in "
-        "the network of the file"
+        f"{path}: its keys do not tell which blocks shift; this training shifts as network.shift says: none (all, every_second or "
+        "none)"
     )
 
 
