@@ -1,7 +1,6 @@
-"""The example of the library in README.md, and the commands in config/README.md, run as written."""
+"""The README's example of the library runs as written."""
 
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from ffnrepro.data.decode import open_video
-from ffnrepro.data.labels import read_labels
 from ffnrepro.recipe.clips import ClipDataset, collate_clips
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.scoring import clip_logits
@@ -46,19 +44,3 @@ def test_the_example_scores_a_video_as_the_evaluation_does(
     expected = clip_logits(network, clips)[8]
     torch.testing.assert_close(values["logits"], expected)
     assert capsys.readouterr().out == f"{names[int(expected.argmax())]}\n"
-
-
-def test_the_commands_for_hmdb51_write_labels_of_its_first_split(tmp_path: Path) -> None:
-    text = (README.parent / "config/README.md").read_text("utf-8")
-    (commands,) = re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    splits = tmp_path / "testTrainMulti_7030_splits"
-    splits.mkdir()
-    (splits / "brush_hair_test_split1.txt").write_text("a_#1_f.avi.avi 1 \nb_np1_0.avi 2 \nc_np1_0.avi 0 \n")
-    (splits / "wave_test_split1.txt").write_text("d_np1_0.avi 2 \ne_np1_0.avi 1 \n")
-    (splits / "wave_test_split2.txt").write_text("d_np1_0.avi 1 \ne_np1_0.avi 2 \n")
-    subprocess.run(["bash", "-e", "-c", commands], cwd=tmp_path, check=True)
-    classes, table = read_labels(tmp_path / "data/labels")
-    assert classes == ["brush_hair", "wave"]
-    assert table.to_numpy().tolist() == [
-        ["a_#1_f.avi", "train", 0], ["e_np1_0", "train", 1], ["b_np1_0", "validation", 0], ["d_np1_0", "validation", 1]
-    ]  # fmt: skip
