@@ -6,6 +6,7 @@ min_version("9.3")
 
 
 configfile: os.path.join(workflow.basedir, "config", "config.yaml")
+configfile: os.path.join(workflow.basedir, "config", "paper.yaml")
 
 
 include: "workflow/rules/common.smk"

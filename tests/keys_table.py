@@ -7,7 +7,7 @@ from typing import Any
 
 from ffnrepro.config import Config
 
-METHODS = {"tsm": "Tsm", "ffn": "Ffn"}
+METHODS = {"tsm": "Tsm", "ffn": "Ffn", "mixed": "Mixed", "proportional": "Proportional"}
 """Methods whose settings are in the table, with their classes. Another method describes its settings in its own file."""
 
 

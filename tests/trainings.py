@@ -16,7 +16,7 @@ from ffnrepro.training.loop import TIMES
 
 ROOT = Path(__file__).parents[1]
 
-CONFIG = [ROOT / "config/config.yaml", ROOT / "config/demo.yaml"]
+CONFIG = [ROOT / f"config/{name}.yaml" for name in ("config", "paper", "demo")]
 
 
 def make_data(folder: Path) -> Path:
@@ -45,7 +45,7 @@ def arguments_of(data: Path, folder: Path, experiment: str, **training: Any) -> 
     Args:
         data: Of `make_data`.
         folder: Where `results/runs` and `state` are.
-        experiment: Of config.yaml.
+        experiment: Of config.yaml or paper.yaml.
         training: Other settings of the training.
     """
     training = {"epochs": 3, "batch_size": 4, "warmup_epochs": 1, **training}

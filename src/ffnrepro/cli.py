@@ -48,7 +48,7 @@ class Workflow:
     """Where the workflow runs, and with which configuration.
 
     Attributes:
-        configfile: Files that change keys of config/config.yaml, as given to snakemake.
+        configfile: Files that change keys of config/config.yaml and config/paper.yaml, as given to snakemake.
         directory: Folder in which the workflow runs.
     """
 
@@ -57,8 +57,8 @@ class Workflow:
 
     def config(self) -> Config:
         """The configuration; the given files override the project's own, as in the Snakefile."""
-        own = Path("config/config.yaml")
-        return read_config(read_files([own, *self.configfile] if own.exists() else self.configfile))
+        own = [path for path in (Path("config/config.yaml"), Path("config/paper.yaml")) if path.exists()]
+        return read_config(read_files([*own, *self.configfile]))
 
     def enter(self) -> contextlib.chdir[Path]:
         """A context in which `directory` is the working directory."""

@@ -136,6 +136,9 @@ class TrainingSettings(Settings):
     `null`: all."""
     crop: Literal["multi_scale", "random"] = "multi_scale"
     """`multi_scale`: one of 4 scales and 13 positions, as published; `random`: a plain random crop."""
+    flip: bool = False
+    """`true`: half of the training samples, drawn at random, are mirrored left to right, as published for data sets other
+    than Something-Something."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Precision of the forward pass on CUDA: `float16` with loss scaling, as published, `bfloat16` or
     `float32`; CPU and MPS compute in float32."""
@@ -198,14 +201,28 @@ class Row(Settings):
     label: str
     """Name of the row in the table; each row has its own."""
     # On the command line (`--config`) the keys of a mapping arrive as text.
-    experiments: str | dict[Annotated[int, Field(strict=False)], str]
+    experiments: str | dict[Annotated[int, Field(strict=False)], str] | None = None
     """Name of an experiment, or a name for each of the table's frame counts, such as `{4: tsm_4f, 8: tsm_8f,
-    16: tsm}`."""
+    16: tsm}`; `null`: the row is an `ensemble`."""
+    ensemble: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """Names of experiments whose class probabilities are averaged, each network evaluated at the frame count of the column
+    (Table 1); `null`: the row has `experiments`."""
     published: Published | None = None
 
-    def experiment_at(self, frames: int) -> str:
-        """Name of the experiment that is evaluated at `frames` frames."""
-        return self.experiments if isinstance(self.experiments, str) else self.experiments[frames]
+    @model_validator(mode="after")
+    def _check_networks(self) -> Self:
+        if (self.experiments is None) == (self.ensemble is None):
+            raise ValueError(f"the row {self.label!r} needs either experiments or ensemble")
+        if self.ensemble and len(set(self.ensemble)) < len(self.ensemble):
+            raise ValueError(f"ensemble of the row {self.label!r} names an experiment twice; name each once")
+        return self
+
+    def experiments_at(self, frames: int) -> tuple[str, ...]:
+        """Names of the experiments that are evaluated at `frames` frames: one, or those of the ensemble."""
+        if self.ensemble is not None:
+            return self.ensemble
+        assert self.experiments is not None
+        return (self.experiments if isinstance(self.experiments, str) else self.experiments[frames],)
 
 
 class Table(Settings):
@@ -294,8 +311,9 @@ class Config(Settings):
         """
         names: dict[str, None] = {}
         for i, row in enumerate(self.tables[table].rows):
-            for name in (row.experiment_at(frames) for frames in self.tables[table].frame_counts):
-                self._check_name(name, f"tables.{table}.rows[{i}].experiments")
+            key = f"tables.{table}.rows[{i}].{'ensemble' if row.ensemble else 'experiments'}"
+            for name in (name for n in self.tables[table].frame_counts for name in row.experiments_at(n)):
+                self._check_name(name, key)
                 names[name] = None
         return tuple(names)
 

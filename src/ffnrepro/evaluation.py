@@ -1,18 +1,24 @@
-"""Predictions of a network, one row per video, and their top-1 and top-5 accuracy."""
+"""Predictions of a network or of an ensemble, one row per video, and their top-1 and top-5 accuracy."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ffnrepro.errors import UserError
 from ffnrepro.files import replacing
 from ffnrepro.recipe.clips import Batch
-from ffnrepro.recipe.scoring import best_classes, clip_logits, correct_within
+from ffnrepro.recipe.scoring import (
+    best_classes,
+    clip_logits,
+    correct_within,
+    ensemble_log_probabilities,
+)
 from ffnrepro.training.devices import move
 
 
@@ -40,12 +46,42 @@ def predict(
         logits.append(clip_logits(network, {frames: move(clips[frames], device)})[frames].cpu())
         labels.append(targets)
     scores = torch.cat(logits)
-    classes = best_classes(scores).numpy()
-    predictions = pd.DataFrame({"id": ids, "label": torch.cat(labels).numpy()})
+    return _predictions(ids, torch.cat(labels), best_classes(scores), torch.log_softmax(scores, dim=1))
+
+
+def _predictions(
+    ids: Sequence[str], labels: Tensor, classes: Tensor, log_probabilities: Tensor
+) -> pd.DataFrame:
+    predictions = pd.DataFrame({"id": ids, "label": labels.numpy()})
     for column in range(classes.shape[1]):
-        predictions[f"class_{column + 1}"] = classes[:, column]
-    predictions["log_probabilities"] = list(torch.log_softmax(scores, dim=1).half().numpy())
+        predictions[f"class_{column + 1}"] = classes[:, column].numpy()
+    predictions["log_probabilities"] = list(log_probabilities.half().numpy())
     return predictions
+
+
+def predict_with_ensemble(members: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Predict the class of each video by the mean of the class probabilities of several networks.
+
+    The probabilities are those that `predict` kept as float16, so classes whose probabilities differ by less than a
+    thousandth of themselves may change places.
+
+    Args:
+        members: rows of `predict`, one table per network, all of the same videos in the same order.
+
+    Returns:
+        Rows as those of `predict`.
+
+    Raises:
+        ValueError: the tables are not of the same videos.
+    """
+    first = members[0]
+    if not all(member[["id", "label"]].equals(first[["id", "label"]]) for member in members):
+        raise ValueError("the evaluations of an ensemble are not of the same videos")
+    scores = [torch.tensor(np.stack(member["log_probabilities"].tolist())) for member in members]
+    mean = ensemble_log_probabilities(scores)
+    return _predictions(
+        first["id"].tolist(), torch.tensor(first["label"].to_numpy()), best_classes(mean), mean
+    )
 
 
 def write_predictions(predictions: pd.DataFrame, path: Path) -> None:

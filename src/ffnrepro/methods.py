@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ffnrepro.recipe.methods.method import Method
 
-NAMES = ("tsm", "ffn")
+NAMES = ("tsm", "ffn", "mixed", "proportional")
 
 CLASSES: dict[str, type[Method]] = {
     name: import_module(f"ffnrepro.recipe.methods.{name}").METHOD for name in NAMES

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from ffnrepro.ensembles import member_records
 from ffnrepro.errors import UserError
 from ffnrepro.files import read_record
 
@@ -64,14 +65,16 @@ def chain_of_table(table: Path) -> str:
                 evaluations = {path: _read(root / path) for path in paths}
                 networks = {
                     str(run): _read(root / run)
-                    for run in (Path(path).with_name("run.json") for path in paths)
+                    for path in paths
+                    for run in (member.with_name("run.json") for member in member_records(Path(path)))
                 }
                 of_row["networks"] |= networks
                 names = [f"{name}_{frames}f" for name in ("top1", "deviation", "published", "difference")]
                 cell = of_row[f"{frames} frames"] = {name: numbers[name] for name in names if name in numbers}
                 mean = fmean(evaluation["top1"] for evaluation in evaluations.values())
                 evaluated, trained = (
-                    {file["model"] for file in files.values()} for files in (evaluations, networks)
+                    {digest for file in files.values() for digest in file["model"].split()}
+                    for files in (evaluations, networks)
                 )
                 known = evaluated == trained <= set(numbers["checkpoint"].split())
                 if not known or round(mean, 2) != numbers[f"top1_{frames}f"]:

@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 from tabulate import tabulate
 
+from ffnrepro.ensembles import member_records
 from ffnrepro.errors import UserError
 from ffnrepro.files import network_digest, read_record
 
@@ -118,19 +119,11 @@ def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records
     stale: dict[Path, str] = {}
     cells = [(path, frames) for row in rows for frames, paths in row.evaluations.items() for path in paths]
     for path, frames in cells:
-        model = network_digest(path.parent)
-        of_training = {"model": model, "data": inputs["data"]}
-        # Of the network that the training started from, where that is another run's.
-        start = read_record(path.with_name("run.json"))
-        if start.get("start_model") and Path(start["start"]).exists():
-            of_training["start_model"] = network_digest(Path(start["start"]).parent)
-        run, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed"))
-        expected = {"run": run, "seed": seed, "frames": frames, "model": model, **inputs}
-        for file, content in ((path.with_name("run.json"), of_training), (path, expected)):
+        for file, content in _expected_records(path, frames, inputs).items():
             record = records[file] = read_record(file)
             # The first eight digits of a digest are enough to see the difference.
             differences = [
-                f"{key} is {record.get(key, 'missing')!s:.8} and should be {value!s:.8}"
+                f"{key} is {_first_digits(record.get(key, 'missing'))} and should be {_first_digits(value)}"
                 if key in ("model", "start_model", "data", "code")
                 else f"{key} is {record.get(key, 'missing')} and should be {value}"
                 for key, value in content.items()
@@ -145,6 +138,27 @@ def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records
             f"snakemake --cores 1 --force {' '.join(map(str, stale))}"
         )
     return records
+
+
+def _expected_records(path: Path, frames: int, inputs: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
+    """What the files behind an evaluation must hold: the records of its networks and of the evaluations of each, and its own."""
+    expected: dict[Path, dict[str, Any]] = {}
+    members = member_records(path)
+    for run in (member.with_name("run.json") for member in members):
+        expected[run] = {"model": network_digest(run.parent), "data": inputs["data"]}
+        # Of the network that the training started from, where that is another run's.
+        start = read_record(run)
+        if start.get("start_model") and Path(start["start"]).exists():
+            expected[run]["start_model"] = network_digest(Path(start["start"]).parent)
+    for file in (*members, path):
+        name, seed = file.parts[-3], int(file.parts[-2].removeprefix("seed"))
+        model = " ".join(network_digest(member.parent) for member in member_records(file))
+        expected[file] = {"run": name, "seed": seed, "frames": frames, "model": model, **inputs}
+    return expected
+
+
+def _first_digits(digests: Any) -> str:
+    return " ".join(digest[:8] for digest in str(digests).split())
 
 
 def assemble_table(

@@ -106,6 +106,25 @@ def test_clips_of_a_sample_share_the_crop_and_one_decoding(manifest, crop):
     assert len(places) > 10
 
 
+@pytest.mark.parametrize("crop", ["multi_scale", "random"])
+def test_a_flip_mirrors_all_clips_of_half_of_the_samples_and_changes_nothing_else(manifest, crop):
+    plain, flipped = (build(manifest, 4, 8, crop=crop, flip=flip) for flip in (False, True))
+    mirrored = 0
+    for epoch in range(200):
+        expected, found = plain[(epoch, 0)][0], flipped[(epoch, 0)][0]
+        # Columns rise in a plain picture and fall in a mirrored one.
+        mirror = bool(found[4][0, 0, 0, 0] > found[4][0, 0, 0, -1])
+        mirrored += mirror
+        for count, clip in found.items():
+            assert torch.equal(
+                clip, expected[count][..., list(reversed(range(32)))] if mirror else expected[count]
+            )
+    # Of 200 tosses, 74 to 126 heads in all but 3 of 10,000 cases.
+    assert 74 <= mirrored <= 126
+    centre = build(manifest, 4, crop="centre", flip=True)[0][0][4]
+    assert torch.equal(centre, build(manifest, 4, crop="centre")[0][0][4])
+
+
 def test_training_draws_each_frame_count_from_its_own_segments(manifest):
     data = build(manifest, 4, 8, 16)
     drawn = [[numbers(clip) for clip in data[(epoch, 0)][0].values()] for epoch in range(40)]
@@ -209,7 +228,7 @@ def test_frames_of_real_videos_around_the_frame_counts(videos, crop, monkeypatch
 
 
 def test_collate_keeps_the_channel_last_in_memory(manifest):
-    samples = [build(manifest, 4, 8)[(0, index)] for index in range(3)]
+    samples = [build(manifest, 4, 8, flip=True)[(0, index)] for index in range(3)]
     clips, labels = collate_clips(samples)
     expected, expected_labels = default_collate(samples)
     assert torch.equal(labels, expected_labels)

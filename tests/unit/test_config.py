@@ -1,5 +1,6 @@
 """The configuration is read typed, and every mistake is refused in one line with its key and how to fix it."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ffnrepro.config import check_experiments, read_config, read_files
 from ffnrepro.errors import UserError
 from ffnrepro.recipe.methods.ffn import Ffn
 from ffnrepro.settings import Settings, read_settings
+from ffnrepro.tables import check_published, published_accuracy, read_published, read_rows
 
 from ..keys_table import keys_markdown
 
@@ -23,7 +25,7 @@ RECIPE: dict[str, dict[str, Any]] = {
     "training": {
         "epochs": 50, "batch_size": 32, "gpus": 1, "learning_rate": 0.01, "schedule": "step", "milestones": (20, 40),
         "warmup_epochs": 0, "momentum": 0.9, "weight_decay": 5e-4, "clip_norm": 20.0, "batchnorm_clips": None,
-        "crop": "multi_scale", "precision": "float16",
+        "crop": "multi_scale", "flip": False, "precision": "float16",
     },
     "experiment": {
         "method": "ffn", "train_frames": (4, 8, 16), "distillation_weight": 1.0, "weight_sharing": True,
@@ -66,10 +68,56 @@ def test_declared_defaults_are_the_recipe_of_the_paper_and_config_yaml_shows_the
 def test_the_demo_changes_no_method(caplog: pytest.LogCaptureFixture) -> None:
     demo = read_files([FOLDER / "demo.yaml"])
     assert demo.keys() <= {"dataset", "data", "network", "training", "runtime"}
-    config = read_config(read_files([FOLDER / "config.yaml", FOLDER / "demo.yaml"]))
+    config = read_config(read_files([FOLDER / name for name in ("config.yaml", "paper.yaml", "demo.yaml")]))
     check_experiments(config, config.experiments)
     assert caplog.text == ""  # the milestones of a cosine schedule are nothing to warn of
     assert config.training_of("ffn").milestones == RECIPE["training"]["milestones"]
+
+
+TABLES_OF_THE_PAPER = {
+    "baselines": "Table 1", "sequences": "Table 2", "more_frames": "Table 3", "ablation": "Table 4", "depths": "Table 5",
+    "middle": "Table 6", "any_frame": "Table 7",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES_OF_THE_PAPER)
+def test_a_table_of_the_paper_has_its_rows_and_columns(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = read_config(read_files([FOLDER / "config.yaml", FOLDER / "paper.yaml"]))
+    check_experiments(config, config.experiments_of(name))
+    assert caplog.text == ""
+    published = read_published(FOLDER.parent / "resources/published.csv")
+    rows = [
+        {"label": row.label, "published": row.published and tuple(row.published.model_dump().values()), "evaluations": {}}
+        for row in config.tables[name].rows
+    ]  # fmt: skip
+    check_published(read_rows(json.dumps(rows)), published)
+    of_table = [figure for figure in published if figure["source"] == TABLES_OF_THE_PAPER[name]]
+    ours = {
+        (row["published"][0], row["published"][1] or "", n)
+        for row in rows
+        for n in config.tables[name].frame_counts
+    }
+    assert ours >= {(figure["method"], figure["setting"], int(figure["frames"])) for figure in of_table}
+    for row in rows:
+        known = published_accuracy(published, "something-something-v1", *row["published"])
+        assert known.keys() >= set(config.tables[name].frame_counts)
+
+
+@pytest.mark.parametrize("name", ["something-something-v1", "kinetics-400", "hmdb51"])
+def test_a_data_set_of_the_paper_differs_in_its_data_and_its_flip_only(name: str) -> None:
+    path = FOLDER / f"datasets/{name}.yaml"
+    own = read_files([path])
+    assert own.keys() <= {"dataset", "data", "training"}
+    assert own.get("training", {}).keys() <= {"flip"}
+    config = read_config(read_files([FOLDER / "config.yaml", FOLDER / "paper.yaml", path]))
+    check_experiments(config, config.experiments)
+    of_v1 = name == "something-something-v1"
+    assert (config.training_of("ffn").flip, config.data.layout) == (
+        not of_v1,
+        "frames" if of_v1 else "videos",
+    )
+    published = read_published(FOLDER.parent / "resources/published.csv")
+    assert published_accuracy(published, config.dataset, "TSM-FFN")
 
 
 def test_readme_has_the_table_of_keys() -> None:
@@ -86,7 +134,11 @@ def test_readme_has_the_table_of_keys() -> None:
         ("experiments.ffn.train_frame", [4, 8], r"experiments\.ffn\.train_frame is not a key; did you mean .*ffn\.train_frames"),
         ("experiments.ffn.dept", 18, r"experiments\.ffn\.dept is not a key; did you mean experiments\.ffn\.depth\?"),
         ("experiments.tsm.distillation_weight", 2.0, r"experiments\.tsm\.distillation_weight is not a key; legal: method, train_frames, depth"),
-        ("experiments.ffn.method", "fnn", r"experiments\.ffn\.method is 'fnn'; it must be one of 'tsm', 'ffn'"),
+        ("experiments.ffn.method", "fnn", r"experiments\.ffn\.method is 'fnn'; it must be one of 'tsm', 'ffn', 'mixed', 'proportional'"),
+        ("experiments.new", {"method": "mixed", "train_frames": [4, 16]}, r"experiments\.new\.rho is missing"),
+        ("experiments.new", {"method": "mixed", "train_frames": [16], "rho": 0.5}, r"new\.train_frames is \[16\]; mixed trains at two"),
+        ("experiments.new", {"method": "proportional", "train_frames": [4, 8, 16], "varrho": 0.5}, r"proportional trains at two"),
+        ("experiments.new", {"method": "proportional", "train_frames": [4, 16], "varrho": 1.5}, r"new\.varrho is 1\.5; it must be 1 or less"),
         ("experiments.new", {"train_frames": [4]}, r"experiments\.new\.method is missing; config/README\.md describes it"),
         ("experiments.new", {"method": "tsm"}, r"experiments\.new\.train_frames is missing"),
         ("experiments.ffn.training_shift", "theirs", r"ffn\.training_shift is 'theirs'; it must be 'per_clip' or 'authors'"),
@@ -132,6 +184,10 @@ def test_readme_has_the_table_of_keys() -> None:
         ("tables.table1.rows", [], r"tables\.table1\.rows is \[\]"),
         ("tables.table1.rows", [{"label": "A", "experiments": {4: 5}}], r"rows\[0\]\.experiments\.4 is 5; it must be text"),
         ("tables.table1.rows", [{"label": "A", "experiments": {4: "tsm"}}], r"table1: rows\[0\]\.experiments .* \[4, 8, 16\]"),
+        ("tables.table1.rows", [{"label": "A"}], r"rows\[0\]: the row 'A' needs either experiments or ensemble"),
+        ("tables.table1.rows", [{"label": "A", "experiments": "tsm", "ensemble": ["tsm", "ffn"]}], r"row 'A' needs either experiments or"),
+        ("tables.table1.rows", [{"label": "A", "ensemble": ["tsm", "tsm"]}], r"ensemble of the row 'A' names an experiment twice"),
+        ("tables.table1.rows", [{"label": "A", "ensemble": ["tsm"]}], r"rows\[0\]\.ensemble is \['tsm'\]; it must be .* at least 2 entr"),
         ("tables.table1.rows", [{"label": "A", "experiments": "tsm"}] * 2, r"table1: the label 'A' stands twice"),
     ],
 )  # fmt: skip
@@ -163,7 +219,7 @@ def test_text_is_read_as_yaml_where_no_text_is_legal(mapping: dict[str, Any]) ->
     assert training.milestones == (10, 20)
     assert (config.network.weights, config.data.partial) == (None, True)
     assert (table.frame_counts, table.rows[0].label) == ((4, 6), "4")
-    assert [table.rows[0].experiment_at(frames) for frames in (4, 6)] == ["tsm_4f", "tsm_8f"]
+    assert [table.rows[0].experiments_at(frames) for frames in (4, 6)] == [("tsm_4f",), ("tsm_8f",)]
     assert (config.network_of("ffn").depth, config.training_of("ffn").epochs) == (18, 30)
 
 
@@ -202,6 +258,9 @@ def test_only_the_given_experiments_are_checked(mapping: dict[str, Any]) -> None
     put(mapping, "tables.other", {"frame_counts": [4], "rows": [{"label": "A", "experiments": "nothing"}]})
     config = read_config(mapping)
     assert config.experiments_of("table1") == ("tsm", "ffn")
+    put(mapping, "tables.table1.rows", [{"label": "A", "ensemble": ["tsm_4f", "nothing"]}])
+    with pytest.raises(UserError, match=r"table1\.rows\[0\]\.ensemble names 'nothing', which is not in"):
+        read_config(mapping).experiments_of("table1")
     check_experiments(config, config.experiments_of("table1"))
     with pytest.raises(
         UserError, match=r"tables\.other\.rows\[0\]\.experiments names 'nothing', which is not in"

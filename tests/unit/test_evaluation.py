@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ffnrepro.errors import UserError
-from ffnrepro.evaluation import accuracy, predict, read_labelled_split, write_predictions
+from ffnrepro.evaluation import (
+    accuracy,
+    predict,
+    predict_with_ensemble,
+    read_labelled_split,
+    write_predictions,
+)
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor(
@@ -89,6 +95,31 @@ def test_predictions_come_back_from_their_file(predictions: pd.DataFrame, tmp_pa
     stored = np.stack(read["log_probabilities"].tolist())
     assert stored.dtype == np.float16
     np.testing.assert_array_equal(stored, np.stack(predictions["log_probabilities"].tolist()))
+
+
+def kept(probabilities: list[list[float]], ids: list[str]) -> pd.DataFrame:
+    """The part of a network's predictions that an ensemble reads."""
+    scores = [np.log(row).astype(np.float16) for row in probabilities]
+    return pd.DataFrame({"id": ids, "label": [1, 2], "log_probabilities": scores})
+
+
+def test_an_ensemble_averages_probabilities() -> None:
+    """By hand. The mean of logits, or a vote, would prefer class 0 in the first row."""
+    members = [
+        kept([[0.50, 0.30, 0.20], [0.1, 0.2, 0.7]], ["7", "3"]),
+        kept([[0.50, 0.45, 0.05], [0.6, 0.3, 0.1]], ["7", "3"]),
+        kept([[0.02, 0.28, 0.70], [0.8, 0.1, 0.1]], ["7", "3"]),
+    ]
+    found = predict_with_ensemble(members)
+    assert found.columns.tolist() == ["id", "label", "class_1", "class_2", "class_3", "log_probabilities"]
+    assert (found["id"].tolist(), found["label"].tolist()) == (["7", "3"], [1, 2])
+    means = [[0.34, 1.03 / 3, 0.95 / 3], [0.5, 0.2, 0.3]]
+    np.testing.assert_allclose(np.exp(np.stack(found["log_probabilities"].tolist())), means, rtol=2e-3)
+    assert found["log_probabilities"].iloc[0].dtype == np.float16
+    assert found.filter(like="class_").to_numpy().tolist() == [[1, 0, 2], [0, 2, 1]]
+    assert accuracy(found)["top1"] == 50
+    with pytest.raises(ValueError, match="not of the same videos"):
+        predict_with_ensemble([members[0], kept([[0.5, 0.3, 0.2]] * 2, ["7", "4"])])
 
 
 def test_a_split_without_classes_is_refused(tmp_path: Path) -> None:

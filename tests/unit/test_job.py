@@ -17,6 +17,7 @@ from ffnrepro.config import Config, RuntimeSettings
 from ffnrepro.data.decode import open_video
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.recipe.clips import ClipDataset
+from ffnrepro.recipe.models.tsm import TSM
 from ffnrepro.recipe.transforms import normalise
 from ffnrepro.run_list import RunList
 from ffnrepro.runs import RUNS, read_run, run_name, run_settings, write_run
@@ -66,6 +67,23 @@ def copied(finished: Job, tmp_path: Path) -> Job:
     return dataclasses.replace(
         finished, run=tmp_path / finished.run.relative_to(root), state=tmp_path / "state"
     )
+
+
+@pytest.mark.parametrize("experiment", ["tsm_mixed_50", "tsm_proportional_50"])
+def test_a_tsm_that_is_trained_at_two_frame_counts(data: Path, tmp_path: Path, experiment: str) -> None:
+    config = configuration(training={"epochs": 2, "batch_size": 4, "warmup_epochs": 1})
+    job = make_job(tmp_path, data, config, experiment)
+    run_job(job)
+    assert type(load_checkpoint(job.output / "model.pt")) is TSM
+    history = pd.read_parquet(job.output / "history.parquet")
+    # A sum of the loss under another name in some steps would not be its mean.
+    assert [name for name in history if name.startswith("train_")] == [
+        "train_loss", "train_cross_entropy", "train_top1", "train_top5"
+    ]  # fmt: skip
+    pd.testing.assert_series_equal(history["train_loss"], history["train_cross_entropy"], check_names=False)
+    assert {"validation_top1_4f", "validation_top1_16f"} <= set(history)
+    best = history.loc[read_record(job)["best_epoch"] - 1, "validation_top1_16f"]
+    assert best == history["validation_top1_16f"].max()
 
 
 def read_record(job: Job) -> dict[str, Any]:

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from ffnrepro.recipe.methods.ffn import Ffn
 from ffnrepro.recipe.methods.method import Method, Term
+from ffnrepro.recipe.methods.mixed import Mixed
+from ffnrepro.recipe.methods.proportional import Proportional
 from ffnrepro.recipe.methods.tsm import Tsm
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork, SeparateNetworks
 from ffnrepro.recipe.models.tsm import TSM
 from ffnrepro.recipe.models.weight_alteration import Alterations
 from ffnrepro.recipe.network import NetworkSettings
+from ffnrepro.recipe.step import _method_generator
 
 LOGITS = {
     4: [[0.2, -0.4, 1.0], [0.5, 0.1, -0.7]],
@@ -164,6 +167,106 @@ def small_batch(method: Method) -> tuple[dict[int, Tensor], Tensor]:
         for frames in method.frame_counts
     }
     return clips, torch.tensor([0, 3, 1, 4])
+
+
+# --- Mixed and Proportional Sampling -----------------------------------------------------------------------------
+
+
+def mixed(rho: float) -> Mixed:
+    return Mixed(method="mixed", train_frames=(4, 16), rho=rho)
+
+
+def proportional(varrho: float) -> Proportional:
+    return Proportional(method="proportional", train_frames=(4, 16), varrho=varrho)
+
+
+def numbered_clips() -> dict[int, Tensor]:
+    """Two clips (2, 3, T, 1, 1): frame t is 1000 + t at 4 frames and 100 t at 16 frames; the second clip has 1 more."""
+    values = {4: 1000 + torch.arange(4.0), 16: 100 * torch.arange(16.0)}
+    return {
+        n: torch.stack([row, row + 1])[:, None, :, None, None].repeat(1, 3, 1, 1, 1)
+        for n, row in values.items()
+    }
+
+
+def clip_of_step(method: Method, step: int) -> Tensor:
+    """The clips (2, 3, T, 1, 1) that the network sees in a step."""
+    seen: list[Tensor] = []
+
+    def network(clip: Tensor) -> Tensor:
+        seen.append(clip)
+        return torch.tensor(LOGITS[16])
+
+    (term,) = method.terms(network, numbered_clips(), torch.tensor(LABELS), _method_generator(5, 0, step))
+    assert (term.name, term.weight, term.loss.item()) == (
+        "cross_entropy",
+        1,
+        pytest.approx(cross_entropy(16)),
+    )
+    assert term.logits is not None
+    (clip,) = seen
+    return clip
+
+
+def test_a_mixed_clip_is_a_window_of_the_long_clip_mixed_with_the_short_clip() -> None:
+    windows, weights = [], []
+    for step in range(400):
+        clip = clip_of_step(mixed(1.0), step)
+        assert clip.shape == (2, 3, 4, 1, 1)
+        # Frame t is (1 - w) (1000 + t) + w 100 (first + t): the slope gives w, and then the mean gives `first`.
+        first_clip, second_clip = clip[:, 0, :, 0, 0].double()
+        slope = (first_clip[3] - first_clip[0]) / 3
+        weight = (slope - 1) / 99
+        first = (first_clip[0] - (1 - weight) * 1000) / (100 * weight)
+        assert torch.equal(clip, clip[:, :1].expand_as(clip))
+        torch.testing.assert_close(second_clip - first_clip, torch.ones(4).double(), rtol=0, atol=1e-3)
+        assert 0 <= weight <= 1
+        weights.append(float(weight))
+        if weight > 0.01:
+            assert first == pytest.approx(round(float(first)), abs=0.05)
+            windows.append(round(float(first)))
+    # Each of the 13 windows; and weights that are uniform: mean and variance 1/2 and 1/12, within four deviations.
+    assert set(windows) == set(range(13))
+    assert max(windows.count(first) for first in range(13)) < 60
+    assert sum(weights) / 400 == pytest.approx(1 / 2, abs=4 * math.sqrt(1 / 12 / 400))
+    assert sum((w - 0.5) ** 2 for w in weights) / 400 == pytest.approx(
+        1 / 12, abs=4 * math.sqrt(1 / 180 / 400)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "trained_at_16"), [(mixed, lambda rho: 1 - rho), (proportional, lambda varrho: varrho)]
+)
+@pytest.mark.parametrize("probability", [0.0, 0.5, 0.75, 1.0])
+def test_frame_counts_of_steps_have_their_probability(
+    make: Callable[[float], Method], trained_at_16: Callable[[float], float], probability: float
+) -> None:
+    method, clips = make(probability), numbered_clips()
+    drawn = [clip_of_step(method, step) for step in range(400)]
+    long = [clip for clip in drawn if clip.shape[2] == 16]
+    expected = trained_at_16(probability)
+    deviation = math.sqrt(expected * (1 - expected) / 400)
+    assert len(long) / 400 == pytest.approx(expected, abs=4 * deviation)
+    assert all(torch.equal(clip, clips[16]) for clip in long)
+    if method.method == "proportional":
+        assert all(torch.equal(clip, clips[4]) for clip in drawn if clip.shape[2] == 4)
+    # Processes, and parts of a batch, make the same choice, because they have the same generator.
+    assert all(torch.equal(clip_of_step(method, step), drawn[step]) for step in range(20))
+
+
+def test_mixed_and_proportional_sampling_train_a_tsm() -> None:
+    for method in (mixed(0.5), proportional(0.5)):
+        assert type(method.build(5, SMALL)) is TSM
+        assert (method.family, method.frame_counts) == ("tsm", (4, 16))
+
+
+def test_mixed_clips_keep_the_channels_last_in_memory() -> None:
+    """Else folding the frames into the batch would copy them."""
+    clips = {n: torch.rand(2, n, 6, 6, 3).permute(0, 4, 1, 2, 3) for n in (4, 16)}
+    mix = mixed(1.0)._draw(clips, torch.Generator())
+    folded = mix.transpose(1, 2).reshape(8, 3, 6, 6)
+    assert folded.data_ptr() == mix.data_ptr()
+    assert folded.is_contiguous(memory_format=torch.channels_last)
 
 
 # --- Networks --------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ CLASSES = 3
 SETTINGS: dict[str, dict[str, Any]] = {
     "tsm": {"train_frames": (4,)},
     "ffn": {"train_frames": (2, 4, 8)},
+    "mixed": {"train_frames": (4, 8), "rho": 0.5},
+    "proportional": {"train_frames": (4, 8), "varrho": 0.5},
 }
 
 

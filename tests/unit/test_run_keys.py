@@ -76,6 +76,7 @@ def test_declared_defaults_never_change() -> None:
             "clip_norm": 20.0,
             "batchnorm_clips": None,
             "crop": "multi_scale",
+            "flip": False,
             "precision": "float16",
         },
         "short_side": 256,

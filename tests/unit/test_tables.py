@@ -256,3 +256,63 @@ def test_a_network_that_started_from_another_network_than_there_is_now_is_refuse
     (first / "model.sha256").write_text("ff" * 32 + "\n")
     with pytest.raises(UserError, match=f"^{RUN}/run.json: start_model is eeeeeeee and should be ffffffff; "):
         read_records(rows, INPUTS)
+
+
+# --- Ensembles -------------------------------------------------------------------------------------------------
+
+MEMBERS = ("tsm_4f-00000001", "tsm-00000002")
+ENSEMBLE = Path(f"results/ensembles/{'+'.join(MEMBERS)}/seed0/validation_8f.json")
+ITS_RECORD = RECORD | {
+    "run": "+".join(MEMBERS),
+    "seed": 0,
+    "model": f"{'a1' * 32} {'a2' * 32}",
+    "parameters": 200,
+}
+
+
+@pytest.fixture
+def ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[TableRow]:
+    """A table of one ensemble of two networks, which is up to date."""
+    monkeypatch.chdir(tmp_path)
+    for name, digest in zip(MEMBERS, ("a1" * 32, "a2" * 32), strict=True):
+        folder = Path(f"results/runs/{name}/seed0")
+        folder.mkdir(parents=True)
+        record = RECORD | {"run": name, "seed": 0, "model": digest}
+        (folder / "validation_8f.json").write_text(json.dumps(record))
+        (folder / "run.json").write_text(json.dumps({"model": digest, "data": "da" * 32}))
+        (folder / "model.sha256").write_text(digest)
+    ENSEMBLE.parent.mkdir(parents=True)
+    ENSEMBLE.write_text(json.dumps(ITS_RECORD))
+    return read_rows(json.dumps([{"label": "x", "published": None, "evaluations": {"8": [str(ENSEMBLE)]}}]))
+
+
+def test_an_ensemble_has_the_parameters_and_checkpoints_of_all_its_networks(
+    ensemble: list[TableRow], published: Published
+) -> None:
+    table = assemble_table(ensemble, read_records(ensemble, INPUTS), published=published, dataset=V1)
+    assert table.loc[0, ["parameters", "top1_8f", "checkpoint"]].tolist() == [200, 50.0, ITS_RECORD["model"]]
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_an_ensemble_of_a_stale_network_is_refused(ensemble: list[TableRow], member: int) -> None:
+    """A network was trained and evaluated again, and the ensemble was not."""
+    folder = Path(f"results/runs/{MEMBERS[member]}/seed0")
+    new = "ef" * 32
+    (folder / "model.sha256").write_text(new)
+    for file in (folder / "run.json", folder / "validation_8f.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"model": new}))
+    with pytest.raises(UserError) as refused:
+        read_records(ensemble, INPUTS)
+    digests = ["a1a1a1a1", "a2a2a2a2"]
+    digests[member] = "efefefef"
+    assert f"{ENSEMBLE}: model is a1a1a1a1 a2a2a2a2 and should be {' '.join(digests)}; " in str(refused.value)
+    assert str(refused.value).endswith(f"--force {ENSEMBLE}")
+
+
+def test_a_stale_evaluation_behind_an_ensemble_is_refused(ensemble: list[TableRow]) -> None:
+    file = Path(f"results/runs/{MEMBERS[1]}/seed0/validation_8f.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"code": "cd" * 32}))
+    with pytest.raises(
+        UserError, match=f"^{file}: code is cdcdcdcd and should be c0c0c0c0; .* --force {file}$"
+    ):
+        read_records(ensemble, INPUTS)

@@ -103,7 +103,7 @@ def add_method_and_option(source: Path) -> None:
     """Add a method, and an option that all trainings have, with its default."""
     text = (source / "recipe/methods/tsm.py").read_text()
     (source / "recipe/methods/third.py").write_text(text.replace('Literal["tsm"]', 'Literal["third"]'))
-    edit(source / "methods.py", '("tsm", "ffn")', '("tsm", "ffn", "third")')
+    edit(source / "methods.py", 'NAMES = ("tsm", ', 'NAMES = ("tsm", "third", ')
     option = '    averaging: float = 0.0\n    """An option."""\n'
     edit(source / "config.py", "    momentum: NonNegativeFloat", f"{option}    momentum: NonNegativeFloat")
 

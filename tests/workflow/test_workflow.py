@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -106,6 +107,41 @@ def test_a_row_of_several_networks_evaluates_each_at_its_own_frame_count(finishe
     assert (jobs["train_tsm"], jobs["evaluate"]) == (2, 2)
     evaluated = re.findall(r"Evaluating (\w+)-\w{8}, seed 0, at (\d+) frames", output)
     assert sorted(set(evaluated)) == [("tsm_4f", "4"), ("tsm_8f", "8")]
+
+
+def test_every_table_of_the_paper_is_planned(finished: Finished) -> None:
+    """Each network once, whatever the number of tables that it stands in; those of `tsm` and `ffn` are there."""
+    names = ("baselines", "sequences", "more_frames", "ablation", "depths", "middle", "any_frame")
+    jobs, output = finished[0].plan(*(f"results/{name}.csv" for name in names))
+    trained = re.findall(r"Training (\w+)-\w{8}, seed 0", output)
+    assert len(trained) == len(set(trained)) == 29
+    assert jobs == {
+        "write_settings": 29, "check_training": 29, "train_tsm": 18, "train_ffn": 11, "evaluate": 94,
+        "evaluate_ensemble": 3, "assemble_table": 7,
+    }, output  # fmt: skip
+
+
+def test_a_row_of_an_ensemble_averages_the_kept_scores(finished: Finished, tmp_path: Path) -> None:
+    workflow = finished[0].copy(tmp_path)
+    row = {"label": "both", "ensemble": ["tsm", "ffn"]}
+    tables = {"together": {"frame_counts": [8], "rows": [row, {"label": "TSM", "experiments": "tsm"}]}}
+    workflow.made("results/together.csv", tables=tables)
+    table = pd.read_csv(workflow.folder / "results/together.csv").set_index("method").loc["both"]
+    folders = [workflow.seed(name) for name in ("tsm", "ffn")]
+    assert table["checkpoint"] == " ".join(
+        (folder / "model.sha256").read_text().strip() for folder in folders
+    )
+    rows = [pd.read_parquet(folder / "validation_8f.parquet") for folder in folders]
+    scores = sum(np.exp(np.stack(each["log_probabilities"].tolist()).astype(float)) for each in rows)
+    hits = scores.argmax(axis=1) == rows[0]["label"].to_numpy()
+    assert table["top1_8f"] == round(100 * hits.mean(), 2)
+    chain = yaml.safe_load(workflow.ffnrepro("provenance", "results/together.csv"))["both"]
+    assert sorted(chain["networks"]) == sorted(
+        str((folder / "run.json").relative_to(workflow.folder)) for folder in folders
+    )
+    assert "WARNING" not in chain["8 frames"]
+    jobs, output = workflow.plan("results/together.csv", tables=tables)
+    assert jobs == {}, output
 
 
 def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) -> None:

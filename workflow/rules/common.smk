@@ -11,6 +11,7 @@ from pathlib import Path
 from ffnrepro.config import check_experiments, read_config
 from ffnrepro.data.labels import label_digests
 from ffnrepro.data.video_index import watch_digests
+from ffnrepro.ensembles import member_records
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest
 from ffnrepro.run_list import RunList
@@ -34,6 +35,7 @@ with one_line_errors():
 PUBLISHED = os.path.relpath(os.path.join(workflow.basedir, "resources", "published.csv"))
 TRAINING = "results/runs/{run}/seed{seed}"
 EVALUATION = f"{TRAINING}/{{split}}_{{frames}}f"
+ENSEMBLE = "results/ensembles/{ensemble}/seed{seed}/{split}_{frames}f"
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
 # A dry run works without the data; a real run stops before its first job.
@@ -70,6 +72,7 @@ def names_of_runs(experiments):
 
 wildcard_constraints:
     run=names_of_runs(CONFIG.experiments),
+    ensemble=rf"{names_of_runs(CONFIG.experiments)}(?:\+{names_of_runs(CONFIG.experiments)})+",
     seed="0|[1-9][0-9]*",
     split="train|validation|test",
     frames="[1-9][0-9]{0,2}",
@@ -107,6 +110,20 @@ def evaluations_of(experiment, frame_counts):
     )
 
 
+def evaluations_of_row(row, frames):
+    """Records of a row's evaluations at one frame count, of all seeds."""
+    experiments = row.experiments_at(frames)
+    if row.ensemble is None:
+        return evaluations_of(*experiments, [frames])
+    return expand(
+        f"{ENSEMBLE}.json",
+        ensemble="+".join(RUN_LIST.selected[name] for name in experiments),
+        seed=CONFIG.seeds,
+        split=CONFIG.evaluation.split,
+        frames=frames,
+    )
+
+
 def rows_of_table(name):
     """Rows of a table, with the attributes of `ffnrepro.tables.TableRow`."""
     table = CONFIG.tables[name]
@@ -114,38 +131,39 @@ def rows_of_table(name):
         {
             "label": row.label,
             "published": row.published and [row.published.method, row.published.setting],
-            "evaluations": {n: evaluations_of(row.experiment_at(n), [n]) for n in table.frame_counts},
+            "evaluations": {n: evaluations_of_row(row, n) for n in table.frame_counts},
         }
         for row in table.rows
     ]
 
 
 def evaluations_of_table(name):
-    """Records behind a table; wrong settings are refused before anything runs."""
+    """Records behind a table, and behind its ensembles; wrong settings are refused before anything runs."""
     with one_line_errors():
         check(*CONFIG.experiments_of(name))
         rows = rows_of_table(name)
         check_published(read_rows(json.dumps(rows)), read_published(Path(PUBLISHED)))
-    return sorted({path for row in rows for paths in row["evaluations"].values() for path in paths})
+    records = {path for row in rows for paths in row["evaluations"].values() for path in paths}
+    return sorted(records | {str(member) for path in records for member in member_records(Path(path))})
 
 
 def files_of_table(name):
     """Networks and evaluations that a table is made of."""
     records = evaluations_of_table(name)
-    return records + sorted({os.path.join(os.path.dirname(path), "model.pt") for path in records})
+    members = {member for path in records for member in member_records(Path(path))}
+    return records + sorted({str(member.with_name("model.pt")) for member in members})
 
 
 def evaluations_of_experiment(experiment):
-    """Records of an experiment's evaluations: at the frame counts of its tables, or of the first table."""
+    """Records of an experiment's evaluations: at the frame counts of the first table that needs it, or of the first table."""
     tables = CONFIG.tables.values()
-    counts = {
-        n
+    counts = (
+        [n for row in table.rows for n in table.frame_counts if experiment in row.experiments_at(n)]
         for table in tables
-        for row in table.rows
-        for n in table.frame_counts
-        if row.experiment_at(n) == experiment
-    }
-    return evaluations_of(experiment, sorted(counts) or next(iter(tables)).frame_counts)
+    )
+    return evaluations_of(
+        experiment, sorted(set(next(filter(None, counts), next(iter(tables)).frame_counts)))
+    )
 
 
 def start_file(wildcards):

@@ -1,4 +1,9 @@
-# Trained network -> predictions of each video of a split at one frame count, and a record beside them.
+# Trained network, or the evaluations of an ensemble's networks -> predictions of each video of a split at one frame count,
+# and a record beside them.
+
+
+localrules:
+    evaluate_ensemble,
 
 
 rule evaluate:
@@ -32,3 +37,29 @@ rule evaluate:
     shell:
         "python {resources.script:q} --run results/runs/{wildcards.run} --seed {wildcards.seed} "
         "--split {wildcards.split} --frames {wildcards.frames} --threads {threads} {resources.options} --log {log}"
+
+
+rule evaluate_ensemble:
+    input:
+        records=lambda wildcards: member_records(Path(f"{ENSEMBLE}.json".format(**wildcards))),
+        predictions=lambda wildcards: [
+            path.with_suffix(".parquet")
+            for path in member_records(Path(f"{ENSEMBLE}.json".format(**wildcards)))
+        ],
+    output:
+        predictions=f"{ENSEMBLE}.parquet",
+        record=f"{ENSEMBLE}.json",
+    log:
+        "logs/evaluate_ensemble/{ensemble}/seed{seed}/{split}_{frames}f.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        script=script("evaluate_ensemble"),
+        runtime=15,
+        mem_mb=4000,
+    params:
+        code=scoring_code(),
+    message:
+        "Averaging the networks of {wildcards.ensemble}, seed {wildcards.seed}, at {wildcards.frames} frames"
+    shell:
+        "python {resources.script:q} --members {input.records} --output {output.record} --log {log}"

@@ -56,6 +56,8 @@ class ClipDataset(Dataset[Sample]):
             `multi_scale`, whose crops are fractions of the short side).
         crop: `multi_scale` (published) or `random` for training, with random frames; `centre` for evaluation, with
             the centre frames and nothing random.
+        flip: Whether half of the training samples, drawn at random, are mirrored left to right, all clips of a sample
+            alike.
         seed: Seed that, together with epoch and index, determines everything random.
         cache: Whether each process keeps every decoded video in memory; for small data sets.
     """
@@ -70,6 +72,7 @@ class ClipDataset(Dataset[Sample]):
         size: int = 224,
         short_side: int = 256,
         crop: Crop,
+        flip: bool = False,
         seed: int = 0,
         cache: bool = False,
     ) -> None:
@@ -92,6 +95,7 @@ class ClipDataset(Dataset[Sample]):
         self._size = size
         self._short_side = short_side
         self._crop = crop
+        self._flip = flip
         self._seed = seed
         self._cache: dict[int, NDArray[np.uint8]] | None = {} if cache else None
 
@@ -148,7 +152,11 @@ class ClipDataset(Dataset[Sample]):
             box = transforms.multi_scale_crop_box(height, width, generator)
         else:
             box = transforms.random_crop_box(height, width, self._size, self._short_side, generator)
-        return transforms.crop_resize(frames, box, self._size)
+        pixels = transforms.crop_resize(frames, box, self._size)
+        # This is drawn last, so that frames and crops are the same with and without it.
+        if self._flip and generator.integers(2):
+            pixels = transforms.mirrored(pixels)
+        return pixels
 
 
 def collate_clips(samples: Sequence[Sample]) -> Batch:

@@ -1,6 +1,7 @@
-"""Logits of clips in evaluation, and top-1 and top-5 accuracy."""
+"""Logits of clips in evaluation, the mean of several networks, and top-1 and top-5 accuracy."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,15 @@ def clip_logits(network: nn.Module, clips: Mapping[int, Tensor]) -> dict[int, Te
     network.eval()
     dtype = next(network.parameters()).dtype
     return {frames: network(normalise(clip, dtype)) for frames, clip in clips.items()}
+
+
+def ensemble_log_probabilities(networks: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean of the class probabilities of several networks (N, classes), in float64.
+
+    Args:
+        networks: log-probabilities (N, classes) of each network, for the same clips.
+    """
+    return torch.stack([scores.double() for scores in networks]).logsumexp(dim=0) - math.log(len(networks))
 
 
 def best_classes(logits: Tensor, k: int = 5) -> Tensor:

@@ -200,6 +200,7 @@ def train_network(
             size=settings.crop_size,
             short_side=settings.short_side,
             crop=crop,
+            flip=recipe.flip,
             seed=job.seed,
             cache=job.runtime.cache_decoded,
         )

@@ -44,7 +44,8 @@ class Method(Settings):
 
     method: str
     train_frames: FrameCounts
-    """Frame counts that are trained, in rising order: one for `tsm`, several for `ffn` (Tables 2 and 3)."""
+    """Frame counts that are trained, in rising order: one for `tsm`, several for `ffn` (Tables 2 and 3), two for `mixed` and
+    `proportional` (Table 1)."""
 
     @property
     def frame_counts(self) -> tuple[int, ...]:
