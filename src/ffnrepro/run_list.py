@@ -156,7 +156,10 @@ class RunList:
             UserError: There is no such table.
         """
         if table not in self.config.tables:
-            raise UserError(f"there is no table {table}; give one of {', '.join(self.config.tables)}")
+            raise UserError(
+                f"there is no table {table}; give one of {', '.join(self.config.tables)}, or the file that has it: --configfile "
+                "config/paper.yaml"
+            )
         experiments = dict.fromkeys(
             link
             for experiment in self.config.experiments_of(table)
@@ -240,7 +243,8 @@ class RunList:
         write_run(RUNS / target, settings)
         origin = {"run": target, "accepted_from": run}
         for folder, network in networks.items():
-            evaluations = {path.stem: read_record(path) for path in folder.glob("*_*f.json")}
+            paths = [*folder.glob("*_*f.json"), *folder.glob("*_any_frame.json")]
+            evaluations = {path.stem: read_record(path) for path in paths}
             stale = {stem for stem, record in evaluations.items() if record.get("code") != scoring_code()}
             files = [path for path in folder.iterdir() if path.stem not in stale]
             _link_files(files, RUNS / target / folder.name, origin)
