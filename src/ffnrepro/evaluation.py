@@ -48,17 +48,21 @@ def predict(
             scores = clip_logits(network, {frames: move(clips[frames], device)})[frames]
             logits[frames].append(scores.cpu())
         labels.append(targets)
-    return {
-        frames: _predictions(ids, torch.cat(labels), torch.cat(scores)) for frames, scores in logits.items()
-    }
+    predictions = {}
+    for frames, parts in logits.items():
+        scores = torch.cat(parts)
+        log_probabilities = torch.log_softmax(scores, dim=1)
+        predictions[frames] = _predictions(ids, torch.cat(labels), best_classes(scores), log_probabilities)
+    return predictions
 
 
-def _predictions(ids: Sequence[str], labels: Tensor, scores: Tensor) -> pd.DataFrame:
-    classes = best_classes(scores).numpy()
+def _predictions(
+    ids: Sequence[str], labels: Tensor, classes: Tensor, log_probabilities: Tensor
+) -> pd.DataFrame:
     predictions = pd.DataFrame({"id": ids, "label": labels.numpy()})
     for column in range(classes.shape[1]):
-        predictions[f"class_{column + 1}"] = classes[:, column]
-    predictions["log_probabilities"] = list(torch.log_softmax(scores, dim=1).half().numpy())
+        predictions[f"class_{column + 1}"] = classes[:, column].numpy()
+    predictions["log_probabilities"] = list(log_probabilities.half().numpy())
     return predictions
 
 

@@ -27,7 +27,9 @@ def rows_of_curve(name):
 def evaluations_of_curve(name):
     """Records behind the curves of a table; wrong settings are refused before anything runs."""
     evaluations_of_table(name)
-    return sorted({path for row in rows_of_curve(name) for paths in row["evaluations"].values() for path in paths})
+    return sorted(
+        {path for row in rows_of_curve(name) for paths in row["evaluations"].values() for path in paths}
+    )
 
 
 def network_with_private_norms(wildcards):
