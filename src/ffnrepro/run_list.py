@@ -156,10 +156,7 @@ class RunList:
             UserError: There is no such table.
         """
         if table not in self.config.tables:
-            raise UserError(
-                f"there is no table {table}; give one of {', '.join(self.config.tables)}, or the file that has it: --configfile "
-                "config/paper.yaml"
-            )
+            raise UserError(f"there is no table {table}; give one of {', '.join(self.config.tables)}")
         experiments = dict.fromkeys(
             link
             for experiment in self.config.experiments_of(table)
