@@ -1,8 +1,8 @@
 """The curve of a table: accuracy of its networks at any frame count (paper, Table 7).
 
-A row with one network is a curve over `evaluation.any_frame`, from one evaluation for all these frame counts. A row
-with a network for each frame count, such as TSM-ST, is a point for each of the table's frame counts, from the
-evaluations of the table.
+A row with one network is a curve over `evaluation.any_frame`, from one evaluation for all these frame counts. Every
+other row, such as TSM-ST with a network for each frame count, has the table's frame counts, from the evaluations of the
+table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
