@@ -210,7 +210,7 @@ def runs_command(
             )
             rest = f" (without {unknown} whose hours are unknown)" if unknown else ""
             print(
-                f"{plan} needs {len(rows)} trainings: {done} are finished, the others take about {hours:.1f} GPU hours{rest}."
+                f"{plan} needs {len(rows)} trainings; finished: {done}; the others take about {hours:.1f} GPU hours{rest}."
             )
         else:
             print(tabulate(runs.rows(), headers="keys") or "no runs yet")
