@@ -189,7 +189,7 @@ def runs_command(
         action: What to do.
         names: Names of runs as listed; the name of an experiment stands for its selected run.
         workflow: Folder and configuration of the workflow.
-        plan: Name of a table, to list the trainings that it needs and their GPU hours.
+        plan: Name of a table, to list the trainings that it needs, those that are there, and the GPU hours of the rest.
     """
     from ffnrepro.run_list import RunList  # noqa: PLC0415
 
@@ -204,7 +204,14 @@ def runs_command(
         elif plan is not None:
             rows, hours = runs.plan(plan)
             print(tabulate(rows, headers="keys"))
-            print(f"{plan} needs about {hours:.1f} more GPU hours (without unknown ones).")
+            done, unknown = (
+                sum(row[key] == value for row in rows)
+                for key, value in (("basis", "trained"), ("GPU hours", "unknown"))
+            )
+            rest = f" (without {unknown} whose hours are unknown)" if unknown else ""
+            print(
+                f"{plan} needs {len(rows)} trainings; finished: {done}; the others take about {hours:.1f} GPU hours{rest}."
+            )
         else:
             print(tabulate(runs.rows(), headers="keys") or "no runs yet")
 

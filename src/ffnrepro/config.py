@@ -184,6 +184,9 @@ class EvaluationSettings(Settings):
     """Split that is evaluated; the published figures are for `validation`."""
     batch_size: PositiveInt = 32
     """Number of clips that go through the network together; it changes results by rounding only."""
+    any_frame: FrameCounts = tuple(range(2, 21))
+    """Frame counts of the curves `results/{table}_curve.csv`, in rising order; a quarter of `evaluation.batch_size` videos
+    are evaluated together."""
 
 
 class Published(Settings):

@@ -1,6 +1,6 @@
 """Predictions of a network or of an ensemble, one row per video, and their top-1 and top-5 accuracy."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,30 +23,43 @@ from ffnrepro.training.devices import move
 
 
 def predict(
-    network: nn.Module, batches: Iterable[Batch], *, ids: Sequence[str], frames: int, device: torch.device
-) -> pd.DataFrame:
-    """Predict the class of each video from one clip.
+    network: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    ids: Sequence[str],
+    frame_counts: Sequence[int],
+    device: torch.device,
+) -> dict[int, pd.DataFrame]:
+    """Predict the class of each video from one clip of each frame count.
 
     Args:
         network: on the device; it is put into evaluation mode.
         batches: clips and labels, each video once, in the order of `ids`.
         ids: ids of the videos.
-        frames: frame count T of the clips.
+        frame_counts: frame counts T of the clips.
         device: device of the network.
 
     Returns:
-        One row per video: `id`, `label`, `class_1` ... `class_5` (best first), and `log_probabilities` (float16, for
-        all classes).
+        Frame count -> one row per video: `id`, `label`, `class_1` ... `class_5` (best first), and `log_probabilities`
+        (float16, for all classes).
 
     Raises:
         ValueError: the batches hold more or fewer videos than `ids`.
     """
-    logits, labels = [], []
-    for clips, targets in tqdm(batches, desc=f"{frames} frames", leave=False, disable=None, unit="step"):
-        logits.append(clip_logits(network, {frames: move(clips[frames], device)})[frames].cpu())
+    logits: dict[int, list[Tensor]] = {frames: [] for frames in frame_counts}
+    labels = []
+    for clips, targets in tqdm(batches, desc="evaluation", leave=False, disable=None, unit="step"):
+        for frames in frame_counts:
+            # One frame count after the other: only its clips are on the device.
+            scores = clip_logits(network, {frames: move(clips[frames], device)})[frames]
+            logits[frames].append(scores.cpu())
         labels.append(targets)
-    scores = torch.cat(logits)
-    return _predictions(ids, torch.cat(labels), best_classes(scores), torch.log_softmax(scores, dim=1))
+    predictions = {}
+    for frames, parts in logits.items():
+        scores = torch.cat(parts)
+        log_probabilities = torch.log_softmax(scores, dim=1)
+        predictions[frames] = _predictions(ids, torch.cat(labels), best_classes(scores), log_probabilities)
+    return predictions
 
 
 def _predictions(
@@ -91,6 +104,18 @@ def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
     schema = plain.append(pa.field("log_probabilities", pa.list_(pa.float16(), classes)))
     with replacing(path) as temporary:
         predictions.to_parquet(temporary, index=False, schema=schema)
+
+
+def write_best_classes(predictions: Mapping[int, pd.DataFrame], path: Path) -> None:
+    """Write the best class of each video at each frame count: `id`, `label`, `class_2f`, `class_3f`, ...
+
+    Args:
+        predictions: of `predict`.
+        path: the parquet file.
+    """
+    best = {f"class_{frames}f": rows["class_1"] for frames, rows in predictions.items()}
+    with replacing(path) as temporary:
+        next(iter(predictions.values()))[["id", "label"]].assign(**best).to_parquet(temporary, index=False)
 
 
 def accuracy(predictions: pd.DataFrame) -> dict[str, float]:

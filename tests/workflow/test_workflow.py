@@ -183,6 +183,34 @@ def test_printed_commands_run_when_they_are_pasted(finished: Finished, tmp_path:
         assert tables[0].loc[0, column] == tables[1].loc[0, column]
 
 
+def test_a_curve_at_any_frame_count_and_batchnorm_statistics(finished: Finished, tmp_path: Path) -> None:
+    """One new evaluation, at 4 and 20 frames; networks that stand for one frame count each have theirs already."""
+    workflow = finished[0].copy(tmp_path)
+    rows = [
+        {"label": "FFN", "experiments": "ffn", "published": {"method": "TSM-FFN"}},
+        {"label": "ST", "experiments": {"4": "ffn", "16": "tsm"}},
+    ]
+    tables = {"mine": {"frame_counts": [4, 16], "rows": rows}}
+    made = workflow.made(
+        "results/mine_curve.csv", "results/figures/batchnorm_ffn.png", tables=tables, evaluation={"any_frame": [4, 20]}
+    )  # fmt: skip
+    assert re.findall(r"Job \d+: (Eval\w+|Training) (\w+)-", made) == [("Evaluating", "ffn")]
+    table = pd.read_csv(workflow.folder / "results/table1.csv").set_index("method")
+    curve = pd.read_csv(workflow.folder / "results/mine_curve.csv").set_index(["method", "frames"])
+    assert curve.index.tolist() == [("FFN", 4), ("FFN", 20), ("ST", 4), ("ST", 16)]
+    assert curve.loc[("FFN", 4), "top1"] == curve.loc[("ST", 4), "top1"] == table.loc["TSM-FFN", "top1_4f"]
+    assert curve.loc[("ST", 16), "top1"] == table.loc["TSM", "top1_16f"]
+    statistics = pd.read_csv(workflow.folder / "results/figures/batchnorm_ffn.csv")
+    state = load_checkpoint(workflow.seed("ffn") / "model.pt").state_dict()
+    rows_of_one = statistics[(statistics["layer"] == "layer4.0.bn2") & (statistics["frames"] == 16)]
+    assert rows_of_one["variance"].tolist() == pytest.approx(state["layer4.0.bn2.16.running_var"].tolist())
+    for name in ("mine_curve", "batchnorm_ffn"):
+        assert (workflow.folder / f"results/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    result = workflow.run("--dry-run", "results/figures/batchnorm_tsm.png")
+    assert result.returncode != 0
+    assert "error: config: experiments.tsm has no BatchNorm statistics for each frame count" in result.stderr
+
+
 STUB = '''
 """Stands for a script that uses a GPU: writes its outputs, and when it ran."""
 import argparse, sys, time

@@ -224,3 +224,39 @@ def digests_of_shards():
     except UserError:
         # A dry run works without the videos; a real run stops in `onstart`.
         return ["no videos"] * data.index_shards
+
+
+def rows_of_curve(name):
+    """Rows of a table; a row with one network has its evaluation at any frame instead of those of the table."""
+    rows = rows_of_table(name)
+    for row, settings in zip(rows, CONFIG.tables[name].rows, strict=True):
+        if isinstance(settings.experiments, str):
+            records = expand(
+                f"{TRAINING}/{{split}}_any_frame.json",
+                run=RUN_LIST.selected[settings.experiments],
+                seed=CONFIG.seeds,
+                split=CONFIG.evaluation.split,
+            )
+            row["evaluations"] = dict.fromkeys(CONFIG.evaluation.any_frame, records)
+    return rows
+
+
+def evaluations_of_curve(name):
+    """Records behind the curves of a table; wrong settings are refused before anything runs."""
+    evaluations_of_table(name)
+    return sorted(
+        {path for row in rows_of_curve(name) for paths in row["evaluations"].values() for path in paths}
+    )
+
+
+def network_with_private_norms(wildcards):
+    """Network of an experiment, of the first seed; an experiment without specialised normalisation is refused."""
+    experiment = wildcards.experiment
+    with one_line_errors():
+        check(experiment)
+        if not getattr(CONFIG.experiments[experiment].method, "specialized_normalization", False):
+            raise UserError(
+                f"config: experiments.{experiment} has no BatchNorm statistics for each frame count; ask for an experiment "
+                "of method ffn with specialized_normalization: true"
+            )
+    return f"results/runs/{RUN_LIST.selected[experiment]}/seed{CONFIG.seeds[0]}/model"
