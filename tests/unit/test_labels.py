@@ -119,10 +119,23 @@ def test_hidden_files_of_a_mac_are_ignored(tmp_path):
         {"train": [{**row, "id": int(row["id"])} for row in rows(TRAIN)]},
         {"labels": {name: int(index) for name, index in CLASSES.items()}},
         {"labels": {index: name for name, index in CLASSES.items()}},
+        {"labels": list(CLASSES)},
+        {"labels": {f'"{name}"': int(index) for name, index in CLASSES.items()}},
+        {"train": "\n".join(map(json.dumps, rows(TRAIN))).encode()},
         {"train": rows(TRAIN, something_new=[1, 2])},
         {"train": [{**row, "id": f" {row['id']}.webm "} for row in rows(TRAIN)]},
     ],
-    ids=["bom_crlf", "integer_ids", "integer_values", "index_to_name", "unknown_field", "file_names"],
+    ids=[
+        "bom_crlf",
+        "integer_ids",
+        "integer_values",
+        "index_to_name",
+        "list_of_names",
+        "names_in_quotes",
+        "json_lines",
+        "unknown_field",
+        "file_names",
+    ],
 )
 def test_variants_that_must_be_readable(tmp_path, files):
     classes, table = read_labels(write(tmp_path, **files))
@@ -152,16 +165,23 @@ WRONG = {
         {"labels": dict(list(CLASSES.items())[:5])},
         ["train.json, row 6", "158315", "slanted surface", "labels.json"],
     ),
-    "no template": ({"train": NO_TEMPLATE}, ["train.json, row 1", "62381", "no class", "template"]),
+    "no template": (
+        {"train": NO_TEMPLATE},
+        ["train.json, row 1", "62381", "'moving a red mug up' is not one of", "labels.json", "one release"],
+    ),
     "truncated": (
         {"train": json.dumps(rows(TRAIN))[:300].encode()},
         ["train.json", "not complete JSON", "again"],
     ),
-    "empty": ({"train": b""}, ["train.json", "is empty", "again"]),
-    "empty list": ({"validation": []}, ["validation.json", "no rows", "again"]),
-    "not a list": ({"train": {"62381": "Moving something up"}}, ["train.json", "not a list"]),
+    "empty": ({"train": b""}, ["train.json", "is empty"]),
+    "empty list": ({"validation": []}, ["validation.json", "no rows"]),
+    "neither rows nor classes": (
+        {"train": {"version": "1.3", "database": {"62381": {}}}},
+        ["train.json", "'version', 'database'", '{"id": "12", "label": "walk"}'],
+    ),
+    "a number": ({"train": b"62381"}, ["train.json", "62381", '{"id": "12", "label": "walk"}']),
     "row without id": ({"train": [{"template": "Moving [something] up"}]}, ["train.json, row 1", "no id"]),
-    "row is text": ({"train": ["62381"]}, ["train.json, row 1", "no id"]),
+    "row is text": ({"train": ["62381"]}, ["train.json", "none of its keys id holds the class", "label"]),
     "not text": ({"train": b"\xff\xfe\x00[]"}, ["train.json", "save it as UTF-8"]),
     "same index twice": (
         {"labels": {**CLASSES, "Moving something up": "0"}},
@@ -184,7 +204,6 @@ WRONG = {
         ["labels.json", "Moving something up", "None"],
     ),
     "no classes": ({"labels": {}}, ["labels.json", "no classes"]),
-    "labels a list": ({"labels": list(CLASSES)}, ["labels.json", "class"]),
     "overlap": (
         {"validation": rows([*VALIDATION, TRAIN[0]])},
         ["validation.json, row 3", "62381", "row 1 of train.json", "remove"],
@@ -449,8 +468,14 @@ WRONG_TEXT = {
         V1 | {"train.csv": V1["train.csv"] + "3452\n"},
         ["train.csv, row 7", "'3452'", "id;class", "fix"],
     ),
-    "no class names": (V1 | {"labels.csv": None}, ["labels.json", "missing", "data.labels"]),
-    "no training file": (V1 | {"train.csv": None}, ["train.json", "missing", "data.labels"]),
+    "no class names": (
+        V1 | {"labels.csv": None},
+        ["no names of the classes", "train.csv: 6 train rows", "a name on each line", "path,label"],
+    ),
+    "no training file": (
+        V1 | {"train.csv": None},
+        ["no rows of the split train", "labels.csv: 6 classes, such as 'Moving part", "config/README.md"],
+    ),
     "ids alone for training": (
         V1 | {"train.csv": "62381\n155358\n"},
         ["train.csv, row 1", "62381", "no class"],
@@ -514,7 +539,7 @@ WRONG_TEXT = {
     ),
     "in two splits": (
         {"mine.csv": OWN + "other/one.mp4,wave,test\n"},
-        ["mine.csv, row 6", "other/one.mp4", "(test", "(train", "row 2", "remove"],
+        ["mine.csv, row 6", "other/one.mp4", "(test", "(train", "row 2", "name of its own"],
     ),
     "two classes": (
         {"mine.csv": OWN + 'other/one.mp4,"jump, high",train\n'},
@@ -529,12 +554,12 @@ WRONG_TEXT = {
         ["mine.csv, row 2", "one", "no class", "column `label`"],
     ),
     "another header": (
-        {"mine.csv": OWN.replace("path", "filename")},
-        ["mine.csv, row 1", "filename, label, split", "path"],
+        {"mine.csv": OWN.replace("path", "which")},
+        ["mine.csv, row 1", "which, label, split", "path"],
     ),
     "no header": (
         {"mine.csv": OWN.partition("\n")[2]},
-        ["train.json", "missing", "counts as class names"],
+        ["mine.csv", "split", "add a header such as path,label,split"],
     ),
     "header alone": ({"mine.csv": "path,label,split\n"}, ["mine.csv", "no rows"]),
     "empty": (V1 | {"train.csv": "\n\n"}, ["train.csv", "is empty"]),
@@ -570,7 +595,10 @@ def test_official_numbers_are_compared():
     check_counts(classes[1:], official(test=0), dataset="kinetics-400", partial=False)
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_training_and_validation_rows_are_always_required(split):
-    with pytest.raises(UserError, match=f"no rows of the split {split}.*add"):
-        check_counts(["a"], official(**{split: 0}), dataset="demo", partial=True)
+@pytest.mark.parametrize(("split", "wanted"), [("train", "validation"), ("val", "train"), ("test", "train")])
+def test_training_and_validation_rows_are_always_required(tmp_path, split, wanted):
+    put(tmp_path, **{"mine.csv": f"path,label,split\n1.mp4,wave,{split}\n2.mp4,jump,{split}\n"})
+    with pytest.raises(
+        UserError, match=rf"no rows of the split {wanted} \(found: mine\.csv: 2 .* rows\): add"
+    ):
+        read_labels(tmp_path)
