@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,6 +170,7 @@ def columns_of(names: Collection[str]) -> Columns:
     return Columns(video, first(CLASS_COLUMNS), first(SPLIT_COLUMNS), has_times)
 
 
+@cache
 def column_word(name: str) -> str:
     """Return the name of a column in small letters, without spaces and underscores: ``Video_ID`` is ``videoid``."""
     return re.sub(r"[\W_]", "", name.lower())
