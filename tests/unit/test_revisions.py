@@ -70,7 +70,7 @@ def rows_of(table):
 @pytest.mark.parametrize(
     ("stage", "make", "revision", "digest"),
     [
-        (labels, make_labels, 1, "98ce82f72d9688f9"),
+        (labels, make_labels, 2, "98ce82f72d9688f9"),
         (video_index, make_index, 2, "4648573f5d0bdcc9"),
         (manifest, make_manifest, 2, "357200c3db742700"),
     ],

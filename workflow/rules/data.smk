@@ -16,25 +16,26 @@ localrules:
     plot_manifest,
 
 
-def check_data():
-    """Compare the labels with what they should be and with the names of the videos, before any video is decoded."""
-    data = CONFIG.data
-    classes, labels = read_labels(Path(data.labels))
-    check_counts(classes, labels, dataset=CONFIG.dataset, partial=data.partial)
-    check_evaluable(labels, CONFIG.evaluation.split)
-    for warning in class_warnings(classes, labels):
-        print(f"labels: {warning}", file=sys.stderr)
-    compare_names(
-        labels, names_of_videos(), Path(data.videos), data.layout, max_excluded=data.max_excluded
-    )
-
-
 onstart:
     # Wrong data is reported in one line before any job starts. A dry run does not run this, so it works without the data.
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
     with one_line_errors():
         if {"parse_labels", "index_videos"} & planned:
-            check_data()
+            data = CONFIG.data
+            classes, labels = read_labels(Path(data.labels))
+            check_counts(classes, labels, dataset=CONFIG.dataset, partial=data.partial)
+            check_evaluable(labels, CONFIG.evaluation.split)
+            for warning in class_warnings(classes, labels):
+                print(f"labels: {warning}", file=sys.stderr)
+            # The labels alone can be read before the videos are unpacked.
+            if {"index_videos", "build_manifest"} & planned:
+                compare_names(
+                    labels,
+                    names_of_videos(),
+                    Path(data.videos),
+                    data.layout,
+                    max_excluded=data.max_excluded,
+                )
         own = CONFIG.own_weights
         if {"train_tsm", "train_ffn"} & planned and own and not os.path.exists(own):
             raise UserError(f"{own}: no such file; set network.weights to a file, imagenet or null")
