@@ -1,5 +1,6 @@
 """Unusual and broken files of every known kind, made here: their entries in the index, and the frames that are read."""
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,8 @@ def test_the_index_of_every_kind_of_file(folder: Path) -> None:
     table = index(folder, "decode")
     assert table.loc[table["status"] == "ok", "frames"].to_dict() == USABLE
     assert table.loc[table["status"] == "excluded", "reason"].to_dict() == BROKEN
+    assert re.fullmatch(r"ends at \d\.\d\d s of 3\.3\d s", table.loc["truncated.webm", "detail"])
+    assert set(table.loc[table["status"] == "ok", "detail"]) == {""}
     sizes = table[["width", "height"]].apply(tuple, axis=1)
     assert sizes["portrait.webm"] == (240, 427)
     assert sizes["odd.webm"] == (427, 239)
@@ -265,21 +268,26 @@ def second_is(change: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("spoil", "reason", "detail"),
     [
-        (second_is(Path.unlink), "frames missing"),
-        (second_is(lambda file: cut(file, 0.5)), "does not decode"),
-        (second_is(lambda file: file.write_bytes(b"")), "does not decode"),
-        (second_is(lambda file: Image.new("RGB", (8, 8)).save(file)), "frames change size"),
-        (lambda folder: [file.unlink() for file in folder.iterdir()], "no frames"),
+        (second_is(Path.unlink), "frames missing", "3 files, numbered 1 to 4"),
+        (second_is(lambda file: cut(file, 0.5)), "does not decode", "00002.jpg: "),
+        (
+            second_is(lambda file: file.write_bytes(b"")),
+            "does not decode",
+            "cannot identify image file '2/00002.jpg'",
+        ),
+        (second_is(lambda file: Image.new("RGB", (8, 8)).save(file)), "frames change size", "00002.jpg"),
+        (lambda folder: [file.unlink() for file in folder.iterdir()], "no frames", "such as 00001.jpg"),
     ],
     ids=["gap", "cut", "empty", "size", "none"],
 )
-def test_a_broken_folder_of_frames(numbered_frames, tmp_path, spoil, reason):
+def test_a_broken_folder_of_frames(numbered_frames, tmp_path, spoil, reason, detail):
     write_frames(tmp_path / "1", numbered_frames(4))
     spoil(write_frames(tmp_path / "2", numbered_frames(4)))
     table = index_videos(tmp_path, list_videos(tmp_path, "frames"))
     assert table["id"].tolist() == table["path"].tolist() == ["1", "2"]
     assert table["reason"].tolist() == ["", reason]
+    assert table["detail"].iloc[1].startswith(detail)
     assert table["frames"].tolist()[0] == 4
     assert table["bytes"].iloc[0] == sum(file.stat().st_size for file in (tmp_path / "1").iterdir())

@@ -175,13 +175,13 @@ def test_other_data_runs_its_stage_and_all_later_stages(whole_copy: Workflow) ->
 
 def test_a_raised_revision_of_a_data_stage_runs_it(whole_copy: Workflow) -> None:
     data = whole_copy.project / "src/ffnrepro/data"
-    edit(data / "manifest.py", "REVISION = 1", "REVISION = 2")
+    edit(data / "manifest.py", "REVISION = 2", "REVISION = 3")
     jobs, output = whole_copy.plan(data={"max_excluded": 0.2})
     assert jobs == BEHIND, output
     # The setting is a param, too.
     assert re.search(r"Joining.*\nReason: Params have changed.* now: .*0\.2", output), output
-    edit(data / "labels.py", "REVISION = 1", "REVISION = 2")
-    edit(data / "video_index.py", "REVISION = 1", "REVISION = 2")
+    edit(data / "labels.py", "REVISION = 2", "REVISION = 3")
+    edit(data / "video_index.py", "REVISION = 2", "REVISION = 3")
     jobs, output = whole_copy.plan()
     assert jobs == {"parse_labels": 1, "index_videos": 2, **BEHIND}, output
 

@@ -67,6 +67,10 @@ def test_excluded_videos_are_listed_with_their_reasons(finished: Finished) -> No
     assert excluded.loc["2", "reason"] == "no video file"
     assert excluded.loc["999", "reason"] == "no label"
     assert excluded.loc["1", "path"] == "1.webm"
+    assert (
+        "labels and videos: 1 of the 36 labelled ids have no file in my data/videos (such as '2')"
+        in finished[1].stderr
+    )
     splits = ("train", "validation")
     kept = [pd.read_parquet(folder / f"results/manifest/{split}.parquet") for split in splits]
     assert sum(map(len, kept)) == 12 * 3 - 2
@@ -283,6 +287,7 @@ ST = {"frame_counts": [4], "rows": [{"label": "TSM-ST", "experiments": "st"}]}
     [
         ({"data": {"labels": "nowhere"}}, r"nowhere: no such folder of label files"),
         ({"data": {"videos": "none"}}, r"none: no such folder .*`data\.videos`"),
+        ({"data": {"videos": "my data", "layout": "frames"}}, r"labels and videos do not fit: 36 of the 36 labelled ids have no file"),
         ({"dataset": "something-something-v2"}, r"labels: these are not the labels of `dataset: .* 24 train instead of 168,913;"),
         ({"evaluation": {"split": "test"}}, r"labels: the split test has no rows"),
         ({"network": {"weights": "my.pth", "weights_sha256": "0123456789"}}, r"my\.pth: no such file; set network\.weights"),

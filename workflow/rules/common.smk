@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ffnrepro.config import check_experiments, read_config
 from ffnrepro.data.labels import label_digests
-from ffnrepro.data.video_index import watch_digests
+from ffnrepro.data.video_index import list_videos, watch_digests
 from ffnrepro.ensembles import member_records
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest
@@ -215,15 +215,19 @@ def digests_of_labels():
 
 
 @cache
+def names_of_videos():
+    return list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
+
+
+@cache
 def digests_of_shards():
     data = CONFIG.data
     try:
-        return watch_digests(
-            Path(data.videos), shards=data.index_shards, layout=data.layout, watch=data.watch
-        )
+        names = [] if data.watch == "none" else names_of_videos()
     except UserError:
         # A dry run works without the videos; a real run stops in `onstart`.
         return ["no videos"] * data.index_shards
+    return watch_digests(Path(data.videos), names, shards=data.index_shards, watch=data.watch)
 
 
 def rows_of_curve(name):

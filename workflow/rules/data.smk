@@ -4,10 +4,10 @@
 # content of the folders of labels and videos is a param, as a digest. `revision` is raised by hand when the output changes.
 
 from ffnrepro.data.labels import REVISION as LABELS_REVISION
-from ffnrepro.data.labels import check_counts, check_evaluable, read_labels
+from ffnrepro.data.labels import check_counts, check_evaluable, class_warnings, read_labels
 from ffnrepro.data.manifest import REVISION as MANIFEST_REVISION
+from ffnrepro.data.names import compare_names
 from ffnrepro.data.video_index import REVISION as INDEX_REVISION
-from ffnrepro.data.video_index import list_videos
 
 
 localrules:
@@ -20,12 +20,22 @@ onstart:
     # Wrong data is reported in one line before any job starts. A dry run does not run this, so it works without the data.
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
     with one_line_errors():
-        if "parse_labels" in planned:
-            classes, labels = read_labels(Path(CONFIG.data.labels))
-            check_counts(classes, labels, dataset=CONFIG.dataset, partial=CONFIG.data.partial)
+        if {"parse_labels", "index_videos"} & planned:
+            data = CONFIG.data
+            classes, labels = read_labels(Path(data.labels))
+            check_counts(classes, labels, dataset=CONFIG.dataset, partial=data.partial)
             check_evaluable(labels, CONFIG.evaluation.split)
-        if "index_videos" in planned:
-            list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
+            for warning in class_warnings(classes, labels):
+                print(f"labels: {warning}", file=sys.stderr)
+            # The labels alone can be read before the videos are unpacked.
+            if {"index_videos", "build_manifest"} & planned:
+                compare_names(
+                    labels,
+                    names_of_videos(),
+                    Path(data.videos),
+                    data.layout,
+                    max_excluded=data.max_excluded,
+                )
         if CONFIG.own_weights:
             jobs = workflow.dag.needrun_jobs()
             trained = [job for job in jobs if job.rule.name in ("train_tsm", "train_ffn")]

@@ -51,6 +51,7 @@ class DecodeError(Exception):
         # A loader worker sends the error to the main process, which rebuilds it from these arguments.
         super().__init__(str(path), reason, detail)
         self.reason = reason
+        self.detail = detail
 
     def __str__(self) -> str:
         path, reason, detail = self.args
@@ -349,7 +350,9 @@ def _first_bytes(path: Path) -> bytes:
             start = file.read(4096)
     except OSError as error:
         reasons: dict[type[OSError], str] = {FileNotFoundError: NO_SUCH_FILE, PermissionError: NO_PERMISSION}
-        raise DecodeError(path, reasons.get(type(error), DOES_NOT_OPEN), _description(error)) from error
+        if type(error) in reasons:
+            raise DecodeError(path, reasons[type(error)]) from error
+        raise DecodeError(path, DOES_NOT_OPEN, _description(error)) from error
     if not start:
         raise DecodeError(path, "empty file")
     return start
@@ -360,7 +363,8 @@ def _open_container(path: Path) -> Any:
         # Without "file:" FFmpeg would take a name such as "a:b.webm" for an address.
         container = av.open(f"file:{path}")
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError(path, _reason_not_opened(path), _description(error)) from error
+        reason = _reason_not_opened(path)
+        raise DecodeError(path, reason, _description(error) if reason == DOES_NOT_OPEN else "") from error
     streams = container.streams.video
     problems = {
         TEXT: container.format.name in _TEXT_ART,

@@ -5,18 +5,28 @@ a crash or a time limit a new one is started. This module does not import pandas
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from ffnrepro.data.decode import DecodeError, Verify, VideoHeader, examine
 from ffnrepro.errors import UserError
 
-Outcome = tuple[VideoHeader, int] | str
-"""What `examine` returns, or the reason why a video cannot be used."""
+
+class Refusal(NamedTuple):
+    """Why a video cannot be used: the reason in a few words, by which videos are counted, and details of this video."""
+
+    reason: str
+    detail: str = ""
+
+
+Outcome = tuple[VideoHeader, int] | Refusal
+"""What `examine` returns, or why a video cannot be used."""
 
 CRASHED = "decoder crashed"
 NOT_FINISHED = "decoder did not finish"
@@ -71,9 +81,9 @@ def _result(pool: ProcessPool, future: "ProcessFuture[Outcome]", seconds: float)
     try:
         return future.result()
     except TimeoutError:
-        return f"{NOT_FINISHED} in {seconds:g} s"
+        return Refusal(NOT_FINISHED, f"in {seconds:g} s")
     except ProcessExpired:
-        return CRASHED
+        return Refusal(CRASHED)
 
 
 def _outcome_of(
@@ -82,6 +92,10 @@ def _outcome_of(
     try:
         return examine_one(path, verify)
     except DecodeError as error:
-        return error.reason
+        # Without the folder, so that an index is the same wherever the videos are.
+        place, detail = Path(error.args[0]), error.detail.replace(f"{path.parent}{os.sep}", "")
+        # In a folder of frames, the error may be about one of them.
+        is_frame = place != path and place.name not in detail
+        return Refusal(error.reason, ": ".join(part for part in (place.name * is_frame, detail) if part))
     except Exception as error:  # noqa: BLE001 - a file may make a library raise anything, and must not end the index
-        return f"{CRASHED} ({type(error).__name__})"
+        return Refusal(CRASHED, f"{type(error).__name__}: {error}")

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import stat
 import zlib
 from collections.abc import Collection, Iterable, Sequence
@@ -18,11 +19,11 @@ from typing import Any, Literal
 import pandas as pd
 
 from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify, is_folder
-from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, examine_in_child
+from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, Refusal, examine_in_child
 from ffnrepro.data.label_formats import VIDEO_ENDINGS
 from ffnrepro.errors import UserError
 
-REVISION = 1
+REVISION = 2
 """Raised by hand when the index of the same files changes, so that videos are examined again."""
 
 Layout = Literal["videos", "frames"]
@@ -42,6 +43,7 @@ _COLUMNS = {
     "bytes": "int64",
     "status": "str",
     "reason": "str",
+    "detail": "str",
 }
 
 
@@ -79,11 +81,59 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
         ) from error
     if not names:
         kind = f"videos ({', '.join(VIDEO_ENDINGS)})" if layout == "videos" else "folders of frames"
-        raise UserError(
-            f"{folder}: holds no {kind}: unpack the videos into it, set `data.videos` to the folder that the archive made "
-            "inside it, or set `data.layout` to the other layout, frames or videos"
-        )
+        raise UserError(f"{folder}: holds no {kind}: {_instead(folder, layout)}")
     return names
+
+
+def _instead(folder: Path, layout: Layout) -> str:
+    """Say what a folder without videos holds instead, and the fix."""
+    if layout == "frames":
+        if holds_frames(folder):
+            return "these are the frames of one video; set `data.videos` to the folder above"
+        if _holds_videos(folder):
+            return "it holds video files; set `data.layout: videos`"
+    else:
+        # Many more are folders of frames, not classes.
+        some = subfolders(folder)[:1000]
+        inside = [place for place in some if _holds_videos(place)]
+        if len(inside) == 1:
+            return f"its folder {inside[0].name} does; set `data.videos` to {inside[0]}"
+        if inside:
+            return (
+                f"{len(inside)} of its folders do, such as {inside[0].name}; {link_advice(inside[0], layout)}"
+            )
+        if any(holds_frames(place) for place in some[:3]):
+            return "its folders hold frames; set `data.layout: frames`"
+    return "unpack the videos into it, or set `data.videos` to the folder that holds them"
+
+
+def _holds_videos(folder: Path) -> bool:
+    try:
+        return bool(list_videos(folder))
+    except UserError:
+        return False
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder, sorted; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(
+                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+            )
+    except OSError:
+        return []
+    return [folder / name for name in names]
+
+
+def link_advice(folder: Path, layout: Layout) -> str:
+    """Say how to bring the videos of several folders together; `folder` is one of these folders."""
+    ending = f" -name '*{Path(list_videos(folder, layout)[0]).suffix}'" if layout == "videos" else ""
+    above = shlex.quote(str(folder.absolute().parent))
+    return (
+        f"link them into one folder, `mkdir flat && find {above} -mindepth 2 -maxdepth 2{ending} -exec ln -s {{}} flat/ \\;`, "
+        "and set `data.videos` to it"
+    )
 
 
 def holds_frames(folder: Path) -> bool:
@@ -91,38 +141,33 @@ def holds_frames(folder: Path) -> bool:
     return any(path.suffix.lower() in (".jpg", ".jpeg") for path in folder.iterdir())
 
 
-def watch_digests(
-    folder: Path, *, shards: int, layout: Layout = "videos", watch: Watch = "names"
-) -> list[str]:
+def watch_digests(folder: Path, names: Sequence[str], *, shards: int, watch: Watch = "names") -> list[str]:
     """Compute a digest for each shard that changes when its videos must be indexed again.
 
     Args:
         folder: The folder of videos. Its path is not part of the digests, so that the videos may be moved.
+        names: Its videos, from :func:`list_videos`.
         shards: Number of shards.
-        layout: As in :func:`list_videos`.
         watch: ``names``: the digest depends on the names of the files, and on the size of the first file of the shard;
             ``stat``: also on size and time of every file, which takes long on a network file system; ``none``: only on
-            the path of the folder, which is not listed.
+            the path of the folder, not on ``names``.
 
     Returns:
         One digest for each shard.
-
-    Raises:
-        UserError: The folder does not exist or holds no video.
     """
     if watch == "none":
         return [f"not watched: {folder}"] * shards
     parts: list[list[str]] = [[] for _ in range(shards)]
-    for name in list_videos(folder, layout):
+    for name in names:
         parts[_shard(name, shards)].append(name)
     digests = []
-    for names in parts:
+    for part in parts:
         if watch == "stat":
-            stats: list[Any] = [_size_and_time(folder / name) for name in names]
+            stats: list[Any] = [_size_and_time(folder / name) for name in part]
         else:
             # Another encoding of the data set has the same names, but its first file hardly has the same size.
-            stats = [_size_and_time(folder / name)[0] for name in names[:1]]
-        digests.append(hashlib.sha256(json.dumps([names, stats]).encode()).hexdigest())
+            stats = [_size_and_time(folder / name)[0] for name in part[:1]]
+        digests.append(hashlib.sha256(json.dumps([part, stats]).encode()).hexdigest())
     return digests
 
 
@@ -162,8 +207,8 @@ def index_videos(
     Returns:
         One row for each video: ``id`` (name without its ending), ``path`` (relative to the folder), ``frames``
         (decoded), ``width``, ``height`` (pixels, as shown), ``fps``, ``codec``, ``duration`` (seconds, from the
-        header), ``bytes``, ``status`` (``ok`` or ``excluded``) and ``reason`` (empty when ok). Unknown values are
-        missing.
+        header), ``bytes``, ``status`` (``ok`` or ``excluded``), ``reason`` and ``detail`` (both empty when ok, and
+        ``detail`` where there is none). Unknown values are missing.
 
     Raises:
         UserError: The child process that examines videos cannot be started.
@@ -173,7 +218,7 @@ def index_videos(
     rows = {name: known[key] for name, key in keys.items() if key in known}
     # Parquet cannot store a name that is not UTF-8, and no label can refer to it.
     rows |= {
-        name: _row(Path(printable(name)), keys[name][1], NAME_NOT_UTF8)
+        name: _row(Path(printable(name)), keys[name][1], Refusal(NAME_NOT_UTF8))
         for name in names
         if printable(name) != name
     }
@@ -204,10 +249,10 @@ def _row(path: Path, size: int, outcome: Outcome) -> dict[str, Any]:
         "bytes": size,
         "codec": "",
     }
-    if isinstance(outcome, str):
-        return row | {"status": "excluded", "reason": outcome}
+    if isinstance(outcome, Refusal):
+        return row | {"status": "excluded", **outcome._asdict()}
     header, frames = outcome
-    return row | vars(header) | {"frames": frames, "status": "ok", "reason": ""}
+    return row | vars(header) | {"frames": frames, "status": "ok", "reason": "", "detail": ""}
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
