@@ -15,7 +15,7 @@ def decoder(request, monkeypatch):
     if request.param == "decord":
         pytest.importorskip("decord")
     else:
-        monkeypatch.setattr(decode, "_import_decord", lambda: None)
+        monkeypatch.setattr(decode, "find_decord", lambda: None)
 
 
 def levels(frames):

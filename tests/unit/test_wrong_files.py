@@ -167,7 +167,7 @@ def test_usable_files_are_read_as_indexed(
     folder: Path, without_decord: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if without_decord:
-        monkeypatch.setattr(decode, "_import_decord", lambda: None)
+        monkeypatch.setattr(decode, "find_decord", lambda: None)
     for name, frames in USABLE.items():
         pixels = open_video(folder / name).frames(range(frames))
         header, _ = examine(folder / name, "packets")
@@ -228,7 +228,7 @@ def test_frames_that_change_size_get_the_size_of_the_first(write_video, tmp_path
             output.mux(packet)
     assert examine(path)[1] == 20
     ours = open_video(path).frames([3, 15])
-    monkeypatch.setattr(decode, "_import_decord", lambda: None)
+    monkeypatch.setattr(decode, "find_decord", lambda: None)
     theirs = open_video(path).frames([3, 15])
     assert ours.shape == theirs.shape == (2, 96, 160, 3)
     assert open_video(path).frames([15]).shape == (1, 96, 160, 3)

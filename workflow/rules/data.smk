@@ -7,7 +7,7 @@ from ffnrepro.data.labels import REVISION as LABELS_REVISION
 from ffnrepro.data.labels import check_counts, check_evaluable, read_labels
 from ffnrepro.data.manifest import REVISION as MANIFEST_REVISION
 from ffnrepro.data.video_index import REVISION as INDEX_REVISION
-from ffnrepro.data.video_index import list_videos
+from ffnrepro.data.video_index import check_frames, list_videos
 
 
 localrules:
@@ -25,7 +25,9 @@ onstart:
             check_counts(classes, labels, dataset=CONFIG.dataset, partial=CONFIG.data.partial)
             check_evaluable(labels, CONFIG.evaluation.split)
         if "index_videos" in planned:
-            list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
+            names = list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
+            if CONFIG.data.layout == "frames":
+                check_frames(Path(CONFIG.data.videos), names)
         own = CONFIG.own_weights
         if {"train_tsm", "train_ffn"} & planned and own and not os.path.exists(own):
             raise UserError(f"{own}: no such file; set network.weights to a file, imagenet or null")

@@ -3,14 +3,17 @@
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 
-from ffnrepro.data.decode import open_video
-from ffnrepro.evaluation import accuracy, predict, read_labelled_split, write_predictions
+from ffnrepro.checks import check_disk, check_folder_of_videos, check_shared_memory, pass_all
+from ffnrepro.data.decode import find_decord, open_video
+from ffnrepro.errors import UserError
+from ffnrepro.evaluation import accuracy, predict, read_labelled_split, training_time, write_predictions
 from ffnrepro.files import write_json
 from ffnrepro.logs import logger
 from ffnrepro.logs import run as run_logged
@@ -19,7 +22,7 @@ from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
 from ffnrepro.runs import check_key, read_run, scoring_code
 from ffnrepro.tables import evaluation_inputs
 from ffnrepro.training.devices import choose_device, place
-from ffnrepro.training.loader import VideoBatches
+from ffnrepro.training.loader import UnreadableVideo, VideoBatches
 from ffnrepro.weights import load_checkpoint, tensors_digest
 
 
@@ -66,12 +69,25 @@ def main(
             code=scoring_code(),
         )
         folder = run / f"seed{seed}"
+        rows = read_labelled_split(manifest / f"{split}.parquet")
+        chosen_device = choose_device(device)
+        pass_all(
+            "this evaluation",
+            {
+                "videos": partial(check_folder_of_videos, videos),
+                # The log-probabilities of a thousand classes, in two bytes each.
+                "disk": partial(check_disk, folder, 2000 * len(rows)),
+                "shared memory": partial(
+                    check_shared_memory, frames=batch_size * frames, size=settings.crop_size, workers=workers
+                ),
+            },
+        )
         network = load_checkpoint(folder / "model.pt")
         digest = tensors_digest(network.state_dict())
-        chosen_device = choose_device(device)
         # Read this before the work, because the checkout may change during it.
         made_with = provenance(chosen_device)
-        rows = read_labelled_split(manifest / f"{split}.parquet")
+        # Here, so that a broken decord gives one warning, and not one in each worker.
+        find_decord()
         dataset = ClipDataset(
             manifest=rows,
             videos=videos,
@@ -83,13 +99,16 @@ def main(
         )
         loader = VideoBatches(dataset, workers=workers, pin_memory=chosen_device.type == "cuda")
         with closing(loader):
-            predictions = predict(
-                place(network, chosen_device),
-                loader.batches(evaluation_batches(len(rows), batch_size=batch_size)),
-                ids=rows["id"].tolist(),
-                frames=frames,
-                device=chosen_device,
-            )
+            try:
+                predictions = predict(
+                    place(network, chosen_device),
+                    loader.batches(evaluation_batches(len(rows), batch_size=batch_size)),
+                    ids=rows["id"].tolist(),
+                    frames=frames,
+                    device=chosen_device,
+                )
+            except UnreadableVideo as error:
+                raise UserError(f"{error} ({training_time(folder)})") from error
         write_predictions(predictions, folder / f"{split}_{frames}f.parquet")
         scores = accuracy(predictions)
         record = {
