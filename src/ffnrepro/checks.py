@@ -88,6 +88,8 @@ def existing(folder: Path) -> Path:
 
 def size_text(count: float) -> str:
     """A number of bytes in words, such as `1.2 GB`."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

@@ -66,7 +66,7 @@ def accuracy(predictions: pd.DataFrame) -> dict[str, float]:
 
 
 def training_time(folder: Path) -> str:
-    """How long the training of a network took, such as `ffn-91b8ea30, seed0: 18 GPU hours`.
+    """How long the training of a network took, such as `ffn-91b8ea30, seed0, took 18 GPU hours`.
 
     Args:
         folder: folder of the run's seed.
@@ -74,9 +74,9 @@ def training_time(folder: Path) -> str:
     record = read_record(folder / "run.json")
     name = f"{folder.parent.name}, {folder.name}"
     if "wall_seconds" not in record:
-        return f"{name}: unknown time"
+        return f"{name}, took an unknown time"
     hours = record["wall_seconds"] / 3600 * record["settings"]["training"]["gpus"]
-    return f"{name}: {duration(hours, gpu=record['device'] not in ('cpu', 'mps'))}"
+    return f"{name}, took {duration(hours, gpu=record['device'] not in ('cpu', 'mps'))}"
 
 
 def read_labelled_split(path: Path) -> pd.DataFrame:

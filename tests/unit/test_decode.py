@@ -162,13 +162,16 @@ def test_text_whose_ending_ffmpeg_draws_as_a_picture(tmp_path, name, read):
 
 @pytest.mark.usefixtures("decoder")
 def test_damage_in_the_middle_is_an_error(write_video, tmp_path):
+    """FFmpeg says that the container is damaged there, or ends quietly: that depends on its version and on the damage."""
     path = write_video(tmp_path / "clip.webm", natural(24, 96, 128))
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 2000] = np.random.default_rng(0).bytes(2000)
     path.write_bytes(content)
-    with pytest.raises(DecodeError, match=r"clip\.webm: does not decode"):
+    with pytest.raises(DecodeError, match=r"clip\.webm: (does not decode|too few frames \(has \d+ frames)"):
         open_video(path).frames(range(24))
+    with pytest.raises(DecodeError, match=r"clip\.webm: (does not decode|truncated or damaged \(ends at)"):
+        examine(path)
 
 
 @pytest.mark.usefixtures("decoder")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from ffnrepro import doctor
+from ffnrepro import checks, doctor
 from ffnrepro.cli import main
 from ffnrepro.config import Config
 from ffnrepro.doctor import configured_job, examine
@@ -29,7 +29,7 @@ def _directory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def little_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
 
 
 def settings(*, training: dict[str, Any] | None = None, **changes: Any) -> Config:

@@ -82,7 +82,13 @@ def main(
                 ),
             },
         )
-        network = load_checkpoint(folder / "model.pt")
+        try:
+            network = load_checkpoint(folder / "model.pt")
+        except UserError as error:
+            raise UserError(
+                f"{folder / 'model.pt'} is damaged; delete it and run snakemake again: the training writes it again, in seconds "
+                "if its state is still in state/"
+            ) from error
         digest = tensors_digest(network.state_dict())
         # Read this before the work, because the checkout may change during it.
         made_with = provenance(chosen_device)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ffnrepro.checks import check_shared_memory
+from ffnrepro.checks import check_shared_memory, pass_all
 from ffnrepro.config import RuntimeSettings
 from ffnrepro.data.decode import find_decord, open_video
 from ffnrepro.errors import PermanentError, Unfinished, UserError
@@ -87,7 +87,7 @@ def run_job(job: Job) -> None:
     device = choose_device(runtime.device)
     check_precision(recipe.precision, device)
     # On a cluster, `check_training` has run on another machine.
-    check_shared_memory_of(job, settings)
+    pass_all("this training", {"shared memory": partial(check_shared_memory_of, job, settings)})
     torch.set_num_threads(runtime.threads)
     processes, device = start_processes(device, recipe.gpus)
     # Read these before the training, because checkout and data may change during it.

@@ -179,9 +179,9 @@ class VideoBatches:
         for reason in unreadable:
             if self._max_bad_fraction is None:
                 raise UnreadableVideo(
-                    f"{reason}; evaluation must count every video, so it stops: restore this file, then run again. Without "
-                    "the file (the index excludes it, with `data.watch: stat` also if it is damaged) the data is another, and "
-                    "every network is trained again"
+                    f"{reason}; evaluation must count every video, so it stops: restore this file, then run again. If the index "
+                    "excludes it instead (a missing file at the next run, a damaged one with `data.watch: stat`), the data is "
+                    "another, and every network is trained again"
                 )
             self.bad_videos += 1
             logger.warning("left out of its batch: %s", reason)
