@@ -5,6 +5,7 @@ import pickle
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from ffnrepro.data import decode
 from ffnrepro.data.decode import DecodeError, examine, open_video
@@ -133,10 +134,12 @@ def page(path):
         (lambda path: path.unlink(missing_ok=True), "no such file"),
         (audio_only, "no video stream"),
         (page, "a web page, not a video"),
+        (lambda path: Image.new("RGB", (64, 48)).save(path, "JPEG"), "a picture, not a video"),
+        (lambda path: Image.new("RGB", (64, 48)).save(path, "PNG"), "a picture, not a video"),
         (lambda path: path.write_text("see attachment"), "text, not a video"),
         (lambda path: path.write_bytes(b"\x1a\x45\xdf\xa3" + bytes(296)), "does not open"),
     ],
-    ids=["empty", "missing", "audio", "page", "text", "header"],
+    ids=["empty", "missing", "audio", "page", "jpeg", "png", "text", "header"],
 )
 @pytest.mark.usefixtures("decoder")
 def test_a_file_that_is_not_a_video_is_refused_with_the_reason(tmp_path, make, reason):

@@ -172,6 +172,8 @@ def test_missing_files_are_named_with_their_fix(
     # Videos of the manifest that lie elsewhere, and no manifest.
     shutil.copytree(data / "results", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
+    assert "videos: data/videos: no such folder; is its disk mounted" in problems(settings())
+    Path("data/videos").mkdir(parents=True)
     assert "videos: data/videos/" in problems(settings())
     shutil.rmtree("results")
     assert "train.parquet does not exist yet; snakemake --cores 1 --until build_manifest" in problems(

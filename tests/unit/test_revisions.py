@@ -69,7 +69,7 @@ def rows_of(table):
     ("stage", "make", "revision", "digest"),
     [
         (labels, make_labels, 1, "98ce82f72d9688f9"),
-        (video_index, make_index, 1, "610da601bf44e974"),
+        (video_index, make_index, 2, "bb073c91ddceb179"),
         (manifest, make_manifest, 1, "ec39bbae2942d88c"),
     ],
 )

@@ -33,6 +33,7 @@ NO_SUCH_FILE = "no such file"
 NO_PERMISSION = "no permission to read it"
 WEB_PAGE = "a web page, not a video"
 TEXT = "text, not a video"
+PICTURE = "a picture, not a video"
 EMPTY = "empty file"
 DOES_NOT_OPEN = "does not open"
 DOES_NOT_DECODE = "does not decode"
@@ -409,6 +410,8 @@ def _open_container(path: Path) -> Any:
     streams = container.streams.video
     problems = {
         TEXT: container.format.name in _TEXT_ART,
+        # FFmpeg's formats of single pictures are called jpeg_pipe, png_pipe and so on.
+        PICTURE: container.format.name.endswith("_pipe"),
         "no video stream": not streams,
         "a codec without a decoder here": streams and streams[0].codec_context is None,
     }
