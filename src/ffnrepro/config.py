@@ -58,7 +58,7 @@ class DataSettings(Settings):
     """`true`: the labels are a part of the data set on purpose; `false`: something-something-v1 and -v2 must
     have the official numbers of classes and of training, validation and test videos."""
     layout: Literal["videos", "frames"] = "videos"
-    """`videos`: one file for each video; `frames`: one folder of JPEG frames for each, as in Something-Something
+    """`videos`: one file for each video; `frames`: one folder of JPEG or PNG frames for each, as in Something-Something
     V1."""
     verify: Literal["decode", "packets"] = "decode"
     """`decode`: decode every frame of each video; `packets`: decode the first frame, and only read the rest."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ffnrepro.errors import UserError
-from ffnrepro.files import replacing
+from ffnrepro.estimate import duration
+from ffnrepro.files import read_record, replacing
 from ffnrepro.recipe.clips import Batch
 from ffnrepro.recipe.scoring import (
     best_classes,
@@ -125,13 +126,32 @@ def accuracy(predictions: pd.DataFrame) -> dict[str, float]:
     return {f"top{k}": 100 * correct_within(best, labels, k) / len(predictions) for k in (1, 5)}
 
 
+def training_time(folder: Path) -> str:
+    """How long the training of a network took, such as `ffn-91b8ea30, seed0, took 18 GPU hours`.
+
+    Args:
+        folder: folder of the run's seed.
+    """
+    record = read_record(folder / "run.json")
+    name = f"{folder.parent.name}, {folder.name}"
+    if "wall_seconds" not in record:
+        return f"{name}, took an unknown time"
+    hours = record["wall_seconds"] / 3600 * record["settings"]["training"]["gpus"]
+    return f"{name}, took {duration(hours, gpu=record['device'] not in ('cpu', 'mps'))}"
+
+
 def read_labelled_split(path: Path) -> pd.DataFrame:
     """Read a split of the manifest in which every video has a class.
 
     Raises:
-        UserError: some videos have none.
+        UserError: it has no video, or some videos have no class.
     """
     manifest = pd.read_parquet(path)
+    if manifest.empty:
+        raise UserError(
+            f"{path}: no videos to evaluate; see in {path.with_name('excluded.csv')} why they are left out, or choose another "
+            "evaluation.split"
+        )
     if unlabelled := int(manifest["class"].isna().sum()):
         raise UserError(
             f"{path}: {unlabelled} of {len(manifest)} videos have no class to compare predictions with; choose "

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from ffnrepro import doctor
+from ffnrepro import checks, doctor
 from ffnrepro.cli import main
 from ffnrepro.config import Config
 from ffnrepro.doctor import configured_job, examine
@@ -29,7 +29,7 @@ def _directory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def little_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
 
 
 def settings(*, training: dict[str, Any] | None = None, **changes: Any) -> Config:
@@ -172,6 +172,8 @@ def test_missing_files_are_named_with_their_fix(
     # Videos of the manifest that lie elsewhere, and no manifest.
     shutil.copytree(data / "results", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
+    assert "videos: data/videos: no such folder; is its disk mounted" in problems(settings())
+    Path("data/videos").mkdir(parents=True)
     assert "videos: data/videos/" in problems(settings())
     shutil.rmtree("results")
     assert "train.parquet does not exist yet; snakemake --cores 1 --until build_manifest" in problems(

@@ -280,7 +280,13 @@ def many(reason, count=30, strangers=0):
             25,
             r"such as '0'; 'straya\.webm' has no label\).*names.*unzipped",
         ),
-        ("truncated", 0, r"such as '0\.webm', at 0\.58 s\).*damaged: unpack the archive again.*unzipped"),
+        (
+            "truncated or damaged",
+            0,
+            r"such as '0\.webm', at 0\.58 s\): these files are incomplete or damaged: copy, download",
+        ),
+        ("frames missing", 0, r"`data\.layout: frames`, each folder in `data\.videos` must hold all frames"),
+        ("no video stream", 0, r"such as '0\.webm'\): `ffnrepro inspect FILE` shows"),
         ("a web page, not a video", 0, r"some downloads failed"),
         ("decoder did not finish", 0, r"check the disk"),
     ],
@@ -298,7 +304,7 @@ def test_too_many_excluded_stop_with_the_likely_fix(reason, strangers, fix):
 
 
 def test_files_without_a_label_are_not_counted_as_excluded():
-    table, files = many("truncated", count=0, strangers=26)
+    table, files = many("truncated or damaged", count=0, strangers=26)
     assert len(build_manifest(CLASSES, table, files, max_excluded=0.0).excluded) == 26
 
 
@@ -329,7 +335,7 @@ def test_class_names_that_look_like_nothing_or_like_numbers(tmp_path):
 
 
 def test_excluded_videos_are_listed_beside_the_log_when_there_are_too_many(tmp_path):
-    table, files = many("truncated")
+    table, files = many("truncated or damaged")
     table.to_parquet(tmp_path / "table.parquet")
     files.to_parquet(tmp_path / "index.parquet")
     (tmp_path / "classes.csv").write_text("index,class\n0,moving up\n1,moving down\n")

@@ -17,7 +17,7 @@ from ffnrepro.data import video_index
 from ffnrepro.data.decode import examine
 from ffnrepro.data.isolation import examine_in_child
 from ffnrepro.data.label_formats import VIDEO_ENDINGS, id_of
-from ffnrepro.data.video_index import index_videos, list_videos, shard_of, watch_digests
+from ffnrepro.data.video_index import check_frames, index_videos, list_videos, shard_of, watch_digests
 from ffnrepro.errors import UserError
 
 
@@ -136,6 +136,28 @@ def test_frames_are_listed_by_their_folders_and_the_other_layout_is_named(tmp_pa
     (tmp_path / "videos" / "1.webm").touch()
     with pytest.raises(UserError, match=r"holds no folders of frames.*video files.*`data\.layout: videos`"):
         list_videos(tmp_path / "videos", "frames")
+
+
+def test_a_wrong_layout_of_frames_is_found_before_the_index(tmp_path, caplog):
+    """As long as one of the folders that are tried holds frames, the index says which do not."""
+    for number in range(60):
+        (tmp_path / f"{number:02d}/rgb").mkdir(parents=True)
+    names = list_videos(tmp_path, "frames")
+    with pytest.raises(
+        UserError, match=r"/00: no frames \(it holds the folder rgb; .*; 20 of 60 folders .* none holds"
+    ):
+        check_frames(tmp_path, names)
+    (tmp_path / "57/1.jpg").touch()
+    check_frames(tmp_path, names)
+    assert not caplog.records
+    for name in ("img_1.jpg", "flow_x_1.jpg", "flow_y_1.jpg"):
+        (tmp_path / "03" / name).touch()
+    check_frames(tmp_path, names)
+    assert (
+        caplog.records[0]
+        .getMessage()
+        .endswith("/03: the frames are img_*.jpg; optical flow is left out: flow_x_*.jpg, flow_y_*.jpg")
+    )
 
 
 def test_watched_changes_and_no_others_change_the_digest_of_their_shard(tmp_path):

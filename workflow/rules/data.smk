@@ -8,6 +8,7 @@ from ffnrepro.data.labels import check_counts, check_evaluable, class_warnings, 
 from ffnrepro.data.manifest import REVISION as MANIFEST_REVISION
 from ffnrepro.data.names import compare_names
 from ffnrepro.data.video_index import REVISION as INDEX_REVISION
+from ffnrepro.data.video_index import check_frames
 
 
 localrules:
@@ -36,6 +37,8 @@ onstart:
                     data.layout,
                     max_excluded=data.max_excluded,
                 )
+            if "index_videos" in planned and data.layout == "frames":
+                check_frames(Path(data.videos), names_of_videos())
         if CONFIG.own_weights:
             jobs = workflow.dag.needrun_jobs()
             trained = [job for job in jobs if job.rule.name in ("train_tsm", "train_ffn")]

@@ -3,17 +3,21 @@
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 
-from ffnrepro.data.decode import open_video
+from ffnrepro.checks import check_disk, check_folder_of_videos, check_shared_memory, pass_all
+from ffnrepro.data.decode import find_decord, open_video
+from ffnrepro.errors import UserError
 from ffnrepro.evaluation import (
     accuracy,
     predict,
     read_labelled_split,
+    training_time,
     write_best_classes,
     write_predictions,
 )
@@ -25,7 +29,7 @@ from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
 from ffnrepro.runs import check_key, read_run, scoring_code
 from ffnrepro.tables import evaluation_inputs
 from ffnrepro.training.devices import choose_device, place
-from ffnrepro.training.loader import VideoBatches
+from ffnrepro.training.loader import UnreadableVideo, VideoBatches
 from ffnrepro.weights import load_checkpoint, tensors_digest
 
 
@@ -74,12 +78,36 @@ def main(
             code=scoring_code(),
         )
         folder = run / f"seed{seed}"
-        network = load_checkpoint(folder / "model.pt")
-        digest = tensors_digest(network.state_dict())
+        rows = read_labelled_split(manifest / f"{split}.parquet")
         chosen_device = choose_device(device)
+        # A batch holds the clips of all frame counts: with 2 to 20 frames, 13 times as many frames as at 16 alone.
+        videos_of_batch = max(1, batch_size // 4) if any_frame else batch_size
+        pass_all(
+            "this evaluation",
+            {
+                "videos": partial(check_folder_of_videos, videos),
+                # The log-probabilities of a thousand classes, in two bytes each.
+                "disk": partial(check_disk, folder, 2000 * len(rows)),
+                "shared memory": partial(
+                    check_shared_memory,
+                    frames=videos_of_batch * sum(frames),
+                    size=settings.crop_size,
+                    workers=workers,
+                ),
+            },
+        )
+        try:
+            network = load_checkpoint(folder / "model.pt")
+        except UserError as error:
+            raise UserError(
+                f"{folder / 'model.pt'} is damaged; delete it and run snakemake again: the training writes it again, in seconds "
+                "if its state is still in state/"
+            ) from error
+        digest = tensors_digest(network.state_dict())
         # Read this before the work, because the checkout may change during it.
         made_with = provenance(chosen_device)
-        rows = read_labelled_split(manifest / f"{split}.parquet")
+        # Here, so that a broken decord gives one warning, and not one in each worker.
+        find_decord()
         dataset = ClipDataset(
             manifest=rows,
             videos=videos,
@@ -90,16 +118,17 @@ def main(
             open_video=open_video,
         )
         loader = VideoBatches(dataset, workers=workers, pin_memory=chosen_device.type == "cuda")
-        # A batch holds the clips of all frame counts: with 2 to 20 frames, 13 times as many frames as at 16 alone.
-        videos_of_batch = max(1, batch_size // 4) if any_frame else batch_size
         with closing(loader):
-            predictions = predict(
-                place(network, chosen_device),
-                loader.batches(evaluation_batches(len(rows), batch_size=videos_of_batch)),
-                ids=rows["id"].tolist(),
-                frame_counts=frames,
-                device=chosen_device,
-            )
+            try:
+                predictions = predict(
+                    place(network, chosen_device),
+                    loader.batches(evaluation_batches(len(rows), batch_size=videos_of_batch)),
+                    ids=rows["id"].tolist(),
+                    frame_counts=frames,
+                    device=chosen_device,
+                )
+            except UnreadableVideo as error:
+                raise UserError(f"{error} ({training_time(folder)})") from error
         scores = {count: accuracy(of_count) for count, of_count in predictions.items()}
         results: dict[str, Any]
         if any_frame:

@@ -15,7 +15,20 @@ from typing import Any
 
 import pandas as pd
 
-from ffnrepro.data.decode import NO_PERMISSION, TEXT, WEB_PAGE
+from ffnrepro.data.decode import (
+    DOES_NOT_DECODE,
+    DOES_NOT_OPEN,
+    EMPTY,
+    FRAMES_CHANGE_SIZE,
+    FRAMES_MISSING,
+    FRAMES_UNCLEAR,
+    NO_FRAMES,
+    NO_PERMISSION,
+    PICTURE,
+    TEXT,
+    TRUNCATED,
+    WEB_PAGE,
+)
 from ffnrepro.data.isolation import CRASHED, NOT_FINISHED
 from ffnrepro.data.label_formats import SPLITS
 from ffnrepro.data.labels import class_warnings
@@ -35,6 +48,8 @@ SEVERAL_FILES = "several files of its id"
 _COLUMNS = {"id": "str", "path": "str", "frames": "int64", "class": "Int64"}
 # Cause and fix for each reason, found by how the reason starts.
 _FAILED_DOWNLOAD = "some downloads failed: download these files again"
+_DAMAGED = "these files are incomplete or damaged: copy, download or unpack them again"
+_FRAMES = "with `data.layout: frames`, each folder in `data.videos` must hold all frames of one video: 00001.jpg, 00002.jpg, ..."
 _DISK = "check the disk of `data.videos`, then run again"
 _FIXES = {
     NO_LABEL: "check the files of `data.labels`",
@@ -43,10 +58,13 @@ _FIXES = {
     SEVERAL_FILES: "keep one file of each id in `data.videos`",
     WEB_PAGE: _FAILED_DOWNLOAD,
     TEXT: _FAILED_DOWNLOAD,
+    PICTURE: _FAILED_DOWNLOAD,
     NO_PERMISSION: _DISK,
     NOT_FINISHED: _DISK,
     CRASHED: _DISK,
-    "": "the files are damaged: unpack the archive again, with each part unzipped before they are joined",
+    **dict.fromkeys((EMPTY, DOES_NOT_OPEN, DOES_NOT_DECODE, TRUNCATED), _DAMAGED),
+    **dict.fromkeys((NO_FRAMES, FRAMES_MISSING, FRAMES_UNCLEAR, FRAMES_CHANGE_SIZE), _FRAMES),
+    "": "`ffnrepro inspect FILE` shows what is seen in such a file",
 }
 
 

@@ -8,6 +8,7 @@ The shard of a file depends on its name alone, so a new file changes one shard o
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shlex
 import stat
@@ -18,10 +19,12 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify, is_folder
+from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, DecodeError, Verify, frame_files, is_folder
 from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, Refusal, examine_in_child
 from ffnrepro.data.label_formats import VIDEO_ENDINGS
 from ffnrepro.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 REVISION = 2
 """Raised by hand when the index of the same files changes, so that videos are examined again."""
@@ -52,7 +55,7 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
 
     Args:
         folder: The folder of videos; its subfolders are not searched.
-        layout: ``videos``: each video is one file, recognised by its ending; ``frames``: each is a folder of JPEG files.
+        layout: ``videos``: each video is one file, recognised by its ending; ``frames``: each is a folder of pictures.
 
     Returns:
         Names of the files or folders, sorted.
@@ -137,8 +140,41 @@ def link_advice(folder: Path, layout: Layout) -> str:
 
 
 def holds_frames(folder: Path) -> bool:
-    """Check whether a folder holds JPEG files."""
-    return any(path.suffix.lower() in (".jpg", ".jpeg") for path in folder.iterdir())
+    """Check whether a folder holds pictures."""
+    return any(path.suffix.lower() in (".jpg", ".jpeg", ".png") for path in folder.iterdir())
+
+
+def check_frames(folder: Path, names: Sequence[str]) -> None:
+    """List some of the folders of frames, to find a wrong layout before the index reads all of them.
+
+    If optical flow lies beside the frames, a warning says that it is left out.
+
+    Args:
+        folder: The folder of videos.
+        names: Names of the folders of frames in it.
+
+    Raises:
+        UserError: None of them holds frames that can be used.
+    """
+    some = names[:: max(1, len(names) // 20)]
+    problems = []
+    for name in some:
+        try:
+            used, *others = frame_files(folder / name)[1]
+        except DecodeError as error:
+            problems.append(str(error))
+        else:
+            if others:
+                logger.warning(
+                    "%s: the frames are %s; optical flow is left out: %s",
+                    folder / name,
+                    used,
+                    ", ".join(others),
+                )
+            return
+    raise UserError(
+        f"{problems[0]}; {len(some)} of {len(names):,} folders in `data.videos` were tried, and none holds frames that can be used"
+    )
 
 
 def watch_digests(folder: Path, names: Sequence[str], *, shards: int, watch: Watch = "names") -> list[str]:

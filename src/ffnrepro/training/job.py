@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ffnrepro.checks import check_shared_memory, pass_all
 from ffnrepro.config import RuntimeSettings
-from ffnrepro.data.decode import open_video
+from ffnrepro.data.decode import find_decord, open_video
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.files import read_record, replacing, write_json, write_text
 from ffnrepro.logs import log_to, logger
@@ -85,6 +86,8 @@ def run_job(job: Job) -> None:
     recipe, runtime = settings.training, job.runtime
     device = choose_device(runtime.device)
     check_precision(recipe.precision, device)
+    # On a cluster, `check_training` has run on another machine.
+    pass_all("this training", {"shared memory": partial(check_shared_memory_of, job, settings)})
     torch.set_num_threads(runtime.threads)
     processes, device = start_processes(device, recipe.gpus)
     # Read these before the training, because checkout and data may change during it.
@@ -151,6 +154,20 @@ def run_job(job: Job) -> None:
     processes.end()
 
 
+def check_shared_memory_of(job: Job, settings: RunSettings) -> str:
+    """Check the shared memory of this machine for a training.
+
+    Raises:
+        UserError: There is too little.
+    """
+    # The processes share the batch and the workers.
+    return check_shared_memory(
+        frames=settings.training.batch_size * sum(settings.method.frame_counts),
+        size=settings.crop_size,
+        workers=-(-job.runtime.workers // settings.training.gpus),
+    )
+
+
 def train_network(
     job: Job,
     settings: RunSettings,
@@ -190,6 +207,8 @@ def train_network(
         if processes.first and not checkpoints.generations():
             logger.info("%s: %s", name, started)
     place(model, device)
+    # Here, so that a broken decord gives one warning, and not one in each worker.
+    find_decord()
 
     def make_loader(split: str, crop: Any, max_bad_fraction: float | None) -> VideoBatches:
         dataset = ClipDataset(

@@ -83,6 +83,7 @@ class VideoBatches:
             keys: Keys of the samples of each batch.
 
         Raises:
+            UnreadableVideo: A video is unreadable, and none may be left out.
             UserError: More videos are unreadable than allowed, all videos of a batch are unreadable, or workers die and no
                 file is to blame.
         """
@@ -177,9 +178,10 @@ class VideoBatches:
     def _count(self, unreadable: list[str]) -> None:
         for reason in unreadable:
             if self._max_bad_fraction is None:
-                raise UserError(
-                    f"{reason}; evaluation must count every video, so it stops: restore the file, or let the index exclude it "
-                    "(`data.watch: stat`)"
+                raise UnreadableVideo(
+                    f"{reason}; evaluation must count every video, so it stops: restore this file, then run again. If the index "
+                    "excludes it instead (a missing file at the next run, a damaged one with `data.watch: stat`), the data is "
+                    "another, and every network is trained again"
                 )
             self.bad_videos += 1
             logger.warning("left out of its batch: %s", reason)
@@ -190,6 +192,10 @@ class VideoBatches:
                     f"`data.max_bad_fraction` {self._max_bad_fraction:g} allows; the last error is {reason}; check the disk of "
                     "`data.videos` and run again"
                 )
+
+
+class UnreadableVideo(UserError):
+    """A video that evaluation must count cannot be read any more."""
 
 
 class _WorkerDied(Exception):
