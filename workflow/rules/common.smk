@@ -129,6 +129,11 @@ def evaluations_of_table(name):
     return sorted({path for row in rows for paths in row["evaluations"].values() for path in paths})
 
 
+def predictions_of_table(name):
+    """Predictions that the records of a table belong to."""
+    return [path.replace(".json", ".parquet") for path in evaluations_of_table(name)]
+
+
 def files_of_table(name):
     """Networks and evaluations that a table is made of."""
     records = evaluations_of_table(name)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import tyro
 
+from ffnrepro.cost import gflops
 from ffnrepro.data.decode import open_video
 from ffnrepro.evaluation import accuracy, predict, read_labelled_split, write_predictions
 from ffnrepro.files import write_json
@@ -68,6 +69,7 @@ def main(
         folder = run / f"seed{seed}"
         network = load_checkpoint(folder / "model.pt")
         digest = tensors_digest(network.state_dict())
+        cost = round(gflops(network, frames=frames, size=settings.crop_size), 6)
         chosen_device = choose_device(device)
         # Read this before the work, because the checkout may change during it.
         made_with = provenance(chosen_device)
@@ -83,7 +85,7 @@ def main(
         )
         loader = VideoBatches(dataset, workers=workers, pin_memory=chosen_device.type == "cuda")
         with closing(loader):
-            predictions = predict(
+            predictions, clips_per_second = predict(
                 place(network, chosen_device),
                 loader.batches(evaluation_batches(len(rows), batch_size=batch_size)),
                 ids=rows["id"].tolist(),
@@ -102,6 +104,8 @@ def main(
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "videos": len(predictions),
             **scores,
+            "gflops": cost,
+            "clips_per_second": clips_per_second,
             "wall_seconds": time.perf_counter() - started,
             **made_with,
         }
