@@ -1,9 +1,10 @@
-"""Cost of a network: multiply-adds of a clip, as the paper counts them (the GFLOPs of its tables)."""
+"""Cost of a network: multiply-adds of a clip, as the paper counts them (GFLOPs of Table 1), and clips per second."""
 
 import copy
+import time
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
@@ -23,7 +24,7 @@ def gflops(network: nn.Module, *, frames: int, size: int) -> float:
     shapes = copy.deepcopy(network).to("meta").eval()
     altered = 0
 
-    def count(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal altered
         altered += inputs[0].numel()
 
@@ -35,3 +36,31 @@ def gflops(network: nn.Module, *, frames: int, size: int) -> float:
     # The counter counts a multiplication and an addition as two operations.
     multiply_adds: float = counter.get_total_flops() / 2 + altered
     return multiply_adds / 1e9
+
+
+def record_speeds(network: nn.Module) -> list[float]:
+    """Make a network record its speed: from now on, each forward pass adds its clips per second to the returned list.
+
+    Only the network is timed, from the normalised clips on the device to the logits on the device.
+    """
+    speeds: list[float] = []
+    started = 0.0
+
+    def start(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal started
+        _wait_for_device(inputs[0])
+        started = time.perf_counter()
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        _wait_for_device(logits)
+        speeds.append(len(inputs[0]) / (time.perf_counter() - started))
+
+    network.register_forward_pre_hook(start)
+    network.register_forward_hook(stop)
+    return speeds
+
+
+def _wait_for_device(tensor: Tensor) -> None:
+    """Wait until a GPU has finished its work, which it does while Python goes on."""
+    if tensor.device.type != "cpu":
+        torch.accelerator.synchronize()

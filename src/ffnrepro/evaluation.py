@@ -1,9 +1,7 @@
 """Predictions of a network, one row per video, and their top-1 and top-5 accuracy."""
 
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
 
 import pandas as pd
 import pyarrow as pa
@@ -20,8 +18,8 @@ from ffnrepro.training.devices import move
 
 def predict(
     network: nn.Module, batches: Iterable[Batch], *, ids: Sequence[str], frames: int, device: torch.device
-) -> tuple[pd.DataFrame, float]:
-    """Predict the class of each video from one clip, and measure the network's speed.
+) -> pd.DataFrame:
+    """Predict the class of each video from one clip.
 
     Args:
         network: on the device; it is put into evaluation mode.
@@ -32,17 +30,14 @@ def predict(
 
     Returns:
         One row per video: `id`, `label`, `class_1` ... `class_5` (best first), and `log_probabilities` (float16, for
-        all classes). And clips per second, the median of the batches: from the clips in memory to the logits in memory, so
-        without decoding, which other processes may do meanwhile.
+        all classes).
 
     Raises:
         ValueError: the batches hold more or fewer videos than `ids`.
     """
-    logits, labels, speeds = [], [], []
+    logits, labels = [], []
     for clips, targets in tqdm(batches, desc=f"{frames} frames", leave=False, disable=None, unit="step"):
-        started = time.perf_counter()
         logits.append(clip_logits(network, {frames: move(clips[frames], device)})[frames].cpu())
-        speeds.append(len(targets) / (time.perf_counter() - started))
         labels.append(targets)
     scores = torch.cat(logits)
     classes = best_classes(scores).numpy()
@@ -50,7 +45,7 @@ def predict(
     for column in range(classes.shape[1]):
         predictions[f"class_{column + 1}"] = classes[:, column]
     predictions["log_probabilities"] = list(torch.log_softmax(scores, dim=1).half().numpy())
-    return predictions, median(speeds)
+    return predictions
 
 
 def write_predictions(predictions: pd.DataFrame, path: Path) -> None:

@@ -1,11 +1,13 @@
 """Multiply-adds against the published figures, and against a count by hand."""
 
+import time
 from pathlib import Path
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ffnrepro.cost import gflops
+from ffnrepro.cost import gflops, record_speeds
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.tsm import TSM
 from ffnrepro.tables import read_published
@@ -36,3 +38,17 @@ def test_weight_alteration_counts_as_a_depthwise_convolution() -> None:
     networks = (kind(classes=7, depth=18) for kind in (TSM, FrameFlexibleNetwork))
     plain, altered = (gflops(network, frames=5, size=32) for network in networks)
     assert 1e9 * (altered - plain) == pytest.approx(by_hand)
+
+
+def test_the_speed_is_that_of_the_network_alone() -> None:
+    class Slow(nn.Module):
+        def forward(self, clips: Tensor) -> Tensor:
+            time.sleep(0.05)
+            return clips
+
+    network = Slow()
+    speeds = record_speeds(network)
+    time.sleep(0.5)
+    network(torch.zeros(2, 1))
+    # Two clips in 0.05 s, or a little more on a busy machine; not in 0.55 s.
+    assert 4 < speeds[0] <= 40

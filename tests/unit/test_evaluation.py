@@ -1,8 +1,6 @@
 """Predictions against logits that the test computes itself."""
 
 import math
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +51,7 @@ def batch(*numbers: int, labels: list[int]) -> tuple[dict[int, Tensor], Tensor]:
 @pytest.fixture
 def predictions() -> pd.DataFrame:
     batches = [batch(0, 1, labels=[1, 5]), batch(2, labels=[0])]
-    return predict(StoredLogits().train(), batches, ids=IDS, frames=4, device=CPU)[0]
+    return predict(StoredLogits().train(), batches, ids=IDS, frames=4, device=CPU)
 
 
 def test_a_row_per_video_with_its_best_classes_first(predictions: pd.DataFrame) -> None:
@@ -78,22 +76,6 @@ def test_accuracy_counts_the_label_among_the_best(predictions: pd.DataFrame) -> 
 def test_each_video_is_predicted_once() -> None:
     with pytest.raises(ValueError, match="length"):
         predict(StoredLogits(), [batch(0, 1, labels=[1, 5])], ids=IDS, frames=4, device=CPU)
-
-
-def test_the_speed_is_that_of_the_network_alone() -> None:
-    def slow_batches() -> Iterator[tuple[dict[int, Tensor], Tensor]]:
-        for number in range(3):
-            time.sleep(0.3)
-            yield batch(number, labels=[1])
-
-    class Slow(StoredLogits):
-        def forward(self, clips: Tensor) -> Tensor:
-            time.sleep(0.05)
-            return super().forward(clips)
-
-    _, speed = predict(Slow(), slow_batches(), ids=IDS, frames=4, device=CPU)
-    # One clip in 0.05 s; with the wait for batches it would be one in 0.35 s.
-    assert 5 < speed < 20
 
 
 def test_predictions_come_back_from_their_file(predictions: pd.DataFrame, tmp_path: Path) -> None:

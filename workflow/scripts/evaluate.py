@@ -4,12 +4,13 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import torch
 import tyro
 
-from ffnrepro.cost import gflops
+from ffnrepro.cost import gflops, record_speeds
 from ffnrepro.data.decode import open_video
 from ffnrepro.evaluation import accuracy, predict, read_labelled_split, write_predictions
 from ffnrepro.files import write_json
@@ -69,7 +70,8 @@ def main(
         folder = run / f"seed{seed}"
         network = load_checkpoint(folder / "model.pt")
         digest = tensors_digest(network.state_dict())
-        cost = round(gflops(network, frames=frames, size=settings.crop_size), 6)
+        cost = gflops(network, frames=frames, size=settings.crop_size)
+        speeds = record_speeds(network)
         chosen_device = choose_device(device)
         # Read this before the work, because the checkout may change during it.
         made_with = provenance(chosen_device)
@@ -85,7 +87,7 @@ def main(
         )
         loader = VideoBatches(dataset, workers=workers, pin_memory=chosen_device.type == "cuda")
         with closing(loader):
-            predictions, clips_per_second = predict(
+            predictions = predict(
                 place(network, chosen_device),
                 loader.batches(evaluation_batches(len(rows), batch_size=batch_size)),
                 ids=rows["id"].tolist(),
@@ -101,11 +103,11 @@ def main(
             "frames": frames,
             **inputs,
             "model": digest,
+            "gflops": round(cost, 6),
+            "clips_per_second": median(speeds),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "videos": len(predictions),
             **scores,
-            "gflops": cost,
-            "clips_per_second": clips_per_second,
             "wall_seconds": time.perf_counter() - started,
             **made_with,
         }
