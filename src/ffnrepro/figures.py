@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ffnrepro.files import replacing
-from ffnrepro.tables import REFERENCE, Published, frame_counts, published_elsewhere
+from ffnrepro.tables import Published, frame_counts, published_elsewhere
 
 _SPLIT_COLOURS: dict[str, Any] = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868"}
 _V1 = "something-something-v1"
@@ -21,8 +21,8 @@ _NAMED_CLASSES = 30
 def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) -> Figure:
     """Draw top-1 accuracy against frame count, a line for each row of a table, and the published figures dashed.
 
-    With several seeds, bars show the standard deviation. If nothing is published on the data set, a second panel
-    shows the published figures on Something-Something V2, so that the pattern can be compared.
+    With several seeds, bars show the standard deviation. The published figures of other data sets, which are there if
+    nothing is published on this one, have a panel each, so that the pattern can be compared.
 
     Args:
         table: a table from `assemble_table`.
@@ -30,14 +30,13 @@ def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) 
         dataset: data set that was evaluated.
     """
     frames = frame_counts(table)
-    elsewhere = published_elsewhere(published, dataset, frames)
-    panels = 2 if elsewhere else 1
+    elsewhere = published_elsewhere(table, published=published, dataset=dataset)
+    panels = 1 + len(elsewhere)
     figure = Figure(figsize=(1 + 4.5 * panels, 4.2 + 0.1 * len(table)), layout="constrained")
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-    colours: dict[Any, str] = {}
-    for number, row in enumerate(table.to_dict("records")):
-        colour = f"C{number}"
-        colours.setdefault(row["published"], colour)
+    colours = {row: f"C{number}" for number, row in enumerate(table["method"])}
+    for row in table.to_dict("records"):
+        colour = colours[row["method"]]
         axes[0].errorbar(
             frames,
             [row[f"top1_{n}f"] for n in frames],
@@ -50,11 +49,11 @@ def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) 
             axes[0].plot(list(known), list(known.values()), "s--", color=colour, label=label)
     axes[0].set_title(f"{dataset} (ours)" if elsewhere else dataset)
     axes[0].set_ylabel("top-1 accuracy (%)")
-    for number, (method, curve) in enumerate(elsewhere.items(), start=len(table)):
-        # The colour of the row that is compared with this method, if there is one.
-        colour = colours.get(method, f"C{number}")
-        axes[1].plot(list(curve), list(curve.values()), "s--", color=colour, label=f"{method} (published)")
-        axes[1].set_title(f"{REFERENCE} (published)")
+    for panel, (source, curves) in zip(axes[1:], elsewhere.items(), strict=True):
+        panel.set_title(f"{source} (published)")
+        for method, curve in curves.items():
+            label = f"{method} (published)"
+            panel.plot(list(curve), list(curve.values()), "s--", color=colours[method], label=label)
     for panel in axes:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_minor_locator(NullLocator())

@@ -33,6 +33,16 @@ def test_it_ends_with_the_table_and_the_pictures(finished: Finished) -> None:
     table = pd.read_csv(workflow.folder / "results/table1.csv")
     assert table["method"].tolist() == ["TSM", "TSM-FFN"]
     assert (workflow.folder / "results/table1.md").read_text() in result.stderr
+    assert r"\toprule" in (workflow.folder / "results/table1.tex").read_text()
+    # Intervals enclose the numbers, and each evaluation recorded its cost.
+    for frames in (4, 8, 16):
+        top1, low, high, gflops, speed = (
+            table[f"{name}_{frames}f"] for name in ("top1", "low", "high", "gflops", "clips_per_second")
+        )
+        assert (low <= top1).all()
+        assert (top1 <= high).all()
+        assert (gflops > 0).all()
+        assert (speed > 0).all()
     for name in ("table1", "class_counts", "clip_lengths"):
         assert (workflow.folder / f"results/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -147,6 +147,11 @@ def evaluations_of_table(name):
     return sorted(records | {str(member) for path in records for member in member_records(Path(path))})
 
 
+def predictions_of_table(name):
+    """Predictions that the records of a table belong to."""
+    return [path.replace(".json", ".parquet") for path in evaluations_of_table(name)]
+
+
 def files_of_table(name):
     """Networks and evaluations that a table is made of."""
     records = evaluations_of_table(name)

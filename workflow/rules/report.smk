@@ -12,12 +12,15 @@ localrules:
 rule assemble_table:
     input:
         evaluations=lambda wildcards: evaluations_of_table(wildcards.table),
+        # They are written together with the records above, which are newer.
+        predictions=ancient(lambda wildcards: predictions_of_table(wildcards.table)),
         data="results/manifest/manifest.sha256",
         # The digest below counts, not the file's time: a clone gives the file a new time.
         published=ancient(PUBLISHED),
     output:
         csv="results/{table}.csv",
         markdown="results/{table}.md",
+        latex="results/{table}.tex",
         record="results/{table}.json",
     log:
         "logs/assemble_table/{table}.log",
@@ -33,7 +36,7 @@ rule assemble_table:
         split=CONFIG.evaluation.split,
         sizes=f"--short-side {CONFIG.data.short_side} --crop-size {CONFIG.data.crop_size}",
         published=file_digest(Path(PUBLISHED)),
-        code=module_code("ffnrepro.tables"),
+        code=module_code("ffnrepro.table_text"),
     message:
         "Assembling {wildcards.table}"
     shell:

@@ -5,12 +5,14 @@ import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
 import tyro
 
 from ffnrepro.checks import check_disk, check_folder_of_videos, check_shared_memory, pass_all
+from ffnrepro.cost import gflops, record_speeds
 from ffnrepro.data.decode import find_decord, open_video
 from ffnrepro.errors import UserError
 from ffnrepro.evaluation import (
@@ -104,6 +106,8 @@ def main(
                 "if its state is still in state/"
             ) from error
         digest = tensors_digest(network.state_dict())
+        cost = {count: round(gflops(network, frames=count, size=settings.crop_size), 6) for count in frames}
+        speeds = record_speeds(network)
         # Read this before the work, because the checkout may change during it.
         made_with = provenance(chosen_device)
         # Here, so that a broken decord gives one warning, and not one in each worker.
@@ -137,10 +141,15 @@ def main(
             results = {
                 key: {count: score[key] for count, score in scores.items()} for key in ("top1", "top5")
             }
+            results["gflops"] = cost
         else:
             name = f"{split}_{frames[0]}f"
             write_predictions(predictions[frames[0]], folder / f"{name}.parquet")
-            results = scores[frames[0]]
+            results = {
+                **scores[frames[0]],
+                "gflops": cost[frames[0]],
+                "clips_per_second": median(speeds),
+            }
         record = {
             "run": run.name,
             "experiment": run.name.rpartition("-")[0],
