@@ -227,7 +227,7 @@ def _read_column(file: Path, lines: list[Line]) -> ClassList | LabelRows:
 
 
 def _other_form(file: Path, row: int, line: str, form: str) -> UserError:
-    is_header = row == 1 and not re.search(r"\d", line.rpartition(".")[2])
+    is_header = row == 1 and not re.search(r"\d", line)
     header = " or, if it is a header, call its columns path and label" if is_header else ""
     return UserError(
         f"{file}, row {row}: {line[:60]!r} is not of the form `{form}` (one class for each video), as most rows are: fix the "
