@@ -227,7 +227,8 @@ def _read_column(file: Path, lines: list[Line]) -> ClassList | LabelRows:
 
 
 def _other_form(file: Path, row: int, line: str, form: str) -> UserError:
-    header = " or, if it is a header, call its columns path and label" if row == 1 else ""
+    is_header = row == 1 and not re.search(r"\d", line)
+    header = " or, if it is a header, call its columns path and label" if is_header else ""
     return UserError(
         f"{file}, row {row}: {line[:60]!r} is not of the form `{form}` (one class for each video), as most rows are: fix the "
         f"row{header}"

@@ -92,6 +92,7 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
     contents = {file: read_label_file(file) for file in files}
     parts = [content for content in contents.values() if isinstance(content, LabelRows)]
     chosen = _chosen_list([content for content in contents.values() if isinstance(content, ClassList)])
+    _check_templates(parts)
     if unused := sum(part.unused for part in parts):
         log.info("%s: %d videos are in no split, as the lists of HMDB51 say", folder, unused)
     rows_of = {split: _rows_of_split(parts, split) for split in SPLITS}
@@ -115,7 +116,7 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
         }
     rows = [row for split in SPLITS for row in rows_of[split]]
     for split in ("train", "validation"):
-        if not rows_of[split]:
+        if not rows_of[split] and not any(part.is_table for part in parts):
             raise _missing(
                 folder, contents, f"{split}.json", f"rows of the split {split}", "add a file of them"
             )
@@ -226,11 +227,16 @@ def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, p
         partial: Whether the labels are a part of the data set on purpose; then nothing is compared.
 
     Raises:
-        UserError: A number differs.
+        UserError: A number differs, or (for any data set) train or validation has no rows.
     """
+    counts = {split: int((table["split"] == split).sum()) for split in SPLITS} | {"classes": len(classes)}
+    empty = [split for split in ("train", "validation") if not counts[split]]
+    if empty:
+        raise UserError(
+            f"labels: the files of `data.labels` have no rows of the split {empty[0]}: add its file, or rows with this split"
+        )
     if partial or dataset not in _OFFICIAL_COUNTS:
         return
-    counts = {split: int((table["split"] == split).sum()) for split in SPLITS} | {"classes": len(classes)}
     wrong = [
         f"{counts[name]:,} {name} instead of {number:,}"
         for name, number in _OFFICIAL_COUNTS[dataset].items()
@@ -259,6 +265,18 @@ def check_evaluable(table: pd.DataFrame, split: str) -> None:
             f"labels: the split {split} has {'no rows' if classes.empty else 'rows without a class'}, so nothing can be "
             "scored on it: set `evaluation.split: validation`"
         )
+
+
+def _check_templates(parts: list[LabelRows]) -> None:
+    """Refuse rows of Something-Something V2 whose classes are missing: their `label` describes one video."""
+    complete = [part for part in parts if part.has_templates]
+    for part in parts if complete else []:
+        row = next((row for row in part.rows if row.label is not None), None)
+        if row and not part.has_templates and part.file.suffix.lower() == ".json":
+            raise UserError(
+                f"{part.file}, row {row.row} (id {row.id}): has no class: its rows have no key `template`, which those of "
+                f"{complete[0].file.name} have: take all files from one release"
+            )
 
 
 def _of_one_split(files: list[Path]) -> list[Path]:
@@ -377,9 +395,9 @@ def _classes_of_rows(rows: list[LabelRow]) -> list[str]:
         log.info("no file of class names: the names are the numbers 0 to %d as text", max(numbers))
         return [str(number) for number in range(max(numbers) + 1)]
     # A class that appears only in validation is probably a spelling mistake, and is refused later.
-    names = {str(row.label) for row in rows if row.split == "train"}
+    names = {str(row.label) for row in rows if row.split == "train"} or set(map(str, labels))
     trained = sum(row.split == "train" for row in rows)
-    if len(names) > 100 and 2 * len(names) > trained:
+    if len(names) > 100 and 2 * len(names) > trained > 0:
         raise UserError(
             f"{rows[0].file}: {len(names)} classes for {trained} training videos, such as {rows[0].label!r}: these are "
             "descriptions and not classes; give the classes in a column `label`, or add a file of the class names"
@@ -433,7 +451,7 @@ def _unknown_class(row: LabelRow, names: list[str], source: str, first_number: i
         hint += (
             f"; if the rows count the classes from 1, {source} must, too, with lines such as `1 {names[0]}`"
         )
-    elif row.row == 1:
+    elif row.row == 1 and row.file.suffix.lower() != ".json":
         hint += "; if the row is a header, call its columns path and label"
     return UserError(
         f"{row.file}, row {row.row} (id {row.id}): the class {row.label!r} is not one of the {len(names)} classes "
