@@ -24,7 +24,7 @@ def index(rows):
     table = pd.DataFrame(rows, columns=["path", "frames", "reason"])
     table["id"] = [path.rsplit(".", 1)[0] for path in table["path"]]
     table["status"] = ["excluded" if reason else "ok" for reason in table["reason"]]
-    table["detail"] = ["at 0.58 s" if reason == "truncated" else "" for reason in table["reason"]]
+    table["detail"] = ["at 0.58 s" if reason.startswith("truncated") else "" for reason in table["reason"]]
     return table.astype({"frames": "Int64"})
 
 

@@ -71,7 +71,7 @@ def rows_of(table):
     ("stage", "make", "revision", "digest"),
     [
         (labels, make_labels, 2, "98ce82f72d9688f9"),
-        (video_index, make_index, 2, "4648573f5d0bdcc9"),
+        (video_index, make_index, 2, "64ef8d324a311d99"),
         (manifest, make_manifest, 2, "357200c3db742700"),
     ],
 )

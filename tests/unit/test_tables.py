@@ -414,7 +414,8 @@ def ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[TableRow]:
 def test_an_ensemble_has_the_parameters_and_checkpoints_of_all_its_networks(
     ensemble: list[TableRow], published: Published
 ) -> None:
-    table = assemble_table(ensemble, read_records(ensemble, INPUTS), published=published, dataset=V1)
+    scores = pd.DataFrame({ENSEMBLE: [1, 0]})
+    table = assemble_table(ensemble, read_records(ensemble, INPUTS), scores, published=published, dataset=V1)
     assert table.loc[0, ["parameters", "top1_8f", "checkpoint"]].tolist() == [200, 50.0, ITS_RECORD["model"]]
 
 
