@@ -173,10 +173,10 @@ def test_each_step_has_the_settings_and_its_own_rate_and_seeds(
         return train_step(*arguments, **options)
 
     monkeypatch.setattr(loop, "train_step", see)
-    run(tmp_path, "tsm", epochs=3, clip_norm=0.5, batchnorm_clips=2)
+    run(tmp_path, "tsm", epochs=3, clip_norm=0.5, micro_batch=2)
     assert [step["seeds"] for step in seen] == [(1, epoch, step) for epoch in range(3) for step in range(2)]
     for step in seen:
-        assert (step["clip_norm"], step["batchnorm_clips"], step["precision"]) == (0.5, 2, "float32")
+        assert (step["clip_norm"], step["micro_batch"], step["precision"]) == (0.5, 2, "float32")
         assert step["rank"] == 0
     # One epoch of warm-up in two steps, then half a cosine over two epochs.
     factors = [0, 0.5, *(0.5 * (1 + math.cos(math.pi * done / 2)) for done in (0, 0.5, 1, 1.5))]

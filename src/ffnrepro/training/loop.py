@@ -160,7 +160,7 @@ def train(
                 rank=processes.rank,
                 precision=precision,
                 clip_norm=settings.clip_norm,
-                batchnorm_clips=settings.batchnorm_clips,
+                micro_batch=settings.micro_batch,
             )
             _check_step(result, scaler, optimizer, checkpoints, f"{name}: epoch {epoch + 1}, step {step + 1}")
             _count_step(sums, result, targets, frames=sum(len(clip) * n for n, clip in clips.items()))
