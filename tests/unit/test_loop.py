@@ -214,6 +214,23 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path) -> None:
     assert not torch.equal(seen[1]["fc.weight"], seen[3]["fc.weight"])
 
 
+def test_the_next_epoch_is_requested_before_the_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Noted(VideoBatches):
+        def batches(self, keys: Any) -> Any:
+            events.append(f"epoch {keys[0][0][0]}, {len(keys)} batches")
+            return super().batches(keys)
+
+    monkeypatch.setattr(f"{__name__}.VideoBatches", Noted)
+    run(tmp_path, "tsm", epochs=3, watch=lambda _: events.append("validation"))
+    assert events == [
+        "epoch 0, 2 batches", "epoch 1, 2 batches", "validation", "epoch 2, 2 batches", "validation", "validation",
+    ]  # fmt: skip
+
+
 def test_bad_videos_are_counted_in_the_history(tmp_path: Path, unbroken_tsm: Ended) -> None:
     # The last, incomplete batch is dropped, and in some epochs a bad video with it.
     counts = [row["bad_videos"] for row in unbroken_tsm[0].history]
