@@ -230,8 +230,7 @@ def benchmark(folder: Path, clips: int, sample: int | None) -> int:
     ]
     write_section(
         "full_scale.py",
-        "python benchmarks/full_scale.py",
-        f"{total:,} links to {clips} clips of {size:.0f} kB; {CORES} cores of {platform.system()} on {platform.machine()}, Python "
+        f"`python benchmarks/full_scale.py`: {total:,} links to {clips} clips of {size:.0f} kB; {CORES} cores of {platform.system()} on {platform.machine()}, Python "
         f"{platform.python_version()}, PyAV {av.__version__}. Decoding all {total:,} at that rate takes "
         f"{total / indexed / 3600:.1f} h on one core.\n\n"
         + "\n".join(["| stage | time | CPU time | memory |", "|---|---|---|---|", *rows])
