@@ -82,6 +82,7 @@ def configured_job(config: Config, experiment: str) -> Job:
         start=start_path(config, experiment, config.seeds[0]),
         runtime=config.runtime,
         max_bad_fraction=config.data.max_bad_fraction,
+        recompute=config.recompute_of(experiment),
     )
 
 
@@ -149,13 +150,7 @@ def _try_steps(job: Job, settings: RunSettings, steps: int) -> str:
         checkpoints = Checkpoints(
             Path(temporary), run=job.run.name, seed=job.seed, epochs=recipe.epochs, data=job.data
         )
-        try:
-            train_network(job, tried, device, checkpoints, stop, Processes())
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"a batch of {part.batch_size} videos does not fit on the device; use a larger device, or lower "
-                "training.batch_size and training.learning_rate by the same factor (this changes numbers)"
-            ) from error
+        train_network(job, tried, device, checkpoints, stop, Processes())
     # The time spent waiting for data counts, too.
     spans = [b - a for a, b in zip(stop.ends, stop.ends[1:], strict=False)]
     if not spans:

@@ -222,8 +222,12 @@ def read_run(folder: Path) -> tuple[RunSettings, dict[str, str]]:
     path = folder / "settings.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        training = content["settings"].get("training", {})
+        if "batchnorm_clips" in training:
+            # The earlier name of the same setting.
+            training["micro_batch"] = training.pop("batchnorm_clips")
         return read_settings(RunSettings, content["settings"], source=str(path)), dict(content["code"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); delete it and run snakemake again") from error
 
 

@@ -18,6 +18,7 @@ from ffnrepro.errors import Unfinished, UserError
 from ffnrepro.runs import run_settings
 
 from ..trainings import CONFIG, ROOT, configuration
+from .test_job import raise_out_of_memory
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +146,15 @@ def test_time_threads_and_folder_are_those_of_the_training(
     assert values == [3, 4, 1]
     assert folder.is_relative_to(tmp_path / "large disk")
     assert not list((tmp_path / "large disk").iterdir())
+
+
+def test_a_step_that_does_not_fit_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice is that of the training; with two GPUs it speaks of one process's part of the batch."""
+    monkeypatch.setattr("ffnrepro.training.loop.train_step", raise_out_of_memory)
+    found = problems(settings(training={"batch_size": 16, "gpus": 2}))
+    assert "a step of 8 clips does not fit into the memory of the GPU; set training.recompute: true" in found
+    found = problems(settings(training={"recompute": True}))
+    assert "does not fit into the memory of the GPU; set training.micro_batch: 2, which" in found
 
 
 @pytest.mark.parametrize("steps", [0, 2])

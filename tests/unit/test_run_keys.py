@@ -74,7 +74,7 @@ def test_declared_defaults_never_change() -> None:
             "momentum": 0.9,
             "weight_decay": 0.0005,
             "clip_norm": 20.0,
-            "batchnorm_clips": None,
+            "micro_batch": None,
             "crop": "multi_scale",
             "flip": False,
             "precision": "float16",
@@ -409,6 +409,13 @@ def test_a_setting_missing_in_a_file_counts_as_its_default(tmp_path: Path) -> No
     edit_settings(run, forget)
     check_key(run, read_run(run)[0])
     assert differences(run, ffn({"distillation_weight": 0.5})) == []
+
+
+def test_a_file_with_the_earlier_name_of_micro_batch_is_read(tmp_path: Path) -> None:
+    settings = tsm(training=TrainingSettings(micro_batch=16))
+    run = made(tmp_path, settings)
+    edit_settings(run, lambda c: c["settings"]["training"].update(batchnorm_clips=c["settings"]["training"].pop("micro_batch")))  # fmt: skip
+    assert read_run(run)[0] == settings
 
 
 def test_a_folder_of_other_settings_or_code_is_refused(tmp_path: Path, source: Path) -> None:

@@ -119,7 +119,7 @@ def test_settings_that_affect_no_number_run_nothing(whole_copy: Workflow) -> Non
     touch_everything(whole_copy)
     jobs, output = whole_copy.plan(
         "--profile", str(whole_copy.project / "profiles/slurm"), "--executor", "local",
-        runtime=SPEED, data={"max_bad_fraction": 0.5}, evaluation={"batch_size": 3},
+        runtime=SPEED, training={"recompute": True}, data={"max_bad_fraction": 0.5}, evaluation={"batch_size": 3},
         experiments={"other": {"method": "third", "train_frames": [2]}, "tsm_4f": {"depth": 18}},
         tables={"other": {"frame_counts": [4], "rows": [{"label": "another", "experiments": "other"}]}},
     )  # fmt: skip

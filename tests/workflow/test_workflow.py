@@ -161,7 +161,9 @@ def test_a_row_of_an_ensemble_averages_the_kept_scores(finished: Finished, tmp_p
 def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) -> None:
     weights = tmp_path / "my weights.pth"
     weights.write_bytes(b"any")
-    longer = {"method": "ffn", "train_frames": [4, 8, 16], "start": "ffn"}
+    longer = {
+        "method": "ffn", "train_frames": [4, 8, 16], "start": "ffn", "training": {"recompute": True, "epochs": 3}
+    }  # fmt: skip
     jobs, output = finished[0].plan(
         "--printshellcmds", "longer",
         network={"weights": str(weights), "weights_sha256": "0123456789abcdef"}, experiments={"longer": longer},
@@ -174,6 +176,9 @@ def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) 
     name, path = starts[1]
     assert name == "longer"
     assert re.fullmatch(r"results/runs/ffn-\w{8}/seed0/model\.pt", path)
+    # Only this experiment's job and its check compute activations again.
+    recomputed = re.findall(r"/(\w+)\.py'? --run results/runs/(\w+)-.* --recompute", output)
+    assert sorted(recomputed) == [("check_training", "longer"), ("train", "longer")]
 
 
 def test_printed_commands_run_when_they_are_pasted(finished: Finished, tmp_path: Path) -> None:

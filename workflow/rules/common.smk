@@ -205,6 +205,12 @@ def start_argument(wildcards):
     return f"--start {shlex.quote(path)}" if path else ""
 
 
+def training_options(wildcards):
+    """Options of a training that affect no result."""
+    recompute = CONFIG.recompute_of(experiment_of(wildcards))
+    return f"{TRAINING_OPTIONS} --recompute" if recompute else TRAINING_OPTIONS
+
+
 def settings_of(wildcards):
     return run_settings(CONFIG, experiment_of(wildcards)).model_dump_json()
 

@@ -69,7 +69,7 @@ rule check_training:
         # Some steps are tried; on a cluster none, because another machine trains (profiles/slurm).
         steps=20,
         start=start_argument,
-        options=TRAINING_OPTIONS,
+        options=training_options,
         runtime=30,
         mem_mb=16000,
     message:
@@ -107,7 +107,7 @@ rule train_tsm:
         gpu=GPUS * CONFIG.training.gpus,
         gpu_jobs=GPUS,
         note=training_note,
-        options=TRAINING_OPTIONS,
+        options=training_options,
         runtime=2880,
         mem_mb=32000,
     params:

@@ -16,13 +16,14 @@ from torch import nn
 from tqdm import tqdm
 
 from ffnrepro.checks import check_shared_memory, pass_all
-from ffnrepro.config import RuntimeSettings
+from ffnrepro.config import RuntimeSettings, TrainingSettings
 from ffnrepro.data.decode import find_decord, open_video
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.files import read_record, replacing, write_json, write_text
 from ffnrepro.logs import log_to, logger
 from ffnrepro.provenance import provenance
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
+from ffnrepro.recipe.models.tsm import ShiftedResNet
 from ffnrepro.recipe.scoring import best_classes, clip_logits, correct_within
 from ffnrepro.recipe.step import precision_on
 from ffnrepro.runs import RunSettings, check_key, read_run, state_folder
@@ -49,6 +50,7 @@ class Job:
         manifest: Folder of the manifest.
         state: Folder of all resumable states.
         max_bad_fraction: Fraction of an epoch's samples that may be left out as unreadable.
+        recompute: Whether activations are computed again in backward, to save memory. It changes no number.
     """
 
     run: Path
@@ -60,6 +62,7 @@ class Job:
     manifest: Path = Path("results/manifest")
     state: Path = Path("state")
     max_bad_fraction: float = 0.01
+    recompute: bool = False
 
     @property
     def data(self) -> str:
@@ -77,8 +80,8 @@ def run_job(job: Job) -> None:
 
     Raises:
         PermanentError: too few videos, weights that do not fit, a loss that is not finite, or gradients that overflow float16.
-        UserError: no such device, no space for the state, code that does not match the run's folder, or a state that
-            started from another network.
+        UserError: no such device, a step that does not fit into the memory of the GPU, no space for the state, code that
+            does not match the run's folder, or a state that started from another network.
         Unfinished: the training was stopped, or another process is working on it.
     """
     settings, code = read_run(job.run)
@@ -188,6 +191,7 @@ def train_network(
 
     Raises:
         PermanentError: too few videos, weights that do not fit, a loss that is not finite, or gradients that overflow float16.
+        UserError: a step does not fit into the memory of the GPU.
         Unfinished: the training was stopped.
     """
     # A setting that has no effect is set to its default, so that one key stands for one network.
@@ -209,6 +213,10 @@ def train_network(
     place(model, device)
     # Here, so that a broken decord gives one warning, and not one in each worker.
     find_decord()
+    for part in model.modules():
+        if isinstance(part, ShiftedResNet):
+            part.recompute = job.recompute
+    clips = recipe.batch_size // processes.count
 
     def make_loader(split: str, crop: Any, max_bad_fraction: float | None) -> VideoBatches:
         dataset = ClipDataset(
@@ -234,29 +242,54 @@ def train_network(
         closing(make_loader("train", recipe.crop, job.max_bad_fraction)) as loader,
         closing(make_loader("validation", "centre", None)) as validation,
     ):
-        trained = train(
-            model=model,
-            method=settings.method,
-            settings=recipe,
-            loader=loader,
-            validate=partial(
-                validate,
-                loader=validation,
-                frame_counts=settings.method.frame_counts,
-                batch_size=recipe.batch_size // processes.count,
+        try:
+            trained = train(
+                model=model,
+                method=settings.method,
+                settings=recipe,
+                loader=loader,
+                validate=partial(
+                    validate,
+                    loader=validation,
+                    frame_counts=settings.method.frame_counts,
+                    batch_size=recipe.micro_batch or clips,
+                    device=device,
+                    stop_reason=stop.reason,
+                    processes=processes,
+                    name=f"{name}, validation",
+                ),
+                seed=job.seed,
                 device=device,
-                stop_reason=stop.reason,
                 processes=processes,
-                name=f"{name}, validation",
-            ),
-            seed=job.seed,
-            device=device,
-            processes=processes,
-            checkpoints=checkpoints,
-            stop=stop,
-            name=name,
-        )
+                checkpoints=checkpoints,
+                stop=stop,
+                name=name,
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"{name}: {_memory_advice(recipe, clips, job.recompute, device)}") from error
     return model, trained
+
+
+def _memory_advice(recipe: TrainingSettings, clips: int, recompute: bool, device: torch.device) -> str:
+    """What helps when a step of one process, of so many clips, does not fit into the memory of its GPU."""
+    held = ""
+    if device.type == "cuda":
+        own, whole = torch.cuda.memory_reserved(device), torch.cuda.mem_get_info(device)[1]
+        held = f", of which this process holds {own / 2**30:.1f} of {whole / 2**30:.1f} GiB"
+    together = recipe.micro_batch or clips
+    advice = []
+    if not recompute:
+        advice.append("set training.recompute: true, which changes no number (this training continues)")
+    if together > 1:
+        advice.append(
+            f"set training.micro_batch: {min(16, together // 2)}, which is another training (BatchNorm sees that many clips)"
+        )
+    advice.append("use more GPUs (training.gpus) or larger ones")
+    return (
+        f"a step of {clips} clips does not fit into the memory of the GPU{held}; {', or '.join(advice)}; now "
+        f"training.recompute is {str(recompute).lower()} and training.micro_batch {recipe.micro_batch or 'null'}; "
+        "docs/performance.md says what fits"
+    )
 
 
 def validate(
