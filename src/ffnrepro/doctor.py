@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 
 from ffnrepro.config import Config
-from ffnrepro.data.decode import DecodeError, open_video
+from ffnrepro.data.decode import DecodeError
+from ffnrepro.data.frame_cache import opener
 from ffnrepro.errors import Unfinished, UserError
 from ffnrepro.estimate import duration
 from ffnrepro.runs import RUNS, RunSettings, run_name, start_path
@@ -83,6 +84,7 @@ def configured_job(config: Config, experiment: str) -> Job:
         videos=Path(config.data.videos),
         start=start_path(config, experiment, config.seeds[0]),
         runtime=config.runtime,
+        cache_folder=Path(config.data.cache_folder),
         max_bad_fraction=config.data.max_bad_fraction,
     )
 
@@ -153,8 +155,15 @@ def _check_videos(job: Job, settings: RunSettings) -> str:
         raise UserError(f"{table} does not exist yet; snakemake --cores 1 --until build_manifest makes it")
     check_splits(job.manifest, settings.training.batch_size)
     row = pd.read_parquet(table).iloc[0]
+    open_frames = opener(
+        settings.cache,
+        quality=settings.jpeg_quality,
+        folder=job.cache_folder,
+        records=job.cache_records,
+        paths=[row["path"]],
+    )
     started = time.perf_counter()
-    reader = open_video(job.videos / str(row["path"]))
+    reader = open_frames(job.videos / str(row["path"]))
     reader.frames(range(int(row["frames"])))
     milliseconds = 1000 * (time.perf_counter() - started)
     decoder = type(reader).__name__.strip("_").removesuffix("Reader")

@@ -8,6 +8,7 @@ rule evaluate:
         model=ancient(f"{TRAINING}/model.pt"),
         data="results/manifest/manifest.sha256",
         split=ancient("results/manifest/{split}.parquet"),
+        cache=ancient(CACHE_RECORDS),
     output:
         predictions=f"{EVALUATION}.parquet",
         record=f"{EVALUATION}.json",

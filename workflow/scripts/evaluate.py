@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import tyro
 
-from ffnrepro.data.decode import open_video
+from ffnrepro.data.frame_cache import opener
 from ffnrepro.evaluation import accuracy, predict, read_labelled_split, write_predictions
 from ffnrepro.files import write_json
 from ffnrepro.logs import logger
@@ -30,6 +30,8 @@ def main(
     frames: int,
     videos: Path,
     manifest: Path = Path("results/manifest"),
+    cache_folder: Path = Path("cache"),
+    cache_records: Path = Path("results/frame_cache"),
     batch_size: int = 32,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int = 1,
@@ -45,6 +47,8 @@ def main(
         frames: Frame count of the clips.
         videos: Folder of the videos; the paths in the manifest are relative to it.
         manifest: Folder of the manifest.
+        cache_folder: Folder of the frame cache.
+        cache_records: Folder of the records of the frame cache.
         batch_size: Clips per step; it changes results by rounding only.
         device: Device of the network.
         threads: Number of CPU cores that compute.
@@ -79,7 +83,13 @@ def main(
             size=settings.crop_size,
             short_side=settings.short_side,
             crop="centre",
-            open_video=open_video,
+            open_video=opener(
+                settings.cache,
+                quality=settings.jpeg_quality,
+                folder=cache_folder,
+                records=cache_records,
+                paths=rows["path"],
+            ),
         )
         loader = VideoBatches(dataset, workers=workers, pin_memory=chosen_device.type == "cuda")
         with closing(loader):

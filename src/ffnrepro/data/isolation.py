@@ -1,4 +1,4 @@
-"""Examine untrusted files in a child process: if a file hangs or crashes the decoder, only that file is lost.
+"""Read untrusted files in a child process: if a file hangs or crashes the decoder, only that file is lost.
 
 A decoder is native code, which cannot be stopped from within its own process. The child lives on from file to file; after
 a crash or a time limit a new one is started. This module does not import pandas, so that a child starts quickly.
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
@@ -20,6 +21,10 @@ Outcome = tuple[VideoHeader, int] | str
 
 CRASHED = "decoder crashed"
 NOT_FINISHED = "decoder did not finish"
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def examine_in_child(
@@ -43,15 +48,40 @@ def examine_in_child(
     Raises:
         UserError: The child does not start.
     """
-    work = partial(_outcome_of, verify=verify, examine_one=examine_one)
+    return in_child(partial(_examine, verify=verify, examine_one=examine_one), paths, seconds=seconds)
+
+
+def _examine(
+    path: Path, *, verify: Verify, examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]]
+) -> tuple[VideoHeader, int]:
+    return examine_one(path, verify)
+
+
+def in_child(
+    work: Callable[[Item], Result], items: Iterable[Item], *, seconds: float
+) -> Iterator[tuple[Item, Result | str]]:
+    """Call a function in a child process for one item after the other, in the given order.
+
+    Args:
+        work: Function that reads one file; the child imports it by its name.
+        items: Arguments of the function.
+        seconds: Time limit for each item.
+
+    Yields:
+        Each item with what `work` returns, or with the reason (text) why it failed.
+
+    Raises:
+        UserError: The child does not start.
+    """
     # The child is spawned, because this process has threads (the pool's), and a forked child might inherit a lock that
     # is never released.
     with ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn")) as pool:
         try:
-            for path in paths:
+            for item in items:
                 # One file at a time: a round trip takes 0.2 ms. `ProcessPool.map` would read all paths first, and its
                 # iterator counts the time limit from when it is asked for a result, not from when a file is begun.
-                yield path, _result(pool, pool.schedule(work, [path], timeout=seconds), seconds)
+                future = pool.schedule(_result_or_reason, [work, item], timeout=seconds)
+                yield item, _result(pool, future, seconds)
         except (RuntimeError, BrokenPipeError) as error:
             # The pool raises nothing more specific.
             raise UserError(
@@ -63,7 +93,7 @@ def examine_in_child(
             pool.stop()  # type: ignore[no-untyped-call]
 
 
-def _result(pool: ProcessPool, future: "ProcessFuture[Outcome]", seconds: float) -> Outcome:
+def _result(pool: ProcessPool, future: "ProcessFuture[Result | str]", seconds: float) -> Result | str:
     while not wait([future], timeout=1).done:
         # If the child does not start, the pool may never finish the future.
         if not pool.active:
@@ -76,11 +106,9 @@ def _result(pool: ProcessPool, future: "ProcessFuture[Outcome]", seconds: float)
         return CRASHED
 
 
-def _outcome_of(
-    path: Path, *, verify: Verify, examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]]
-) -> Outcome:
+def _result_or_reason(work: Callable[[Item], Result], item: Item) -> Result | str:
     try:
-        return examine_one(path, verify)
+        return work(item)
     except DecodeError as error:
         return error.reason
     except Exception as error:  # noqa: BLE001 - a file may make a library raise anything, and must not end the index
