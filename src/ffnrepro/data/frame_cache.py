@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import mmap
+import shlex
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -297,14 +298,11 @@ class FrameCache:
             else:
                 places |= {path: (shard, row) for row, path in enumerate(record["paths"])}
                 continue
-            raise UserError(f"{file}: {problem}; {self._fix(shard)}")
+            # Snakemake sees the records only. Without them it calls all jobs, and those of sound shards take a second.
+            raise UserError(f"{file}: {problem}; rm -r {shlex.quote(str(records))}, and run snakemake again")
         # Arrays of fixed width, not a dict: forked workers would copy each memory page whose reference counts they change.
         self._paths = np.array(sorted(places), dtype=np.str_)
         self._places = np.array([places[path] for path in self._paths.tolist()])
-
-    def _fix(self, shard: int) -> str:
-        # Snakemake sees the records only.
-        return f"rm -f {self._files[shard]} {self._records / f'part-{shard}.json'}, and run snakemake again"
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the memory maps: a spawned worker opens its own."""
@@ -345,9 +343,9 @@ class FrameCache:
             for picture, jpeg in zip(pictures, jpegs, strict=True):
                 simplejpeg.decode_jpeg(jpeg, buffer=picture)
         except (OSError, ValueError) as error:
-            raise DecodeError(
-                self._files[shard], f"cannot be used for {path.name}", f"{error}; {self._fix(shard)}"
-            ) from error
+            file, record = self._files[shard], self._records / f"part-{shard}.json"
+            fix = f"rm {shlex.quote(str(file))} {shlex.quote(str(record))}, and run snakemake again"
+            raise DecodeError(file, f"cannot be used for {path.name}", f"{error}; {fix}") from error
         return pictures
 
 
