@@ -19,7 +19,7 @@ from ffnrepro.config import Config
 from ffnrepro.data.decode import DecodeError
 from ffnrepro.data.frame_cache import opener
 from ffnrepro.errors import Unfinished, UserError
-from ffnrepro.estimate import duration
+from ffnrepro.estimate import duration, estimate
 from ffnrepro.runs import RUNS, RunSettings, run_name, start_path
 from ffnrepro.training.checkpoints import GENERATIONS, Checkpoints
 from ffnrepro.training.devices import check_precision, choose_device
@@ -61,6 +61,8 @@ def examine(job: Job, settings: RunSettings, *, steps: int) -> str:
         UserError: The training would not run; the message holds all problems, with their fixes.
     """
     checks = {"disk": _check_disk, "weights": _check_weights, "videos": _check_videos}
+    if job.runtime.device != "cpu":
+        checks["hours"] = _estimate_hours
     if steps:
         checks = {"device": _check_device, "shared memory": _check_shared_memory, **checks}
     lines, problems = [], []
@@ -168,6 +170,13 @@ def _check_videos(job: Job, settings: RunSettings) -> str:
     milliseconds = 1000 * (time.perf_counter() - started)
     decoder = type(reader).__name__.strip("_").removesuffix("Reader")
     return f"{decoder} takes {milliseconds:.0f} ms for {row['frames']} frames"
+
+
+def _estimate_hours(job: Job, settings: RunSettings) -> str:
+    table = job.manifest / "train.parquet"
+    videos = len(pd.read_parquet(table, columns=["id"])) if table.exists() else None
+    hours, basis = estimate(settings, videos=videos, cores=job.runtime.threads, gpu=True, past=None)
+    return basis if hours is None else f"about {duration(hours, gpu=True)} {basis}"
 
 
 def _try_steps(job: Job, settings: RunSettings, steps: int) -> str:
