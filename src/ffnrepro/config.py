@@ -69,6 +69,14 @@ class DataSettings(Settings):
     index_shards: PositiveInt = 64
     """Number of jobs that index the videos; a new video repeats one of them. 64 suits Something-Something; 1 or 2
     suit a few hundred videos."""
+    cache: Literal["none", "jpeg"] = "none"
+    """`jpeg`: keep the frames of each video as JPEG, decoded once, and train and evaluate on them; `none`: decode the
+    videos each time (docs/performance.md)."""
+    cache_folder: str = "cache"
+    """Folder of the cached frames, on a disk that all jobs see, with room for 165 to 350 GB of
+    Something-Something V2."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """Quality of the cached frames: 80, 90 and 95 take about 18, 27 and 39 kB a frame of 427x240."""
     max_excluded: Fraction = 0.005
     """Fraction of the labelled videos that may be unusable; if there are more, the run stops with a count of each
     reason and the likeliest fix."""

@@ -23,9 +23,9 @@ from ffnrepro.checks import (
     size_text,
 )
 from ffnrepro.config import Config
-from ffnrepro.data.decode import open_video
+from ffnrepro.data.frame_cache import opener
 from ffnrepro.errors import Unfinished, UserError
-from ffnrepro.estimate import duration
+from ffnrepro.estimate import duration, estimate
 from ffnrepro.runs import RUNS, RunSettings, run_name, start_path
 from ffnrepro.training.checkpoints import GENERATIONS, Checkpoints
 from ffnrepro.training.devices import check_precision, choose_device
@@ -65,6 +65,8 @@ def examine(job: Job, settings: RunSettings, *, steps: int) -> str:
         UserError: The training would not run; the message holds all problems, with their fixes.
     """
     checks = {"disk": _check_disk, "weights": _check_weights, "videos": _check_videos}
+    if job.runtime.device != "cpu":
+        checks["hours"] = _estimate_hours
     if steps:
         checks = {"device": _check_device, "shared memory": check_shared_memory_of, **checks}
     lines = pass_all("this training", {name: partial(check, job, settings) for name, check in checks.items()})
@@ -81,6 +83,7 @@ def configured_job(config: Config, experiment: str) -> Job:
         videos=Path(config.data.videos),
         start=start_path(config, experiment, config.seeds[0]),
         runtime=config.runtime,
+        cache_folder=Path(config.data.cache_folder),
         max_bad_fraction=config.data.max_bad_fraction,
         recompute=config.recompute_of(experiment),
     )
@@ -126,12 +129,26 @@ def _check_videos(job: Job, settings: RunSettings) -> str:
     check_splits(job.manifest, settings.training.batch_size)
     check_folder_of_videos(job.videos)
     row = pd.read_parquet(table).iloc[0]
+    open_frames = opener(
+        settings.cache,
+        quality=settings.jpeg_quality,
+        folder=job.cache_folder,
+        records=job.cache_records,
+        paths=[row["path"]],
+    )
     started = time.perf_counter()
-    reader = open_video(job.videos / str(row["path"]))
+    reader = open_frames(job.videos / str(row["path"]))
     reader.frames(range(int(row["frames"])))
     milliseconds = 1000 * (time.perf_counter() - started)
     decoder = type(reader).__name__.strip("_").removesuffix("Reader")
     return f"{decoder} takes {milliseconds:.0f} ms for {row['frames']} frames"
+
+
+def _estimate_hours(job: Job, settings: RunSettings) -> str:
+    table = job.manifest / "train.parquet"
+    videos = len(pd.read_parquet(table, columns=["id"])) if table.exists() else None
+    hours, basis = estimate(settings, videos=videos, cores=job.runtime.threads, gpu=True, past=None)
+    return basis if hours is None else f"about {duration(hours, gpu=True)} {basis}"
 
 
 def _try_steps(job: Job, settings: RunSettings, steps: int) -> str:

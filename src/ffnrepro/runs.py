@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ffnrepro.config import IMAGENET, Config, TrainingSettings
 from ffnrepro.errors import UserError
@@ -49,6 +49,9 @@ class RunSettings(Settings):
     training: TrainingSettings = TrainingSettings()
     short_side: int = 256
     crop_size: int = 224
+    cache: Literal["none", "jpeg"] = "none"
+    jpeg_quality: int = 90
+    """Unused without a cache."""
     weights: str | None = None
     """First eight digits of the SHA-256 of the pretrained weights."""
     start: str | None = None
@@ -56,9 +59,10 @@ class RunSettings(Settings):
 
     def effective(self) -> "RunSettings":
         """A copy in which each value that has no effect is the default."""
-        return self.model_copy(
-            update={"method": self.method.effective(), "training": self.training.effective()}
-        )
+        update: dict[str, Any] = {"method": self.method.effective(), "training": self.training.effective()}
+        if self.cache == "none":
+            update["jpeg_quality"] = type(self).model_fields["jpeg_quality"].default
+        return self.model_copy(update=update)
 
 
 def run_settings(config: Config, experiment: str) -> RunSettings:
@@ -72,6 +76,8 @@ def run_settings(config: Config, experiment: str) -> RunSettings:
         training=config.training_of(experiment),
         short_side=config.data.short_side,
         crop_size=config.data.crop_size,
+        cache=config.data.cache,
+        jpeg_quality=config.data.jpeg_quality,
         weights=None if own.start else weights_identity(config, network.depth),
         start=_start_key(config, experiment),
     )

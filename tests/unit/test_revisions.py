@@ -1,6 +1,7 @@
 """The output of each data stage for fixed input: if it changes, existing results must be made again."""
 
 import hashlib
+import io
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ffnrepro.data import labels, manifest, video_index
+from ffnrepro.data import frame_cache, labels, manifest, video_index
 
 
 def make_labels(folder, *_):
@@ -62,6 +63,22 @@ def make_manifest(*_):
     return [result.digest, rows_of(result.excluded), result.summary]
 
 
+def make_frame_cache(folder, write_video, numbered_frames):
+    """Cache a video: the grey of each frame, quantisation and sampling of the JPEGs."""
+    path = write_video(folder / "1.webm", numbered_frames(6, height=30, width=46))
+    state = frame_cache._State(path.name, 6, 0, 0)
+    jpegs = frame_cache.encode_video(state, folder=folder, quality=90)
+    pictures = [Image.open(io.BytesIO(jpeg)) for jpeg in jpegs]
+    videos = pd.DataFrame({"path": [path.name], "frames": [6]})
+    file = folder / "0-of-1.arrow"
+    record = frame_cache.write_shard(file, videos, folder=folder, quality=90, frames_of_all=6)
+    return [
+        {key: record[key] for key in ("videos", "frames", "paths")},
+        [[picture.size, round((np.asarray(picture).mean() - 20) / 4), picture.layer] for picture in pictures],
+        pictures[0].quantization,
+    ]
+
+
 def rows_of(table):
     rows = table.astype("object").itertuples(index=False)
     return [list(table.columns), *([None if pd.isna(value) else value for value in row] for row in rows)]
@@ -73,6 +90,7 @@ def rows_of(table):
         (labels, make_labels, 2, "98ce82f72d9688f9"),
         (video_index, make_index, 2, "64ef8d324a311d99"),
         (manifest, make_manifest, 2, "357200c3db742700"),
+        (frame_cache, make_frame_cache, 1, "a9b9068a3ef477d2"),
     ],
 )
 def test_another_output_needs_another_revision(

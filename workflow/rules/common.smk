@@ -36,6 +36,9 @@ PUBLISHED = os.path.relpath(os.path.join(workflow.basedir, "resources", "publish
 TRAINING = "results/runs/{run}/seed{seed}"
 EVALUATION = f"{TRAINING}/{{split}}_{{frames}}f"
 ENSEMBLE = "results/ensembles/{ensemble}/seed{seed}/{split}_{frames}f"
+# Of the frame cache; trainings and evaluations need them only if they read from it.
+CACHE_RECORDS = expand("results/frame_cache/part-{shard}.json", shard=range(CONFIG.data.index_shards))
+CACHE_RECORDS = [] if CONFIG.data.cache == "none" else CACHE_RECORDS
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
 # A dry run works without the data; a real run stops before its first job.
@@ -57,6 +60,8 @@ def script(name):
 # Options that affect no result are `resources`, because a changed param reruns a job and a changed resource does not.
 DEVICE_OPTIONS = f"--videos {shlex.quote(CONFIG.data.videos)} --device {CONFIG.runtime.device} "
 DEVICE_OPTIONS += f"--workers {CONFIG.runtime.workers}"
+if CONFIG.data.cache != "none":
+    DEVICE_OPTIONS += f" --cache-folder {shlex.quote(CONFIG.data.cache_folder)}"
 TRAINING_OPTIONS = f"{DEVICE_OPTIONS} --save-minutes {CONFIG.runtime.save_minutes:g} "
 TRAINING_OPTIONS += f"--max-bad-fraction {CONFIG.data.max_bad_fraction:g}"
 if CONFIG.runtime.time_budget is not None:

@@ -3,12 +3,19 @@
 # Paths that affect no result are resources: they appear in the printed command, and changing them reruns nothing. The
 # content of the folders of labels and videos is a param, as a digest. `revision` is raised by hand when the output changes.
 
+from ffnrepro.data.frame_cache import REVISION as CACHE_REVISION
 from ffnrepro.data.labels import REVISION as LABELS_REVISION
 from ffnrepro.data.labels import check_counts, check_evaluable, class_warnings, read_labels
 from ffnrepro.data.manifest import REVISION as MANIFEST_REVISION
 from ffnrepro.data.names import compare_names
 from ffnrepro.data.video_index import REVISION as INDEX_REVISION
 from ffnrepro.data.video_index import check_frames
+from ffnrepro.recipe import REVISION as RECIPE_REVISION
+
+# Splits that are trained, validated or evaluated on.
+CACHED_SPLITS = expand(
+    "results/manifest/{split}.parquet", split=sorted({"train", "validation", CONFIG.evaluation.split})
+)
 
 
 localrules:
@@ -126,6 +133,38 @@ rule build_manifest:
     shell:
         "python {resources.script:q} --classes {input.classes} --table {input.table} --index {input.index} "
         "--max-excluded {params.max_excluded} --output results/manifest --log {log}"
+
+
+rule cache_frames:
+    input:
+        # A video that was replaced changes the index, and a label changes which videos are used.
+        index="results/video_index/part-{shard}.parquet",
+        data="results/manifest/manifest.sha256",
+        splits=ancient(CACHED_SPLITS),
+    output:
+        "results/frame_cache/part-{shard}.json",
+    log:
+        "logs/cache_frames/{shard}.log",
+    benchmark:
+        "logs/benchmarks/cache_frames/{shard}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        script=script("cache_frames"),
+        videos=CONFIG.data.videos,
+        cache=CONFIG.data.cache_folder,
+        runtime=120,
+        mem_mb=4000,
+    params:
+        shards=CONFIG.data.index_shards,
+        quality=CONFIG.data.jpeg_quality,
+        revision=f"{RECIPE_REVISION}.{CACHE_REVISION}",
+    message:
+        "Caching the frames of the videos: shard {wildcards.shard}"
+    shell:
+        "python {resources.script:q} --videos {resources.videos:q} --splits {input.splits} --shard {wildcards.shard} "
+        "--shards {params.shards} --quality {params.quality} --cache-folder {resources.cache:q} --output {output} "
+        "--log {log}"
 
 
 rule plot_manifest:

@@ -53,6 +53,7 @@ rule check_training:
         classes=ancient("results/labels/classes.csv"),
         data=ancient("results/manifest/manifest.sha256"),
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
+        cache=ancient(CACHE_RECORDS),
         start=ancient(start_file),
     output:
         # The file is temporary, so that each training is checked again.
@@ -86,6 +87,7 @@ rule train_tsm:
         classes=ancient("results/labels/classes.csv"),
         data="results/manifest/manifest.sha256",
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
+        cache=ancient(CACHE_RECORDS),
         start=ancient(start_file),
         start_digest=start_digest,
     output:

@@ -13,7 +13,8 @@ import tyro
 
 from ffnrepro.checks import check_disk, check_folder_of_videos, check_shared_memory, pass_all
 from ffnrepro.cost import gflops, record_speeds
-from ffnrepro.data.decode import find_decord, open_video
+from ffnrepro.data.decode import find_decord
+from ffnrepro.data.frame_cache import opener
 from ffnrepro.errors import UserError
 from ffnrepro.evaluation import (
     accuracy,
@@ -42,6 +43,8 @@ def main(
     frames: tuple[int, ...],
     videos: Path,
     manifest: Path = Path("results/manifest"),
+    cache_folder: Path = Path("cache"),
+    cache_records: Path = Path("results/frame_cache"),
     batch_size: int = 32,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int = 1,
@@ -58,6 +61,8 @@ def main(
         frames: Frame count of the clips; with `any_frame` a list, and each video is decoded once for all of it.
         videos: Folder of the videos; the paths in the manifest are relative to it.
         manifest: Folder of the manifest.
+        cache_folder: Folder of the frame cache.
+        cache_records: Folder of the records of the frame cache.
         batch_size: Clips per step; it changes results by rounding only.
         device: Device of the network.
         threads: Number of CPU cores that compute.
@@ -119,7 +124,13 @@ def main(
             size=settings.crop_size,
             short_side=settings.short_side,
             crop="centre",
-            open_video=open_video,
+            open_video=opener(
+                settings.cache,
+                quality=settings.jpeg_quality,
+                folder=cache_folder,
+                records=cache_records,
+                paths=rows["path"],
+            ),
         )
         loader = VideoBatches(dataset, workers=workers, pin_memory=chosen_device.type == "cuda")
         with closing(loader):

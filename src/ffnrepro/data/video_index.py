@@ -199,10 +199,10 @@ def watch_digests(folder: Path, names: Sequence[str], *, shards: int, watch: Wat
     digests = []
     for part in parts:
         if watch == "stat":
-            stats: list[Any] = [_size_and_time(folder / name) for name in part]
+            stats: list[Any] = [size_and_time(folder / name) for name in part]
         else:
             # Another encoding of the data set has the same names, but its first file hardly has the same size.
-            stats = [_size_and_time(folder / name)[0] for name in part[:1]]
+            stats = [size_and_time(folder / name)[0] for name in part[:1]]
         digests.append(hashlib.sha256(json.dumps([part, stats]).encode()).hexdigest())
     return digests
 
@@ -249,7 +249,7 @@ def index_videos(
     Raises:
         UserError: The child process that examines videos cannot be started.
     """
-    keys = {name: (name, *_size_and_time(folder / name), verify, REVISION) for name in names}
+    keys = {name: (name, *size_and_time(folder / name), verify, REVISION) for name in names}
     known = _read_entries(entries, set(keys.values()))
     rows = {name: known[key] for name, key in keys.items() if key in known}
     # Parquet cannot store a name that is not UTF-8, and no label can refer to it.
@@ -291,7 +291,7 @@ def _row(path: Path, size: int, outcome: Outcome) -> dict[str, Any]:
     return row | vars(header) | {"frames": frames, "status": "ok", "reason": "", "detail": ""}
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
     """Return size in bytes and modification time in ns; for a folder of frames, total size and latest time of its files."""
     try:
         status = path.stat()

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ffnrepro.checks import check_shared_memory, pass_all
 from ffnrepro.config import RuntimeSettings, TrainingSettings
-from ffnrepro.data.decode import find_decord, open_video
+from ffnrepro.data.decode import find_decord
+from ffnrepro.data.frame_cache import opener
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.files import read_record, replacing, write_json, write_text
 from ffnrepro.logs import log_to, logger
@@ -48,6 +49,8 @@ class Job:
         start: Pretrained weights, or the `model.pt` of the run that this run starts from; None: random weights.
         classes: The file `classes.csv`.
         manifest: Folder of the manifest.
+        cache_folder: Folder of the frame cache.
+        cache_records: Folder of the records of the frame cache.
         state: Folder of all resumable states.
         max_bad_fraction: Fraction of an epoch's samples that may be left out as unreadable.
         recompute: Whether activations are computed again in backward, to save memory. It changes no number.
@@ -60,6 +63,8 @@ class Job:
     start: Path | None = None
     classes: Path = Path("results/labels/classes.csv")
     manifest: Path = Path("results/manifest")
+    cache_folder: Path = Path("cache")
+    cache_records: Path = Path("results/frame_cache")
     state: Path = Path("state")
     max_bad_fraction: float = 0.01
     recompute: bool = False
@@ -219,10 +224,17 @@ def train_network(
     clips = recipe.batch_size // processes.count
 
     def make_loader(split: str, crop: Any, max_bad_fraction: float | None) -> VideoBatches:
+        manifest = pd.read_parquet(job.manifest / f"{split}.parquet")
         dataset = ClipDataset(
-            manifest=pd.read_parquet(job.manifest / f"{split}.parquet"),
+            manifest=manifest,
             videos=job.videos,
-            open_video=open_video,
+            open_video=opener(
+                settings.cache,
+                quality=settings.jpeg_quality,
+                folder=job.cache_folder,
+                records=job.cache_records,
+                paths=manifest["path"],
+            ),
             frame_counts=settings.method.frame_counts,
             size=settings.crop_size,
             short_side=settings.short_side,
