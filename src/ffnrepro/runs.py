@@ -16,7 +16,7 @@ from typing import Any
 from ffnrepro.config import IMAGENET, Config, TrainingSettings
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest, write_json
-from ffnrepro.methods import AnyMethod
+from ffnrepro.methods import AnyMethod, Imported
 from ffnrepro.recipe.network import NetworkSettings
 from ffnrepro.settings import Settings, read_settings
 
@@ -35,6 +35,8 @@ _COMMON_CODE = (
     "models.pretrained",
 )
 """Modules of `recipe/` that every training uses, whatever its method."""
+_NETWORK_CODE = ("models.tsm", "models.ffn")
+"""Modules of `recipe/` that an imported network depends on."""
 
 
 # --- settings and key
@@ -50,12 +52,21 @@ class RunSettings(Settings):
     short_side: int = 256
     crop_size: int = 224
     weights: str | None = None
-    """First eight digits of the SHA-256 of the pretrained weights."""
+    """First eight digits of the SHA-256 of the pretrained weights, or of the file that the network is imported from."""
     start: str | None = None
     """Key of the run that this run starts from."""
 
     def effective(self) -> "RunSettings":
         """A copy in which each value that has no effect is the default."""
+        if isinstance(self.method, Imported):
+            # The digest of the file stands for its path.
+            return self.model_copy(
+                update={
+                    "method": self.method.model_copy(update={"path": ""}),
+                    "network": self.network.model_copy(update={"dropout": NetworkSettings().dropout}),
+                    "training": TrainingSettings(),
+                }
+            )
         return self.model_copy(
             update={"method": self.method.effective(), "training": self.training.effective()}
         )
@@ -65,6 +76,10 @@ def run_settings(config: Config, experiment: str) -> RunSettings:
     """The settings of an experiment in the current configuration."""
     own = config.experiments[experiment]
     network = config.network_of(experiment)
+    if isinstance(own.method, Imported):
+        weights = _identity_of(Path(own.method.path))
+    else:
+        weights = None if own.start else weights_identity(config, network.depth)
     return RunSettings(
         dataset=config.dataset,
         method=own.method,
@@ -72,7 +87,7 @@ def run_settings(config: Config, experiment: str) -> RunSettings:
         training=config.training_of(experiment),
         short_side=config.data.short_side,
         crop_size=config.data.crop_size,
-        weights=None if own.start else weights_identity(config, network.depth),
+        weights=weights,
         start=_start_key(config, experiment),
     )
 
@@ -100,10 +115,14 @@ def weights_identity(config: Config, depth: int) -> str | None:
         return IMAGENET.get(depth, "missing")
     if declared is not None:
         return declared[:8]
+    return _identity_of(Path(source))
+
+
+def _identity_of(path: Path) -> str:
     try:
-        return _digest_of_file(Path(source))[:8]
+        return _digest_of_file(path)[:8]
     except OSError:
-        # A dry run works without the file, too. The training itself refuses to start.
+        # A dry run works without the file, too. The training or the import itself refuses to start.
         return "missing"
 
 
@@ -136,7 +155,8 @@ def start_path(config: Config, experiment: str, seed: int) -> Path | None:
 
 def method_code(method: str) -> dict[str, str]:
     """A digest for each module of `recipe/` that a network of this method depends on."""
-    return code_digests(f"ffnrepro.recipe.{module}" for module in (f"methods.{method}", *_COMMON_CODE))
+    modules = _NETWORK_CODE if method == "checkpoint" else (f"methods.{method}", *_COMMON_CODE)
+    return code_digests(f"ffnrepro.recipe.{module}" for module in modules)
 
 
 def scoring_code() -> str:

@@ -4,7 +4,7 @@
 # content of the folders of labels and videos is a param, as a digest. `revision` is raised by hand when the output changes.
 
 from ffnrepro.data.labels import REVISION as LABELS_REVISION
-from ffnrepro.data.labels import check_counts, check_evaluable, read_labels
+from ffnrepro.data.labels import check_counts, check_evaluable, read_classes, read_labels
 from ffnrepro.data.manifest import REVISION as MANIFEST_REVISION
 from ffnrepro.data.video_index import REVISION as INDEX_REVISION
 from ffnrepro.data.video_index import list_videos
@@ -18,18 +18,25 @@ localrules:
 
 onstart:
     # Wrong data is reported in one line before any job starts. A dry run does not run this, so it works without the data.
-    planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    jobs = workflow.dag.needrun_jobs()
+    planned = {job.rule.name for job in jobs}
+    trained = {experiment_of(job.wildcards) for job in jobs if job.rule.name in ("train_tsm", "train_ffn")}
+    imported = {experiment_of(job.wildcards) for job in jobs if job.rule.name == "import_checkpoint"}
     with one_line_errors():
         if "parse_labels" in planned:
-            classes, labels = read_labels(Path(CONFIG.data.labels))
-            check_counts(classes, labels, dataset=CONFIG.dataset, partial=CONFIG.data.partial)
+            classes, labels = read_labels(Path(CONFIG.data.labels), trained=bool(trained))
+            check_counts(
+                classes, labels, dataset=CONFIG.dataset, partial=CONFIG.data.partial, trained=bool(trained)
+            )
             check_evaluable(labels, CONFIG.evaluation.split)
         if "index_videos" in planned:
             list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
         if CONFIG.own_weights:
-            jobs = workflow.dag.needrun_jobs()
-            trained = [job for job in jobs if job.rule.name in ("train_tsm", "train_ffn")]
-            check_own_weights({experiment_of(job.wildcards) for job in trained})
+            check_own_weights(trained)
+        if imported:
+            if "parse_labels" not in planned:
+                classes = read_classes(Path("results/labels/classes.csv"))
+            check_imports(imported, classes)
 
 
 rule parse_labels:

@@ -57,7 +57,7 @@ def label_digests(folder: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in list_label_files(folder)} if folder.is_dir() else {}
 
 
-def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
+def read_labels(folder: Path, *, trained: bool = True) -> tuple[list[str], pd.DataFrame]:
     """Read the label files of a folder: classes, train, validation, and test if there is one.
 
     The formats are those of Something-Something V2 and V1, of Kinetics, the lists ``folder frames class`` and
@@ -65,6 +65,7 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
 
     Args:
         folder: Folder with the label files of one data set.
+        trained: Whether something is trained on them, so that there must be a training split.
 
     Returns:
         The class names in the order of their indices, and a table with the columns ``id`` (text; the name of
@@ -83,7 +84,10 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
     contents = [read_label_file(file) for file in files]
     chosen = _chosen_list([content for content in contents if isinstance(content, ClassList)])
     parts = [content for content in contents if isinstance(content, LabelRows)]
-    rows = [row for split in SPLITS for row in _rows_of_split(folder, parts, split)]
+    needed = ("train", "validation") if trained else ("validation",)
+    rows = [
+        row for split in SPLITS for row in _rows_of_split(folder, parts, split, is_needed=split in needed)
+    ]
     if chosen:
         names, source = chosen.names, chosen.file.name
     elif all(part.is_table for part in parts) or all(isinstance(row.label, int | None) for row in rows):
@@ -99,7 +103,15 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
     return names, _checked_table(names, source, rows)
 
 
-def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, partial: bool) -> None:
+def read_classes(path: Path) -> list[str]:
+    """The class names of ``classes.csv``, in index order."""
+    # Read as text, because a class may be called "None" or "007".
+    return pd.read_csv(path, dtype="str", keep_default_na=False)["class"].tolist()
+
+
+def check_counts(
+    classes: Sequence[str], table: pd.DataFrame, *, dataset: str, partial: bool, trained: bool = True
+) -> None:
     """Compare the labels with the official numbers of the data set.
 
     Args:
@@ -107,12 +119,15 @@ def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, p
         table: Labels, from :func:`read_labels`.
         dataset: Name of the data set; if it has no known official numbers, nothing is compared.
         partial: Whether the labels are a part of the data set on purpose; then nothing is compared.
+        trained: Whether something is trained on them; else the training split may be left out.
 
     Raises:
-        UserError: A number differs, or (for any data set) train or validation has no rows.
+        UserError: A number differs, or (for any data set) a split that is needed has no rows.
     """
     counts = {split: int((table["split"] == split).sum()) for split in SPLITS} | {"classes": len(classes)}
-    empty = [split for split in ("train", "validation") if not counts[split]]
+    empty = [
+        split for split in ("train", "validation") if not counts[split] and (trained or split != "train")
+    ]
     if empty:
         raise UserError(
             f"labels: the files of `data.labels` have no rows of the split {empty[0]}: add its file, or rows with this split"
@@ -122,7 +137,7 @@ def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, p
     wrong = [
         f"{counts[name]:,} {name} instead of {number:,}"
         for name, number in _OFFICIAL_COUNTS[dataset].items()
-        if counts[name] != number
+        if counts[name] != number and (trained or name != "train" or counts[name])
     ]
     if wrong:
         raise UserError(
@@ -178,7 +193,9 @@ def _chosen_list(lists: list[ClassList]) -> ClassList | None:
     return chosen[0] if chosen else None
 
 
-def _rows_of_split(folder: Path, parts: list[LabelRows], split: str) -> list[LabelRow]:
+def _rows_of_split(
+    folder: Path, parts: list[LabelRows], split: str, *, is_needed: bool
+) -> list[LabelRow]:
     """Choose the rows of a split, from one file or from several tables. The test split may have a second file of answers."""
     files = {part.file: [row for row in part.rows if row.split == split] for part in parts}
     files = {file: rows for file, rows in files.items() if rows}
@@ -195,7 +212,7 @@ def _rows_of_split(folder: Path, parts: list[LabelRows], split: str) -> list[Lab
         return sorted(answers, key=lambda row: place[row.id])
     if len(files) > 1 and not all(part.is_table for part in parts if part.file in files):
         raise _two_files(*list(files)[:2])
-    if not files and split != "test" and not any(part.is_table for part in parts):
+    if not files and is_needed and not any(part.is_table for part in parts):
         raise _missing(folder, f"{split}.json")
     return [row for rows in files.values() for row in rows]
 

@@ -121,7 +121,7 @@ def build_manifest(
         The manifest.
 
     Raises:
-        TooManyExcluded: Train or validation has no usable video, or more are unusable than ``max_excluded`` allows.
+        TooManyExcluded: A split with labels, train or validation, has no usable video, or more are unusable than ``max_excluded`` allows.
         UserError: Two usable files have the same id.
     """
     index, ambiguous = _ids_by_number(labels, index)
@@ -154,7 +154,7 @@ def build_manifest(
     }
     _check_excluded(labels, splits, index, excluded, max_excluded)
     missing = sorted(set(range(len(classes))) - set(splits["train"]["class"]))
-    if missing:
+    if missing and not splits["train"].empty:
         log.warning(
             "no training video for %d of %d classes, such as %r",
             len(missing),
@@ -228,7 +228,11 @@ def _check_excluded(
     excluded: pd.DataFrame,
     max_excluded: float,
 ) -> None:
-    empty = [split for split in ("train", "validation") if splits[split].empty]
+    # Labels without a training split are enough for networks that are imported.
+    labelled_splits = set(labels["split"])
+    empty = [
+        split for split in ("train", "validation") if splits[split].empty and split in labelled_splits
+    ]
     concerned = empty[:1] or list(SPLITS)
     labelled = int(labels["split"].isin(concerned).sum())
     lost = excluded[excluded["split"].isin(concerned)]
