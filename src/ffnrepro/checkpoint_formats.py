@@ -26,7 +26,7 @@ FORMAT = "ffnrepro checkpoint 1"
 """Marks our own files; the number is raised when older files can no longer be read."""
 
 Kind = Literal["tsm", "ffn", "ffn_separate", "image"]
-_KIND_NAMES: dict[Kind, str] = {
+KIND_NAMES: dict[Kind, str] = {
     "tsm": "a TSM checkpoint",
     "ffn": "a checkpoint of a Frame Flexible Network",
     "ffn_separate": "a checkpoint of separate networks for each frame count",
@@ -62,7 +62,7 @@ class Checkpoint:
             details.append(f"{self.architecture['classes']} classes")
         if "frame_counts" in self.architecture:
             details.append(f"frame counts {self.architecture['frame_counts']}")
-        return f"{_KIND_NAMES[self.kind]} in the format of {self.source}: {', '.join(details)}"
+        return f"{KIND_NAMES[self.kind]} in the format of {self.source}: {', '.join(details)}"
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -179,7 +179,9 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _check_import(self) -> Self:
         if isinstance(self.method, Imported) and (self.start or self.training):
-            raise ValueError("method checkpoint imports a network and trains nothing; remove start and training")
+            raise ValueError(
+                "method checkpoint imports a network and trains nothing; remove start and training"
+            )
         return self
 
 

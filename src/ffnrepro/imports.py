@@ -16,9 +16,7 @@ from ffnrepro.runs import RunSettings, check_key, read_run
 from ffnrepro.weights import Network, build_network, save_checkpoint, tensors_digest
 
 
-def read_network(
-    path: Path, settings: RunSettings, classes: Sequence[str]
-) -> tuple[Checkpoint, Network]:
+def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> tuple[Checkpoint, Network]:
     """Read the network that a run imports, and check that it is the one that the settings and the labels describe.
 
     Warns where the file or a record beside it says that its classes are others.
@@ -66,18 +64,18 @@ def _other_classes(
 ) -> str | None:
     """A warning if the network was trained on other classes, as far as the file or the `run.json` beside it tells."""
     names = checkpoint.class_names
-    if names is not None and list(names) != list(classes):
-        pairs = list(zip(names, classes, strict=False))
-        number = next((i for i, (theirs, ours) in enumerate(pairs) if theirs != ours), len(pairs))
-        differ = sum(theirs != ours for theirs, ours in pairs)
+    if names is not None and len(names) == len(classes):
+        differ = [i for i in range(len(classes)) if names[i] != classes[i]]
+        if not differ:
+            return None
         return (
-            f"{path}: {differ} of its class names differ from those of {settings.dataset} (results/labels/classes.csv), such as "
-            f"class {number}: {names[number]!r} instead of {classes[number]!r}; its scores mean nothing unless these are the same "
-            "classes"
+            f"{path}: {len(differ)} of its {len(names)} class names are not those of the labels of {settings.dataset}, such as class "
+            f"{differ[0]}: {names[differ[0]]!r} instead of {classes[differ[0]]!r}; its scores mean nothing unless both lists mean the "
+            "same classes"
         )
     record = read_record(path.with_name("run.json")).get("settings")
     dataset = checkpoint.dataset or (record.get("dataset") if isinstance(record, dict) else None)
-    if names is None and dataset not in (None, settings.dataset):
+    if dataset not in (None, settings.dataset):
         return (
             f"{path}: was trained on {dataset}, but the labels are those of {settings.dataset}; its scores mean nothing unless both "
             "have the same list of classes"

@@ -76,6 +76,7 @@ def run_settings(config: Config, experiment: str) -> RunSettings:
     """The settings of an experiment in the current configuration."""
     own = config.experiments[experiment]
     network = config.network_of(experiment)
+    weights: str | None
     if isinstance(own.method, Imported):
         weights = _identity_of(Path(own.method.path))
     else:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +180,8 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
         network = load_checkpoint(path)
         _require_match(path, model.state_dict(), network.state_dict())
         # Of an imported network; any other was trained with network.shift.
-        _warn_of_shift(path, network.architecture["shift"], model.architecture["shift"])
+        shifts = (each.architecture["shift"] for each in (network, cast("Network", model)))
+        _warn_of_shift(path, *shifts)
         model.load_state_dict(network.state_dict())
         return f"starts from the network in {path}"
     checkpoint = read_checkpoint(path)

@@ -20,13 +20,19 @@ onstart:
     # Wrong data is reported in one line before any job starts. A dry run does not run this, so it works without the data.
     jobs = workflow.dag.needrun_jobs()
     planned = {job.rule.name for job in jobs}
-    trained = {experiment_of(job.wildcards) for job in jobs if job.rule.name in ("train_tsm", "train_ffn")}
+    trained = {
+        experiment_of(job.wildcards) for job in jobs if job.rule.name in ("train_tsm", "train_ffn")
+    }
     imported = {experiment_of(job.wildcards) for job in jobs if job.rule.name == "import_checkpoint"}
     with one_line_errors():
         if "parse_labels" in planned:
             classes, labels = read_labels(Path(CONFIG.data.labels), trained=bool(trained))
             check_counts(
-                classes, labels, dataset=CONFIG.dataset, partial=CONFIG.data.partial, trained=bool(trained)
+                classes,
+                labels,
+                dataset=CONFIG.dataset,
+                partial=CONFIG.data.partial,
+                trained=bool(trained),
             )
             check_evaluable(labels, CONFIG.evaluation.split)
         if "index_videos" in planned:

@@ -193,9 +193,7 @@ def _chosen_list(lists: list[ClassList]) -> ClassList | None:
     return chosen[0] if chosen else None
 
 
-def _rows_of_split(
-    folder: Path, parts: list[LabelRows], split: str, *, is_needed: bool
-) -> list[LabelRow]:
+def _rows_of_split(folder: Path, parts: list[LabelRows], split: str, *, is_needed: bool) -> list[LabelRow]:
     """Choose the rows of a split, from one file or from several tables. The test split may have a second file of answers."""
     files = {part.file: [row for row in part.rows if row.split == split] for part in parts}
     files = {file: rows for file, rows in files.items() if rows}

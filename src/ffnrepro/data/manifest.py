@@ -121,7 +121,7 @@ def build_manifest(
         The manifest.
 
     Raises:
-        TooManyExcluded: A split with labels, train or validation, has no usable video, or more are unusable than ``max_excluded`` allows.
+        TooManyExcluded: Train (if it has labels) or validation has no usable video, or more are unusable than ``max_excluded`` allows.
         UserError: Two usable files have the same id.
     """
     index, ambiguous = _ids_by_number(labels, index)
@@ -229,10 +229,8 @@ def _check_excluded(
     max_excluded: float,
 ) -> None:
     # Labels without a training split are enough for networks that are imported.
-    labelled_splits = set(labels["split"])
-    empty = [
-        split for split in ("train", "validation") if splits[split].empty and split in labelled_splits
-    ]
+    needed = ("train", "validation") if labels["split"].eq("train").any() else ("validation",)
+    empty = [split for split in needed if splits[split].empty]
     concerned = empty[:1] or list(SPLITS)
     labelled = int(labels["split"].isin(concerned).sum())
     lost = excluded[excluded["split"].isin(concerned)]
