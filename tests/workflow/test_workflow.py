@@ -326,6 +326,17 @@ def test_bad_input_stops_before_any_job_with_one_line(
     assert not (unfinished.folder / "results").exists()
 
 
+def test_a_training_without_a_training_split_is_refused_before_any_job(
+    unfinished: Workflow, tmp_path: Path
+) -> None:
+    workflow = unfinished.copy(tmp_path)
+    (workflow.folder / "my data/labels/train.json").unlink()
+    result = workflow.run("tsm")
+    assert result.returncode != 0
+    assert re.search(r"^error: my data/labels: train\.json .* is missing", result.stderr, re.MULTILINE)
+    assert not (workflow.folder / "results").exists()
+
+
 def test_problems_that_would_stop_a_training_are_found_before_it(finished: Finished, tmp_path: Path) -> None:
     """Here too few videos. The labels are a part of the data set on purpose."""
     workflow = finished[0].copy(tmp_path)

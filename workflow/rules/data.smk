@@ -18,7 +18,7 @@ localrules:
 
 onstart:
     # Wrong data is reported in one line before any job starts. A dry run does not run this, so it works without the data.
-    jobs = workflow.dag.needrun_jobs()
+    jobs = list(workflow.dag.needrun_jobs())
     planned = {job.rule.name for job in jobs}
     trained = {
         experiment_of(job.wildcards) for job in jobs if job.rule.name in ("train_tsm", "train_ffn")
