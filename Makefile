@@ -1,9 +1,11 @@
 # Each target sets up .venv first if necessary. Only Python 3.11 or newer and make are needed.
 PYTHON ?= python3
+VENV ?= .venv
+TESTS ?= tests
 CORES ?= 2
 SEED ?= 0
-BIN := .venv/bin
-READY := .venv/.ready
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 
 .PHONY: help demo test test-cluster lint format bench clean-demo
 
@@ -12,7 +14,7 @@ help:  ## list the targets
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("ffnrepro needs Python 3.11.4 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; run make PYTHON=python3.12" if sys.version_info < (3, 11, 4) else 0)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
@@ -21,8 +23,8 @@ demo: $(READY)  ## make the built-in data set and run the whole workflow on it (
 	@$(BIN)/snakemake --directory demo --configfile config/demo.yaml --config 'seeds=[$(SEED)]' --cores $(CORES) --quiet host --rerun-incomplete $(ARGS)
 	$(if $(strip $(ARGS)),,@echo && cat demo/results/table1.md && echo && echo "demo/results: table1.csv, table1.md and figures/table1.png are up to date.")
 
-test: $(READY)  ## run all tests that do not need SLURM
-	$(BIN)/pytest -n $(CORES)
+test: $(READY)  ## run all tests that do not need SLURM (TESTS=tests/unit runs those alone)
+	$(BIN)/pytest -n $(CORES) $(TESTS)
 
 test-cluster: $(READY)  ## run the workflow on temporary SLURM clusters here (apt-get install slurm-wlm munge)
 	$(BIN)/pytest -n 4 -m cluster tests/cluster

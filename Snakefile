@@ -23,7 +23,7 @@ localrules:
 rule all:
     default_target: True
     input:
-        expand("results/table1.{ending}", ending=["csv", "md", "json"]),
+        expand("results/table1.{ending}", ending=["csv", "md", "tex", "json"]),
         "results/figures/table1.png",
         "results/figures/class_counts.png",
         "results/figures/clip_lengths.png",

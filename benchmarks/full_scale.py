@@ -24,6 +24,7 @@ from typing import Any
 import av
 import numpy as np
 import yaml
+from results import write_section
 
 from ffnrepro.data.video_index import index_videos, list_videos, shard_of
 from ffnrepro.files import replacing
@@ -142,14 +143,6 @@ def index_rate(folder: Path, names: list[str], entries: Path) -> float:
     return len(names) / seconds
 
 
-def write_section(file: Path, title: str, text: str) -> None:
-    """Replace one section of a results file and keep the others."""
-    old = file.read_text() if file.exists() else "# Results of the benchmarks\n"
-    sections = re.split(r"(?m)^(?=## )", old)
-    kept = [section.rstrip() for section in sections if not section.startswith(f"## {title}\n")]
-    file.write_text("\n\n".join([*kept, f"## {title}\n\n{text}"]))
-
-
 def main() -> int:
     """Generate the data, run the stages, compare with the goals."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -236,9 +229,8 @@ def benchmark(folder: Path, clips: int, sample: int | None) -> int:
         for what, value, unit, ok, goal in goals
     ]
     write_section(
-        ROOT / "benchmarks/RESULTS.md",
         "full_scale.py",
-        f"{total:,} links to {clips} clips of {size:.0f} kB; {CORES} cores of {platform.system()} on {platform.machine()}, Python "
+        f"`python benchmarks/full_scale.py`: {total:,} links to {clips} clips of {size:.0f} kB; {CORES} cores of {platform.system()} on {platform.machine()}, Python "
         f"{platform.python_version()}, PyAV {av.__version__}. Decoding all {total:,} at that rate takes "
         f"{total / indexed / 3600:.1f} h on one core.\n\n"
         + "\n".join(["| stage | time | CPU time | memory |", "|---|---|---|---|", *rows])

@@ -17,7 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from ffnrepro.config import Config, read_config, read_files
 from ffnrepro.data.decode import is_folder
 from ffnrepro.data.demo import make_demo_data
-from ffnrepro.data.isolation import examine_in_child
+from ffnrepro.data.isolation import Refusal, examine_in_child
 from ffnrepro.data.unpack import SOMETHING_SOMETHING_V2, unpack
 from ffnrepro.data.video_index import NAME_NOT_UTF8, Layout, holds_frames, list_videos, printable
 from ffnrepro.errors import UserError
@@ -107,11 +107,11 @@ def inspect_command(
     rows = []
     try:
         for path, examined in examine_in_child(files):
-            outcome = examined if printable(path.name) == path.name else NAME_NOT_UTF8
-            row: dict[str, Any] = {"path": printable(str(path)), "status": "ok", "reason": ""}
+            outcome = examined if printable(path.name) == path.name else Refusal(NAME_NOT_UTF8)
+            row: dict[str, Any] = {"path": printable(str(path)), "status": "ok", "reason": "", "detail": ""}
             row |= dict.fromkeys(("frames", "width", "height", "fps", "codec", "duration"))
-            if isinstance(outcome, str):
-                row |= {"status": "excluded", "reason": outcome}
+            if isinstance(outcome, Refusal):
+                row |= {"status": "excluded", **outcome._asdict()}
             else:
                 row |= {**vars(outcome[0]), "frames": outcome[1]}
             rows.append(row)
@@ -139,7 +139,7 @@ def _videos_of(path: Path) -> list[Path]:
 
 def _describe(row: dict[str, Any]) -> str:
     if row["status"] == "excluded":
-        return f"{row['path']}: excluded: {row['reason']}"
+        return f"{row['path']}: excluded: {row['reason']}" + (f" ({row['detail']})" if row["detail"] else "")
     rate = "" if row["fps"] is None else f", {row['fps']:g} frames/s"
     duration = "" if row["duration"] is None else f", {row['duration']:.2f} s"
     return f"{row['path']}: ok: {row['frames']} frames, {row['width']}x{row['height']}{rate}, {row['codec']}{duration}"
@@ -231,7 +231,7 @@ def runs_command(
         action: What to do.
         names: Names of runs as listed; the name of an experiment stands for its selected run.
         workflow: Folder and configuration of the workflow.
-        plan: Name of a table, to list the trainings that it needs and their GPU hours.
+        plan: Name of a table, to list the trainings that it needs, those that are there, and the GPU hours of the rest.
     """
     from ffnrepro.run_list import RunList  # noqa: PLC0415
 
@@ -246,7 +246,14 @@ def runs_command(
         elif plan is not None:
             rows, hours = runs.plan(plan)
             print(tabulate(rows, headers="keys"))
-            print(f"{plan} needs about {hours:.1f} more GPU hours (without unknown ones).")
+            done, unknown = (
+                sum(row[key] == value for row in rows)
+                for key, value in (("basis", "trained"), ("GPU hours", "unknown"))
+            )
+            rest = f" (without {unknown} whose hours are unknown)" if unknown else ""
+            print(
+                f"{plan} needs {len(rows)} trainings; finished: {done}; the others take about {hours:.1f} GPU hours{rest}."
+            )
         else:
             print(tabulate(runs.rows(), headers="keys") or "no runs yet")
 

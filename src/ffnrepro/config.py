@@ -58,7 +58,7 @@ class DataSettings(Settings):
     """`true`: the labels are a part of the data set on purpose; `false`: something-something-v1 and -v2 must
     have the official numbers of classes and of training, validation and test videos."""
     layout: Literal["videos", "frames"] = "videos"
-    """`videos`: one file for each video; `frames`: one folder of JPEG frames for each, as in Something-Something
+    """`videos`: one file for each video; `frames`: one folder of JPEG or PNG frames for each, as in Something-Something
     V1."""
     verify: Literal["decode", "packets"] = "decode"
     """`decode`: decode every frame of each video; `packets`: decode the first frame, and only read the rest."""
@@ -69,6 +69,14 @@ class DataSettings(Settings):
     index_shards: PositiveInt = 64
     """Number of jobs that index the videos; a new video repeats one of them. 64 suits Something-Something; 1 or 2
     suit a few hundred videos."""
+    cache: Literal["none", "jpeg"] = "none"
+    """`jpeg`: keep the frames of each video as JPEG, decoded once, and train and evaluate on them; `none`: decode the
+    videos each time (docs/performance.md)."""
+    cache_folder: str = "cache"
+    """Folder of the cached frames, on a disk that all jobs see, with room for 165 to 350 GB of
+    Something-Something V2."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """Quality of the cached frames: 80, 90 and 95 take about 18, 27 and 39 kB a frame of 427x240."""
     max_excluded: Fraction = 0.005
     """Fraction of the labelled videos that may be unusable; if there are more, the run stops with a count of each
     reason and the likeliest fix."""
@@ -131,9 +139,9 @@ class TrainingSettings(Settings):
     clip_norm: PositiveFloat | None = 20.0
     """Upper bound of the gradient's norm, applied after unscaling; `null`: no clipping, as in the published
     run."""
-    batchnorm_clips: PositiveInt | None = None
-    """Number of clips of a step that are normalised together: 16 does on one GPU what the published run did on two;
-    `null`: all."""
+    micro_batch: PositiveInt | None = None
+    """Number of clips that go through the network together, which saves memory: a step is made of such groups, and
+    BatchNorm normalises each by itself. 16 does on one GPU what the published run did on two. `null`: all clips of a GPU."""
     crop: Literal["multi_scale", "random"] = "multi_scale"
     """`multi_scale`: one of 4 scales and 13 positions, as published; `random`: a plain random crop."""
     flip: bool = False
@@ -143,12 +151,32 @@ class TrainingSettings(Settings):
     """Precision of the forward pass on CUDA: `float16` with loss scaling, as published, `bfloat16` or
     `float32`; CPU and MPS compute in float32."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_earlier_name(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "batchnorm_clips" in value:
+            raise ValueError("batchnorm_clips is now micro_batch")
+        return value
+
     def effective(self) -> Self:
-        """A copy without milestones that are never reached; with a cosine schedule, which uses none, they are the default."""
+        """A copy in which each value that has no effect is the default.
+
+        Milestones that are never reached are dropped; a cosine schedule uses none.
+        """
         milestones = tuple(epoch for epoch in self.milestones if epoch < self.epochs)
         if self.schedule == "cosine":
             milestones = type(self).model_fields["milestones"].default
-        return self.model_copy(update={"milestones": milestones})
+        divided = self.micro_batch is not None and self.micro_batch < self.batch_size // self.gpus
+        micro_batch = self.micro_batch if divided else None
+        return self.model_copy(update={"milestones": milestones, "micro_batch": micro_batch})
+
+
+class TrainingConfig(TrainingSettings):
+    """The training recipe, and how a training uses memory."""
+
+    recompute: bool = False
+    """Keep only the input of each residual block and compute the rest again in backward: less memory, more time, the
+    same numbers. So a training continues when this is changed."""
 
 
 class Experiment(Settings):
@@ -192,6 +220,9 @@ class EvaluationSettings(Settings):
     """Split that is evaluated; the published figures are for `validation`."""
     batch_size: PositiveInt = 32
     """Number of clips that go through the network together; it changes results by rounding only."""
+    any_frame: FrameCounts = tuple(range(2, 21))
+    """Frame counts of the curves `results/{table}_curve.csv`, in rising order; a quarter of `evaluation.batch_size` videos
+    are evaluated together."""
 
 
 class Published(Settings):
@@ -286,7 +317,7 @@ class Config(Settings):
     data: DataSettings
     network: NetworkConfig = NetworkConfig()
     experiments: Annotated[dict[ExperimentName, Experiment], Field(min_length=1)]
-    training: TrainingSettings = TrainingSettings()
+    training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationSettings = EvaluationSettings()
     tables: Annotated[dict[TableName, Table], Field(min_length=1)]
     runtime: RuntimeSettings = RuntimeSettings()
@@ -310,12 +341,17 @@ class Config(Settings):
         )
 
     def training_of(self, experiment: str) -> TrainingSettings:
-        """Settings of an experiment's training, without those that have no effect."""
-        return self._all_training_of(experiment).effective()
+        """Settings of an experiment's training, without those that have no effect on its numbers."""
+        recipe = self._all_training_of(experiment).model_dump(include=set(TrainingSettings.model_fields))
+        return TrainingSettings.model_validate(recipe).effective()
 
-    def _all_training_of(self, experiment: str) -> TrainingSettings:
+    def recompute_of(self, experiment: str) -> bool:
+        """Whether an experiment's training computes activations again in backward."""
+        return self._all_training_of(experiment).recompute
+
+    def _all_training_of(self, experiment: str) -> TrainingConfig:
         changes = self.experiments[experiment].training
-        return TrainingSettings.model_validate(self.training.model_dump() | changes)
+        return TrainingConfig.model_validate(self.training.model_dump() | changes)
 
     def experiments_of(self, table: str) -> tuple[str, ...]:
         """Names of the experiments of a table, each once.
@@ -408,7 +444,7 @@ def read_config(mapping: Mapping[str, Any]) -> Config:
     config = read_settings(Config, mapping)
     for name, experiment in config.experiments.items():
         key = f"experiments.{name}.training"
-        read_settings(TrainingSettings, experiment.training, key=key)
+        read_settings(TrainingConfig, experiment.training, key=key)
         if "gpus" in experiment.training:
             raise UserError(f"config: {key}.gpus is not a key; all experiments share training.gpus")
     return config
@@ -460,7 +496,7 @@ def _training_key(name: str, key: str, experiment: Experiment) -> str:
 
 def _check_training(name: str, config: Config) -> None:
     experiment, training = config.experiments[name], config.training_of(name)
-    clips, method = training.batchnorm_clips, experiment.method
+    method = experiment.method
 
     def fail(key: str, problem: str) -> None:
         where, value = _training_key(name, key, experiment), getattr(training, key)
@@ -472,17 +508,15 @@ def _check_training(name: str, config: Config) -> None:
         fail(
             "batch_size", f"it must be a multiple of training.gpus {training.gpus}: the GPUs share each batch"
         )
-    if clips is not None and training.gpus > 1:
-        fail("batchnorm_clips", "set null: with several GPUs, each normalises its own part of a batch")
-    if clips is not None and training.batch_size % clips:
-        fail("batchnorm_clips", f"it must divide training.batch_size {training.batch_size}")
     if isinstance(method, Ffn) and method.training_shift == "authors":
         longest = method.train_frames[-1]
         # At each frame count, the clips that go through the network together must fill whole pieces of `longest` frames.
         multiple = math.lcm(*(longest // math.gcd(longest, frames) for frames in method.train_frames))
-        if (clips or training.batch_size // training.gpus) % multiple:
-            fail(
-                "batchnorm_clips" if clips else "batch_size",
-                f"experiments.{name}.training_shift: authors shifts pieces of {longest} frames, so the number of clips "
-                f"that a GPU takes together must be a multiple of {multiple}",
-            )
+        taken = {"micro_batch": training.micro_batch, "batch_size": training.batch_size // training.gpus}
+        for key, clips in taken.items():
+            if clips is not None and clips % multiple:
+                fail(
+                    key,
+                    f"experiments.{name}.training_shift: authors shifts pieces of {longest} frames, so the number of clips "
+                    f"that a GPU takes together must be a multiple of {multiple}",
+                )

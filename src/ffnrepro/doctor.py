@@ -5,30 +5,34 @@ same videos as the real training, in a folder that is deleted afterwards.
 """
 
 import os
-import shutil
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
 import pandas as pd
 import torch
 
+from ffnrepro.checks import (
+    check_disk,
+    check_folder_of_videos,
+    existing,
+    pass_all,
+    size_text,
+)
 from ffnrepro.config import Config
-from ffnrepro.data.decode import DecodeError, open_video
+from ffnrepro.data.frame_cache import opener
 from ffnrepro.errors import Unfinished, UserError
-from ffnrepro.estimate import duration
+from ffnrepro.estimate import duration, estimate
 from ffnrepro.runs import RUNS, RunSettings, run_name, start_path
 from ffnrepro.training.checkpoints import GENERATIONS, Checkpoints
 from ffnrepro.training.devices import check_precision, choose_device
-from ffnrepro.training.job import Job, check_splits, train_network
+from ffnrepro.training.job import Job, check_shared_memory_of, check_splits, train_network
 from ffnrepro.training.processes import Processes, check_count
 from ffnrepro.training.stopping import StopRequest
 from ffnrepro.weights import check_start
-
-PREFETCHED = 2
-"""Batches that each loader worker holds ready: PyTorch's default."""
 
 MOST_SECONDS = 60.0
 """Seconds after which no further step is tried, even if more were requested: the machine may be very slow."""
@@ -61,16 +65,11 @@ def examine(job: Job, settings: RunSettings, *, steps: int) -> str:
         UserError: The training would not run; the message holds all problems, with their fixes.
     """
     checks = {"disk": _check_disk, "weights": _check_weights, "videos": _check_videos}
+    if job.runtime.device != "cpu":
+        checks["hours"] = _estimate_hours
     if steps:
-        checks = {"device": _check_device, "shared memory": _check_shared_memory, **checks}
-    lines, problems = [], []
-    for name, check in checks.items():
-        try:
-            lines.append(f"ok  {name}: {check(job, settings)}")
-        except (UserError, DecodeError) as error:
-            problems.append(f"{name}: {error}")
-    if problems:
-        raise UserError(f"this training would not run: {'; '.join(problems)}")
+        checks = {"device": _check_device, "shared memory": check_shared_memory_of, **checks}
+    lines = pass_all("this training", {name: partial(check, job, settings) for name, check in checks.items()})
     if steps:
         lines.append(f"ok  steps: {_try_steps(job, settings, steps)}")
     return "\n".join(lines)
@@ -84,7 +83,9 @@ def configured_job(config: Config, experiment: str) -> Job:
         videos=Path(config.data.videos),
         start=start_path(config, experiment, config.seeds[0]),
         runtime=config.runtime,
+        cache_folder=Path(config.data.cache_folder),
         max_bad_fraction=config.data.max_bad_fraction,
+        recompute=config.recompute_of(experiment),
     )
 
 
@@ -97,19 +98,7 @@ def _check_device(job: Job, settings: RunSettings) -> str:
             f"{device.type}, which computes in float32; fine for the demo, but the published run needs a GPU"
         )
     free, whole = torch.cuda.mem_get_info(device)
-    return f"{torch.cuda.get_device_name(device)}, {_size(free)} of {_size(whole)} free"
-
-
-def _check_shared_memory(job: Job, settings: RunSettings) -> str:
-    """Check shared memory, in which loader workers pass on their batches; a container has 64 MB of it by default."""
-    frames = settings.training.batch_size * sum(settings.method.frame_counts)
-    # The processes share the batch and the workers.
-    workers = -(-job.runtime.workers // settings.training.gpus)
-    needed = frames * 3 * settings.crop_size**2 * PREFETCHED * workers
-    shared = Path("/dev/shm")
-    if not needed or not shared.exists():
-        return "none needed"
-    return _check_space(shared, needed, "lower runtime.workers, or give the container more (--shm-size)")
+    return f"{torch.cuda.get_device_name(device)}, {size_text(free)} of {size_text(whole)} free"
 
 
 def _check_disk(job: Job, settings: RunSettings) -> str:
@@ -117,26 +106,7 @@ def _check_disk(job: Job, settings: RunSettings) -> str:
         network = settings.method.build(174, settings.network)
     # A save holds the network, its momentum and the best network; a new save is written before the oldest is deleted.
     needed = (GENERATIONS + 1) * 3 * 4 * sum(parameter.numel() for parameter in network.parameters())
-    folder = _existing(job.state)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} is not writable; change its permissions, or move the folder")
-    return _check_space(folder, needed, "free some space, or move the folder")
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
-def _check_space(folder: Path, needed: float, fix: str) -> str:
-    free = shutil.disk_usage(folder).free
-    text = f"{_size(free)} free in {folder}, {_size(needed)} needed"
-    if free < needed:
-        raise UserError(f"{text}; {fix}")
-    return text
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return check_disk(job.state, needed)
 
 
 def _check_weights(job: Job, settings: RunSettings) -> str:
@@ -157,13 +127,28 @@ def _check_videos(job: Job, settings: RunSettings) -> str:
     if not table.exists():
         raise UserError(f"{table} does not exist yet; snakemake --cores 1 --until build_manifest makes it")
     check_splits(job.manifest, settings.training.batch_size)
+    check_folder_of_videos(job.videos)
     row = pd.read_parquet(table).iloc[0]
+    open_frames = opener(
+        settings.cache,
+        quality=settings.jpeg_quality,
+        folder=job.cache_folder,
+        records=job.cache_records,
+        paths=[row["path"]],
+    )
     started = time.perf_counter()
-    reader = open_video(job.videos / str(row["path"]))
+    reader = open_frames(job.videos / str(row["path"]))
     reader.frames(range(int(row["frames"])))
     milliseconds = 1000 * (time.perf_counter() - started)
     decoder = type(reader).__name__.strip("_").removesuffix("Reader")
     return f"{decoder} takes {milliseconds:.0f} ms for {row['frames']} frames"
+
+
+def _estimate_hours(job: Job, settings: RunSettings) -> str:
+    table = job.manifest / "train.parquet"
+    videos = len(pd.read_parquet(table, columns=["id"])) if table.exists() else None
+    hours, basis = estimate(settings, videos=videos, cores=job.runtime.threads, gpu=True, past=None)
+    return basis if hours is None else f"about {duration(hours, gpu=True)} {basis}"
 
 
 def _try_steps(job: Job, settings: RunSettings, steps: int) -> str:
@@ -177,25 +162,19 @@ def _try_steps(job: Job, settings: RunSettings, steps: int) -> str:
     tried = settings.model_copy(update={"training": part})
     stop = _SomeSteps(min(steps, per_epoch))
     # The folder lies beside the states, so that the save at the end is written to the same disk.
-    beside = _existing(job.state.absolute().parent)
+    beside = existing(job.state.absolute().parent)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".doctor-") as temporary, suppress(Unfinished):
         checkpoints = Checkpoints(
             Path(temporary), run=job.run.name, seed=job.seed, epochs=recipe.epochs, data=job.data
         )
-        try:
-            train_network(job, tried, device, checkpoints, stop, Processes())
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"a batch of {part.batch_size} videos does not fit on the device; use a larger device, or lower "
-                "training.batch_size and training.learning_rate by the same factor (this changes numbers)"
-            ) from error
+        train_network(job, tried, device, checkpoints, stop, Processes())
     # The time spent waiting for data counts, too.
     spans = [b - a for a, b in zip(stop.ends, stop.ends[1:], strict=False)]
     if not spans:
         return "one was done; there are too few videos to measure the time"
     step = mean(spans)
     rate = recipe.batch_size * sum(settings.method.frame_counts) / step
-    memory = f"{_size(torch.cuda.max_memory_reserved(device))}, " if device.type == "cuda" else ""
+    memory = f"{size_text(torch.cuda.max_memory_reserved(device))}, " if device.type == "cuda" else ""
     first = (
         "; measured in the first epoch, later epochs need no decoding" if job.runtime.cache_decoded else ""
     )

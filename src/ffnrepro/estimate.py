@@ -1,4 +1,7 @@
-"""How long a training takes: the time on the GPU or the time to decode its videos, whichever is longer."""
+"""How long a training takes: the time on the GPU or the time to read its frames, whichever is longer.
+
+docs/performance.md has a table of such estimates.
+"""
 
 import math
 from typing import NamedTuple
@@ -8,8 +11,15 @@ from ffnrepro.runs import RunSettings
 FRAMES_PER_SECOND = {"tsm": 5293, "ffn": 4758}
 """Frames that one H200 trains on per second: ResNet-50, 224 px, float16, batches of 32 videos."""
 
-DECODED_PER_SECOND = 16
-"""Training samples that one core decodes per second: videos of about 48 frames, 427x240 px."""
+SECONDS_PER_VIDEO = 1 / 16
+"""Time of one core for a training sample from a video of about 48 frames of 427x240 px, of any frame count: all frames
+before the last one are decoded."""
+
+SECONDS_PER_CACHED_FRAME = 0.0011
+"""Time of one core for a frame from the frame cache, on the same machine. (`benchmarks/loader.py` measures the ratio.)"""
+
+FRAMES_OF_VIDEO = 48
+"""Frames of a video, to estimate how many of the frames of several clips are the same."""
 
 GFLOPS = {10: 0.9, 18: 1.8, 50: 4.1, 101: 7.8}
 """Billions of multiply-adds per frame at 224 px, by depth."""
@@ -49,33 +59,48 @@ def estimate(
     Args:
         settings: Settings of the run.
         videos: Number of videos in the training split; None: the data set's official number, if known.
-        cores: Number of CPU cores that decode.
-        gpu: Whether a GPU trains. For a CPU there are no measured rates, and decoding time is negligible.
+        cores: Number of CPU cores that read videos or cached frames.
+        gpu: Whether a GPU trains. For a CPU there are no measured rates, and the time to read is negligible.
         past: An earlier training of the same family, whose measured time is scaled.
     """
     videos = videos or VIDEOS.get(settings.dataset)
     if videos is None:
         return Estimate(None, "the videos are not counted yet")
-    decoders = cores if gpu else math.inf
-    seconds = _seconds(settings, videos, decoders)
+    readers = cores if gpu else math.inf
+    seconds = _seconds(settings, videos, readers)
     gpus = settings.training.gpus
     if past is not None:
-        ratio = seconds / _seconds(past.settings, past.videos, decoders)
+        ratio = seconds / _seconds(past.settings, past.videos, readers)
         return Estimate(past.hours * ratio * gpus, f"measured on {past.name}")
     if not gpu:
         return Estimate(None, "no similar training has finished here")
-    side = "decoding" if seconds > _seconds(settings, videos, math.inf) else "the GPU"
-    return Estimate(seconds / 3600 * gpus, f"on an H200 with {cores} cores, limited by {side}")
+    basis = f"on an H200 with {cores} cores, limited by "
+    fastest = _seconds(settings, videos, math.inf)
+    if seconds == fastest:
+        basis += "the GPU"
+    else:
+        basis += "decoding" if settings.cache == "none" else "the frame cache"
+        enough = math.ceil(cores * seconds / fastest)
+        remedies = {f"with {enough} cores": fastest}
+        if settings.cache == "none":
+            cached = _seconds(settings.model_copy(update={"cache": "jpeg"}), videos, cores)
+            remedies["with data.cache: jpeg"] = cached
+        savings = [f"{duration(time / 3600 * gpus, gpu=True)} {remedy}" for remedy, time in remedies.items()]
+        basis += f"; {', '.join(savings)}"
+    return Estimate(seconds / 3600 * gpus, basis)
 
 
 def _seconds(settings: RunSettings, videos: int, cores: float) -> float:
-    frames = sum(settings.method.frame_counts)
+    counts = settings.method.frame_counts
     network = settings.network
     # Cost of a frame, relative to a frame through ResNet-50 at 224 px.
     cost = GFLOPS[network.depth] / GFLOPS[50] * (network.width / 64 * settings.crop_size / 224) ** 2
-    computing = frames * cost / FRAMES_PER_SECOND[settings.method.family] / settings.training.gpus
-    decoding = 1 / (DECODED_PER_SECOND * cores)
-    return settings.training.epochs * videos * max(computing, decoding)
+    computing = sum(counts) * cost / FRAMES_PER_SECOND[settings.method.family] / settings.training.gpus
+    # A frame is left out if no clip has it; a clip of T frames has one of each T-th part of the video.
+    left_out = math.prod(max(0.0, 1 - count / FRAMES_OF_VIDEO) for count in counts)
+    cached = SECONDS_PER_CACHED_FRAME * FRAMES_OF_VIDEO * (1 - left_out)
+    reading = (SECONDS_PER_VIDEO if settings.cache == "none" else cached) / cores
+    return settings.training.epochs * videos * max(computing, reading)
 
 
 def duration(hours: float, *, gpu: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Pictures: accuracy against frame count, videos per class, lengths of the videos."""
+"""Pictures: accuracy against frame count, BatchNorm statistics, videos per class, lengths of the videos."""
 
 import textwrap
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ffnrepro.files import replacing
-from ffnrepro.tables import REFERENCE, Published, frame_counts, published_elsewhere
+from ffnrepro.tables import Published, frame_counts, published_elsewhere
 
 _SPLIT_COLOURS: dict[str, Any] = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868"}
+_V1 = "something-something-v1"
 _NAMED_CLASSES = 30
 """Up to this many classes are drawn with their names."""
 
@@ -20,8 +21,8 @@ _NAMED_CLASSES = 30
 def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) -> Figure:
     """Draw top-1 accuracy against frame count, a line for each row of a table, and the published figures dashed.
 
-    With several seeds, bars show the standard deviation. If nothing is published on the data set, a second panel
-    shows the published figures on Something-Something V2, so that the pattern can be compared.
+    With several seeds, bars show the standard deviation. The published figures of other data sets, which are there if
+    nothing is published on this one, have a panel each, so that the pattern can be compared.
 
     Args:
         table: a table from `assemble_table`.
@@ -29,14 +30,13 @@ def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) 
         dataset: data set that was evaluated.
     """
     frames = frame_counts(table)
-    elsewhere = published_elsewhere(published, dataset, frames)
-    panels = 2 if elsewhere else 1
+    elsewhere = published_elsewhere(table, published=published, dataset=dataset)
+    panels = 1 + len(elsewhere)
     figure = Figure(figsize=(1 + 4.5 * panels, 4.2 + 0.1 * len(table)), layout="constrained")
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-    colours: dict[Any, str] = {}
-    for number, row in enumerate(table.to_dict("records")):
-        colour = f"C{number}"
-        colours.setdefault(row["published"], colour)
+    colours = {row: f"C{number}" for number, row in enumerate(table["method"])}
+    for row in table.to_dict("records"):
+        colour = colours[row["method"]]
         axes[0].errorbar(
             frames,
             [row[f"top1_{n}f"] for n in frames],
@@ -49,11 +49,11 @@ def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) 
             axes[0].plot(list(known), list(known.values()), "s--", color=colour, label=label)
     axes[0].set_title(f"{dataset} (ours)" if elsewhere else dataset)
     axes[0].set_ylabel("top-1 accuracy (%)")
-    for number, (method, curve) in enumerate(elsewhere.items(), start=len(table)):
-        # The colour of the row that is compared with this method, if there is one.
-        colour = colours.get(method, f"C{number}")
-        axes[1].plot(list(curve), list(curve.values()), "s--", color=colour, label=f"{method} (published)")
-        axes[1].set_title(f"{REFERENCE} (published)")
+    for panel, (source, curves) in zip(axes[1:], elsewhere.items(), strict=True):
+        panel.set_title(f"{source} (published)")
+        for method, curve in curves.items():
+            label = f"{method} (published)"
+            panel.plot(list(curve), list(curve.values()), "s--", color=colours[method], label=label)
     for panel in axes:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_minor_locator(NullLocator())
@@ -62,6 +62,73 @@ def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) 
         panel.grid(alpha=0.3)
     # The legend lies outside the panels, where it covers no line.
     figure.legend(loc="outside lower center", ncols=2 * panels, fontsize=8)
+    return figure
+
+
+def curve_figure(curve: pd.DataFrame, *, dataset: str) -> Figure:
+    """Draw top-1 accuracy at any frame count, and the published figures dashed.
+
+    A row with one network is a line, a row with a network for each frame count a set of points. Where another data
+    set was evaluated, the figures published on Something-Something V1 have a panel of their own.
+
+    Args:
+        curve: curves from `assemble_curve`.
+        dataset: data set that was evaluated.
+    """
+    apart = bool(curve["published_on_v1"].notna().any())
+    panels = 2 if apart else 1
+    rows = list(curve.groupby("method", sort=False))
+    figure = Figure(figsize=(1 + 4.5 * panels, 4.2 + 0.1 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
+    for number, (method, row) in enumerate(rows):
+        colour = f"C{number}"
+        axes[0].errorbar(
+            row["frames"], row["top1"], row["deviation"] if "seeds" in row else None,
+            fmt="D" if len(set(row["run"])) > 1 else "o-", markersize=4, capsize=3, color=colour, label=method,
+        )  # fmt: skip
+        for panel, column in zip(axes, ("published_top1", "published_on_v1"), strict=False):
+            known = row.dropna(subset=column)
+            if len(known):
+                panel.plot(
+                    known["frames"], known[column], "s--", markersize=4, markerfacecolor="none", color=colour,
+                    label=f"{method} (published{'' if panel is axes[0] else ' on ' + _V1})",
+                )  # fmt: skip
+    axes[0].set_title(f"{dataset} (ours)" if apart else dataset)
+    axes[0].set_ylabel("top-1 accuracy (%)")
+    if apart:
+        axes[1].set_title(f"{_V1} (published)")
+    for panel in axes:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_xlabel("frames at inference")
+        panel.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=panels, fontsize=8)
+    return figure
+
+
+def batchnorm_figure(statistics: pd.DataFrame) -> Figure:
+    """Draw the BatchNorm statistics of each layer by frame count: median and quartiles over the channels.
+
+    Args:
+        statistics: of `batchnorm_statistics`.
+    """
+    layers, counts = (list(statistics[key].unique()) for key in ("layer", "frames"))
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True).flat
+    for panel, statistic in zip(panels, ("mean", "variance", "scale", "bias"), strict=True):
+        for number, frames in enumerate(counts):
+            of_count = statistics[statistics["frames"] == frames].groupby("layer", sort=False)[statistic]
+            low, median, high = (of_count.quantile(share).reindex(layers) for share in (0.25, 0.5, 0.75))
+            # The frame counts stand side by side at each layer.
+            places = [place + 0.15 * (number - (len(counts) - 1) / 2) for place in range(len(layers))]
+            panel.errorbar(
+                places, median, [median - low, high - median], fmt="o", markersize=4, capsize=2,
+                color=f"C{number}", label=f"{frames} frames" if statistic == "mean" else None,
+            )  # fmt: skip
+        panel.set_title(statistic)
+        panel.set_xticks(range(len(layers)), layers, rotation=45, ha="right", fontsize=8)
+        panel.grid(alpha=0.3)
+    figure.supylabel("median and quartiles of the channels")
+    figure.legend(loc="outside lower center", ncols=len(counts))
     return figure
 
 

@@ -69,7 +69,8 @@ def chain_of_table(table: Path) -> str:
                     for run in (member.with_name("run.json") for member in member_records(Path(path)))
                 }
                 of_row["networks"] |= networks
-                names = [f"{name}_{frames}f" for name in ("top1", "deviation", "published", "difference")]
+                kinds = ("top1", "low", "high", "deviation", "published", "difference")
+                names = [f"{kind}_{frames}f" for kind in kinds]
                 cell = of_row[f"{frames} frames"] = {name: numbers[name] for name in names if name in numbers}
                 mean = fmean(evaluation["top1"] for evaluation in evaluations.values())
                 evaluated, trained = (

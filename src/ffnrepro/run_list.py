@@ -251,7 +251,7 @@ class RunList:
         write_run(RUNS / target, settings)
         origin = {"run": target, "accepted_from": run}
         for folder, network in networks.items():
-            evaluations = {path.stem: read_record(path) for path in folder.glob("*_*f.json")}
+            evaluations = {path.stem: read_record(path) for path in folder.glob("*_*.json")}
             stale = {stem for stem, record in evaluations.items() if record.get("code") != scoring_code()}
             files = [path for path in folder.iterdir() if path.stem not in stale]
             _link_files(files, RUNS / target / folder.name, origin)

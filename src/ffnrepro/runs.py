@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ffnrepro.config import IMAGENET, Config, TrainingSettings
 from ffnrepro.errors import UserError
@@ -51,6 +51,9 @@ class RunSettings(Settings):
     training: TrainingSettings = TrainingSettings()
     short_side: int = 256
     crop_size: int = 224
+    cache: Literal["none", "jpeg"] = "none"
+    jpeg_quality: int = 90
+    """Unused without a cache."""
     weights: str | None = None
     """First eight digits of the SHA-256 of the pretrained weights, or of the file that the network is imported from."""
     start: str | None = None
@@ -58,18 +61,17 @@ class RunSettings(Settings):
 
     def effective(self) -> "RunSettings":
         """A copy in which each value that has no effect is the default."""
+        update: dict[str, Any] = {"method": self.method.effective(), "training": self.training.effective()}
         if isinstance(self.method, Imported):
-            # The digest of the file stands for its path.
-            return self.model_copy(
-                update={
-                    "method": self.method.model_copy(update={"path": ""}),
-                    "network": self.network.model_copy(update={"dropout": NetworkSettings().dropout}),
-                    "training": TrainingSettings(),
-                }
-            )
-        return self.model_copy(
-            update={"method": self.method.effective(), "training": self.training.effective()}
-        )
+            update = {
+                # The digest of the file stands for its path.
+                "method": self.method.model_copy(update={"path": ""}),
+                "network": self.network.model_copy(update={"dropout": NetworkSettings().dropout}),
+                "training": TrainingSettings(),
+            }
+        if self.cache == "none":
+            update["jpeg_quality"] = type(self).model_fields["jpeg_quality"].default
+        return self.model_copy(update=update)
 
 
 def run_settings(config: Config, experiment: str) -> RunSettings:
@@ -88,6 +90,8 @@ def run_settings(config: Config, experiment: str) -> RunSettings:
         training=config.training_of(experiment),
         short_side=config.data.short_side,
         crop_size=config.data.crop_size,
+        cache=config.data.cache,
+        jpeg_quality=config.data.jpeg_quality,
         weights=weights,
         start=_start_key(config, experiment),
     )
@@ -243,8 +247,12 @@ def read_run(folder: Path) -> tuple[RunSettings, dict[str, str]]:
     path = folder / "settings.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        training = content["settings"].get("training", {})
+        if "batchnorm_clips" in training:
+            # The earlier name of the same setting.
+            training["micro_batch"] = training.pop("batchnorm_clips")
         return read_settings(RunSettings, content["settings"], source=str(path)), dict(content["code"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); delete it and run snakemake again") from error
 
 

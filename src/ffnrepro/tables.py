@@ -1,4 +1,4 @@
-"""Tables of accuracy by method and frame count, beside the figures that the paper publishes."""
+"""Tables of accuracy by method and frame count, with intervals, and the figures that the paper publishes."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 from pydantic import TypeAdapter
-from tabulate import tabulate
 
 from ffnrepro.ensembles import member_records
 from ffnrepro.errors import UserError
 from ffnrepro.files import network_digest, read_record
+from ffnrepro.statistics import Scores, bootstrap_interval
 
-REFERENCE = "something-something-v2"
-"""The data set whose published figures are shown for comparison if the evaluated data set has none."""
+REFERENCES = ("something-something-v2", "something-something-v1")
+"""Data sets whose published figures stand apart where the evaluated data set has none. The ablations are on the second."""
 
 Published = Sequence[Mapping[str, str]]
 """The rows of `resources/published.csv`."""
@@ -161,120 +161,144 @@ def _first_digits(digests: Any) -> str:
     return " ".join(digest[:8] for digest in str(digests).split())
 
 
+def read_scores(rows: Sequence[TableRow], records: Records) -> pd.DataFrame:
+    """Read which videos each evaluation of a table gets right, from the predictions beside its record.
+
+    Args:
+        rows: rows of the table.
+        records: records of its evaluations.
+
+    Returns:
+        1 if the prediction is right, else 0; by id of the video (rows) and path of the record (columns).
+
+    Raises:
+        UserError: predictions do not give the top-1 of their record.
+    """
+    scores: dict[Path, pd.Series[int]] = {}
+    for path in [path for row in rows for paths in row.evaluations.values() for path in paths]:
+        file = path.with_suffix(".parquet")
+        predictions = pd.read_parquet(file, columns=["id", "label", "class_1"]).set_index("id")
+        right = scores[path] = (predictions["class_1"] == predictions["label"]).astype("int8")
+        if (top1 := 100 * int(right.sum()) / len(right)) != records[path]["top1"]:
+            raise UserError(
+                f"{file}: its top-1 is {top1} and should be {records[path]['top1']}, as in {path.name}; make both again, with "
+                f"the --directory and --configfile of your call: snakemake --cores 1 --force {path}"
+            )
+    return pd.DataFrame(scores)
+
+
 def assemble_table(
-    rows: Sequence[TableRow], records: Records, *, published: Published, dataset: str
+    rows: Sequence[TableRow], records: Records, scores: pd.DataFrame, *, published: Published, dataset: str
 ) -> pd.DataFrame:
     """Make the table, one line per row.
 
     Args:
         rows: rows of the table.
         records: records of its evaluations.
+        scores: `read_scores` of these rows.
         published: `resources/published.csv`.
         dataset: data set that was evaluated.
 
     Returns:
-        `method` (the row's label), `parameters` (sum over the networks of one seed), `top1_4f` ..., `videos`,
-        `published` (method and setting that the row is compared with), `published_4f` ..., `difference_4f` ... in
-        percent, and `checkpoint` (digests of the networks, in the order of the frame counts). With n seeds, `top1_4f` ...
-        are means, `deviation_4f` ... are sample standard deviations (n - 1), and `seeds` is n.
+        These columns, where `4f` stands for each frame count:
+
+        - `method` (the row's label), `parameters` (sum over the networks of one seed), `videos`, and `published` (method and
+          setting that the row is compared with).
+        - `top1_4f` in percent, with its 95 % interval from `low_4f` to `high_4f`. With n seeds it is the mean,
+          `deviation_4f` is the sample standard deviation (n - 1), and `seeds` is n.
+        - `gain_4f`: difference from the first row on the same videos, in points, with its 95 % interval from
+          `gain_low_4f` to `gain_high_4f`; empty in the first row.
+        - `published_4f`, and `difference_4f`: ours minus published, in points.
+        - `gflops_4f` (10^9 multiply-adds of a video) and `clips_per_second_4f` (through the network alone, mean of the
+          seeds); empty for evaluations from before they were recorded.
+        - `checkpoint`: digests of the networks, in the order of the frame counts.
     """
-    return pd.DataFrame([_line(row, records, published=published, dataset=dataset) for row in rows])
+    correct = [{n: scores[paths].to_numpy().T for n, paths in row.evaluations.items()} for row in rows]
+    lines = []
+    for row, own in zip(rows, correct, strict=True):
+        figures = published_accuracy(published, dataset, *row.published) if row.published else {}
+        of_row = {n: [records[path] for path in paths] for n, paths in row.evaluations.items()}
+        networks = {record["model"]: record["parameters"] for cell in of_row.values() for record in cell}
+        of_one_seed = {cell[0]["model"] for cell in of_row.values()}
+        seeds = max(map(len, of_row.values()))
+        cells = {
+            n: _cell(
+                of_row[n], own[n], first=None if row is rows[0] else correct[0][n], figure=figures.get(n)
+            )
+            for n in own
+        }
+        lines.append(
+            {
+                "method": row.label,
+                "parameters": sum(networks[model] for model in of_one_seed),
+                "videos": len(scores),
+                **({"seeds": seeds} if seeds > 1 else {}),
+                "published": ", ".join(filter(None, row.published)) if row.published else None,
+                **{f"{name}_{n}f": cells[n][name] for name in next(iter(cells.values())) for n in cells},
+                "checkpoint": " ".join(networks),
+            }
+        )
+    return pd.DataFrame(lines)
 
 
-def _line(row: TableRow, records: Records, *, published: Published, dataset: str) -> dict[str, Any]:
-    figures = published_accuracy(published, dataset, *row.published) if row.published else {}
-    cells = {frames: [records[path] for path in paths] for frames, paths in row.evaluations.items()}
-    networks = {record["model"]: record["parameters"] for cell in cells.values() for record in cell}
-    of_one_seed = {cell[0]["model"] for cell in cells.values()}
-    top1 = {frames: [record["top1"] for record in cell] for frames, cell in cells.items()}
-    mean = {frames: fmean(values) for frames, values in top1.items()}
-    seeds = max(map(len, top1.values()))
-    several = {f"deviation_{n}f": round(stdev(values), 2) for n, values in top1.items()} if seeds > 1 else {}
-    return {
-        "method": row.label,
-        "parameters": sum(networks[model] for model in of_one_seed),
-        **{f"top1_{n}f": round(value, 2) for n, value in mean.items()},
-        **(several | {"seeds": seeds} if several else {}),
-        "videos": next(iter(cells.values()))[0]["videos"],
-        "published": ", ".join(filter(None, row.published)) if row.published else None,
-        **{f"published_{n}f": figures.get(n) for n in cells},
-        **{f"difference_{n}f": round(mean[n] - figures[n], 2) if n in figures else None for n in cells},
-        "checkpoint": " ".join(networks),
-    }
+def _cell(
+    records: Sequence[Mapping[str, Any]], own: Scores, *, first: Scores | None, figure: float | None
+) -> dict[str, float | None]:
+    """The numbers of a row at one frame count: see `assemble_table`.
+
+    Args:
+        records: record of each seed.
+        own: (seeds, videos), 1 where the prediction is right, else 0.
+        first: the same of the first row; None in that row.
+        figure: the published top-1.
+    """
+    top1 = [record["top1"] for record in records]
+    low, high = bootstrap_interval(own)
+    cell: dict[str, float | None] = {"top1": fmean(top1), "low": low, "high": high}
+    if len(top1) > 1:
+        cell["deviation"] = stdev(top1)
+    cell |= dict.fromkeys(("gain", "gain_low", "gain_high"))
+    if first is not None:
+        low, high = bootstrap_interval(own - first)
+        cell |= {"gain": 100 * float((own - first).mean()), "gain_low": low, "gain_high": high}
+    cell |= {"published": figure, "difference": None if figure is None else fmean(top1) - figure}
+    speeds = [record["clips_per_second"] for record in records if "clips_per_second" in record]
+    cell |= {"clips_per_second": fmean(speeds) if speeds else None}
+    rounded = {name: None if value is None else round(value, 2) for name, value in cell.items()}
+    return rounded | {"gflops": records[0].get("gflops")}
 
 
 def published_elsewhere(
-    published: Published, dataset: str, frames: Sequence[int]
-) -> dict[str, dict[int, float]]:
-    """Published figures of the plain methods on the reference data set, if there are none for the evaluated data set.
+    table: pd.DataFrame, *, published: Published, dataset: str
+) -> dict[str, dict[str, dict[int, float]]]:
+    """Figures of other data sets, for comparison where nothing is published on the evaluated data set.
 
     Args:
+        table: a table of `assemble_table`.
         published: `resources/published.csv`.
         dataset: data set that was evaluated.
-        frames: frame counts of the table.
 
     Returns:
-        Method -> frame count -> top-1 in percent, without methods that have no figure at the table's frame counts.
+        Data set -> label of a row -> frame count -> top-1 in percent. A data set of `REFERENCES` is there if it has a figure
+        for a row and a frame count that neither the evaluated data set nor an earlier data set has a figure for.
     """
-    if any(figure["dataset"] == dataset for figure in published):
-        return {}
-    methods = dict.fromkeys(figure["method"] for figure in published)
-    curves = {
-        method: {
-            count: top1
-            for count, top1 in published_accuracy(published, REFERENCE, method).items()
-            if count in frames
-        }
-        for method in methods
-    }
-    return {method: curve for method, curve in curves.items() if curve}
-
-
-def table_markdown(table: pd.DataFrame, *, published: Published, dataset: str) -> str:
-    """The table as Markdown: accuracy, with the published figure and the difference beside it."""
-    frames = frame_counts(table)
-    header = ["method", "parameters", *[f"{n} frames" for n in frames], "videos"]
-    body = [
-        [
-            str(row["method"]),
-            f"{row['parameters']:,}",
-            *[_cell(row, n) for n in frames],
-            f"{row['videos']:,}",
-        ]
-        for row in table.to_dict("records")
-    ]
-    text = f"Top-1 accuracy in percent on {dataset}, by frame count."
-    if "seeds" in table:
-        text += f" Mean ± sample standard deviation of {table['seeds'].max()} seeds."
-    if table.filter(like="difference_").notna().to_numpy().any():
-        text += " In brackets: the published figure, and the difference from it."
-    text += f"\n\n{_markdown(header, body)}"
-    if elsewhere := published_elsewhere(published, dataset, frames):
-        lines = [
-            [method, *[f"{curve[n]:.2f}" if n in curve else "" for n in frames]]
-            for method, curve in elsewhere.items()
-        ]
-        text += (
-            f"\nNothing is published on {dataset}. To compare the pattern, these are the published figures on {REFERENCE}:"
-            f"\n\n{_markdown(['method', *[f'{n} frames' for n in frames]], lines)}"
-        )
-    return text
-
-
-def _cell(row: Mapping[Any, Any], frames: int) -> str:
-    cell = f"{row[f'top1_{frames}f']:.2f}"
-    if "seeds" in row:
-        cell += f" ± {row[f'deviation_{frames}f']:.2f}"
-    if not pd.isna(row[f"published_{frames}f"]):
-        cell += f" ({row[f'published_{frames}f']:.2f}, {row[f'difference_{frames}f']:+.2f})"
-    return cell
+    frames, found = frame_counts(table), {}
+    seen: set[tuple[str, int]] = set()
+    for source in (dataset, *REFERENCES):
+        curves: dict[str, dict[int, float]] = {}
+        for label, name in table.loc[table["published"].notna(), ["method", "published"]].itertuples(
+            index=False
+        ):
+            method, _, setting = name.partition(", ")
+            figures = published_accuracy(published, source, method, setting)
+            curves[label] = {n: figures[n] for n in frames if n in figures}
+        cells = {(label, n) for label, curve in curves.items() for n in curve}
+        if source != dataset and cells - seen:
+            found[source] = {label: curve for label, curve in curves.items() if curve}
+        seen |= cells
+    return found
 
 
 def frame_counts(table: pd.DataFrame) -> list[int]:
     """Frame counts of a table's columns `top1_{n}f`."""
     return [int(name[5:-1]) for name in table.columns if name.startswith("top1_")]
-
-
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    aligned = ["left", *["right"] * (len(header) - 1)]
-    return tabulate(body, header, tablefmt="pipe", colalign=aligned, disable_numparse=True) + "\n"

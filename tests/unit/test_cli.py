@@ -27,7 +27,7 @@ def test_inspect_prints_what_the_index_would_record(folder, capsys):
     assert main(["inspect", str(folder), str(folder.parent / "frames"), "nowhere.webm", "--json"]) == 0
     first, empty, frames, missing = json.loads(capsys.readouterr().out)
     assert first == {
-        "path": str(folder / "1.webm"), "status": "ok", "reason": "", "frames": 24, "width": 64, "height": 36,
+        "path": str(folder / "1.webm"), "status": "ok", "reason": "", "detail": "", "frames": 24, "width": 64, "height": 36,
         "fps": 12.0, "codec": "vp9", "duration": pytest.approx(2, abs=0.01),
     }  # fmt: skip
     assert (empty["path"], empty["status"], empty["reason"]) == (
@@ -55,10 +55,10 @@ def test_inspect_of_a_folder_of_folders_of_frames(folder, numbered_frames, capsy
     main(["inspect", str(both), str(folder.parent)])
     assert capsys.readouterr().out.splitlines() == [
         f"{both / '1'}: ok: 3 frames, 64x64, jpeg",
-        f"{both / '2'}: excluded: no frames",
+        f"{both / '2'}: excluded: no frames (such as 00001.jpg)",
         f"{folder.parent / 'frames'}: ok: 5 frames, 64x64, jpeg",
-        f"{folder}: excluded: no frames",
-        f"{both}: excluded: no frames",
+        f"{folder}: excluded: no frames (such as 00001.jpg)",
+        f"{both}: excluded: no frames (such as 00001.jpg)",
     ]
 
 

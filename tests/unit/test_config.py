@@ -10,6 +10,7 @@ import pytest
 from ffnrepro.config import check_experiments, read_config, read_files
 from ffnrepro.errors import UserError
 from ffnrepro.recipe.methods.ffn import Ffn
+from ffnrepro.runs import run_settings
 from ffnrepro.settings import Settings, read_settings
 from ffnrepro.tables import check_published, published_accuracy, read_published, read_rows
 
@@ -24,8 +25,8 @@ RECIPE: dict[str, dict[str, Any]] = {
     },
     "training": {
         "epochs": 50, "batch_size": 32, "gpus": 1, "learning_rate": 0.01, "schedule": "step", "milestones": (20, 40),
-        "warmup_epochs": 0, "momentum": 0.9, "weight_decay": 5e-4, "clip_norm": 20.0, "batchnorm_clips": None,
-        "crop": "multi_scale", "flip": False, "precision": "float16",
+        "warmup_epochs": 0, "momentum": 0.9, "weight_decay": 5e-4, "clip_norm": 20.0, "micro_batch": None,
+        "crop": "multi_scale", "flip": False, "precision": "float16", "recompute": False,
     },
     "experiment": {
         "method": "ffn", "train_frames": (4, 8, 16), "distillation_weight": 1.0, "weight_sharing": True,
@@ -228,8 +229,6 @@ def test_text_is_read_as_yaml_where_no_text_is_legal(mapping: dict[str, Any]) ->
     [
         ({"training.warmup_epochs": 50}, r"training\.warmup_epochs is 50; it must be below training\.epochs 50"),
         ({"training.gpus": 3}, r"training\.batch_size is 32; it must be a multiple of training\.gpus 3"),
-        ({"training.batchnorm_clips": 12}, r"batchnorm_clips is 12; it must divide training\.batch_size 32"),
-        ({"training.batchnorm_clips": 16, "training.gpus": 2}, r"batchnorm_clips is 16; set null"),
         ({"experiments.ffn.training": {"batch_size": 9}, "training.gpus": 2},
          r"experiments\.ffn\.training\.batch_size is 9; it must be a multiple of training\.gpus 2"),
         ({"experiments.ffn.depth": 10}, r"weights is imagenet, which does not fit experiments\.ffn \(depth 10"),
@@ -239,7 +238,7 @@ def test_text_is_read_as_yaml_where_no_text_is_legal(mapping: dict[str, Any]) ->
         ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', whose network is of kind tsm and depth 18, but"),
         ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.start": "tsm_4f"}, r"circle: tsm_4f -> tsm -> tsm_4f"),
         # The settings that one starts from are checked with it.
-        ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.training": {"batchnorm_clips": 5}}, r"experiments\.tsm\.training"),
+        ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.training": {"epochs": 5, "warmup_epochs": 5}}, r"experiments\.tsm\.training"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_together_are_refused(
@@ -250,6 +249,30 @@ def test_settings_that_do_not_fit_together_are_refused(
     with pytest.raises(UserError, match=says) as error:
         check_experiments(read_config(mapping), ["ffn", "tsm_4f"])
     assert "\n" not in str(error.value)
+
+
+def test_the_earlier_name_of_micro_batch_is_refused_in_one_line(mapping: dict[str, Any]) -> None:
+    for key in ("experiments.ffn.training", "training"):
+        put(mapping, key, {"batchnorm_clips": 16})
+        with pytest.raises(UserError, match=rf"^config: {key}: batchnorm_clips is now micro_batch$"):
+            read_config(mapping)
+
+
+def test_micro_batches_that_divide_nothing_count_as_null(mapping: dict[str, Any]) -> None:
+    found = []
+    for micro_batch, gpus in ((32, 1), (16, 2), (31, 1), (12, 2)):
+        mapping["training"] |= {"micro_batch": micro_batch, "gpus": gpus}
+        found.append(read_config(mapping).training_of("tsm").micro_batch)
+    assert found == [None, None, 31, 12]
+
+
+def test_recompute_is_a_setting_of_each_experiment_but_not_of_its_numbers(mapping: dict[str, Any]) -> None:
+    put(mapping, "experiments.ffn.training", {"recompute": True})
+    config = read_config(mapping)
+    assert [config.recompute_of(name) for name in ("tsm", "ffn")] == [False, True]
+    mapping["experiments"]["ffn"].pop("training")
+    assert run_settings(config, "ffn") == run_settings(read_config(mapping), "ffn")
+    assert "recompute" not in run_settings(config, "ffn").model_dump()["training"]
 
 
 def test_only_the_given_experiments_are_checked(mapping: dict[str, Any]) -> None:
@@ -296,7 +319,7 @@ def test_the_authors_shift_needs_batches_that_fill_whole_pieces(
     put(mapping, "experiments.ffn.training_shift", "authors")
     put(mapping, "training.batch_size", 8 * multiple)
     check_experiments(read_config(mapping), ["ffn"])
-    for key, value in (("batch_size", batch_size), ("batchnorm_clips", 1)):
+    for key, value in (("batch_size", batch_size), ("micro_batch", 1)):
         put(mapping, f"training.{key}", value)
         with pytest.raises(UserError, match=rf"training\.{key} is {value}; .* a multiple of {multiple}$"):
             check_experiments(read_config(mapping), ["ffn"])

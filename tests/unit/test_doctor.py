@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from ffnrepro import doctor
+from ffnrepro import checks, doctor
 from ffnrepro.cli import main
 from ffnrepro.config import Config
 from ffnrepro.doctor import configured_job, examine
@@ -18,6 +18,7 @@ from ffnrepro.errors import Unfinished, UserError
 from ffnrepro.runs import run_settings
 
 from ..trainings import CONFIG, ROOT, configuration
+from .test_job import raise_out_of_memory
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def _directory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def little_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
 
 
 def settings(*, training: dict[str, Any] | None = None, **changes: Any) -> Config:
@@ -147,6 +148,15 @@ def test_time_threads_and_folder_are_those_of_the_training(
     assert not list((tmp_path / "large disk").iterdir())
 
 
+def test_a_step_that_does_not_fit_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice is that of the training; with two GPUs it speaks of one process's part of the batch."""
+    monkeypatch.setattr("ffnrepro.training.loop.train_step", raise_out_of_memory)
+    found = problems(settings(training={"batch_size": 16, "gpus": 2}))
+    assert "a step of 8 clips does not fit into the memory of the GPU; set training.recompute: true" in found
+    found = problems(settings(training={"recompute": True}))
+    assert "does not fit into the memory of the GPU; set training.micro_batch: 2, which" in found
+
+
 @pytest.mark.parametrize("steps", [0, 2])
 def test_splits_are_checked(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     assert "videos do not fill a batch" in problems(settings(training={"batch_size": 100}), steps=steps)
@@ -172,6 +182,8 @@ def test_missing_files_are_named_with_their_fix(
     # Videos of the manifest that lie elsewhere, and no manifest.
     shutil.copytree(data / "results", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
+    assert "videos: data/videos: no such folder; is its disk mounted" in problems(settings())
+    Path("data/videos").mkdir(parents=True)
     assert "videos: data/videos/" in problems(settings())
     shutil.rmtree("results")
     assert "train.parquet does not exist yet; snakemake --cores 1 --until build_manifest" in problems(

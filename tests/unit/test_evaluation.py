@@ -17,6 +17,7 @@ from ffnrepro.evaluation import (
     predict,
     predict_with_ensemble,
     read_labelled_split,
+    write_best_classes,
     write_predictions,
 )
 
@@ -33,7 +34,7 @@ IDS = ["7", "3", "5"]
 
 
 class StoredLogits(nn.Module):
-    """Gives the logits of `LOGITS` whose number the clip's pixels are, from clips of 4 frames and in evaluation mode."""
+    """Gives the logits of `LOGITS` whose number the clip's pixels are, in evaluation mode; at 16 frames in reverse order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,11 +42,12 @@ class StoredLogits(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, clips: Tensor) -> Tensor:
-        assert clips.shape[1:] == (3, 4, 2, 2)
+        assert clips.shape[1:] in ((3, 4, 2, 2), (3, 16, 2, 2))
         assert not self.training
         # Back from the normalisation with ImageNet's mean and deviation of the red channel.
         pixels = 255 * (clips[:, 0, 0, 0, 0] * 0.229 + 0.485)
-        return LOGITS[pixels.round().long()]
+        logits = LOGITS[pixels.round().long()]
+        return logits.flip(1) if clips.shape[2] == 16 else logits
 
 
 def batch(*numbers: int, labels: list[int]) -> tuple[dict[int, Tensor], Tensor]:
@@ -57,7 +59,7 @@ def batch(*numbers: int, labels: list[int]) -> tuple[dict[int, Tensor], Tensor]:
 @pytest.fixture
 def predictions() -> pd.DataFrame:
     batches = [batch(0, 1, labels=[1, 5]), batch(2, labels=[0])]
-    return predict(StoredLogits().train(), batches, ids=IDS, frames=4, device=CPU)
+    return predict(StoredLogits().train(), batches, ids=IDS, frame_counts=[4], device=CPU)[4]
 
 
 def test_a_row_per_video_with_its_best_classes_first(predictions: pd.DataFrame) -> None:
@@ -81,7 +83,19 @@ def test_accuracy_counts_the_label_among_the_best(predictions: pd.DataFrame) -> 
 
 def test_each_video_is_predicted_once() -> None:
     with pytest.raises(ValueError, match="length"):
-        predict(StoredLogits(), [batch(0, 1, labels=[1, 5])], ids=IDS, frames=4, device=CPU)
+        predict(StoredLogits(), [batch(0, 1, labels=[1, 5])], ids=IDS, frame_counts=[4], device=CPU)
+
+
+def test_the_best_class_at_each_frame_count(tmp_path: Path) -> None:
+    batches = [batch(0, 1, labels=[1, 5]), batch(2, labels=[0])]
+    both = predict(StoredLogits(), batches, ids=IDS, frame_counts=[16, 4], device=CPU)
+    write_best_classes(both, tmp_path / "any.parquet")
+    read = pd.read_parquet(tmp_path / "any.parquet")
+    assert read.to_dict("list") == {
+        "id": IDS, "label": [1, 5, 0], "class_16f": [5, 0, 0], "class_4f": [1, 6, 6]
+    }  # fmt: skip
+    # By hand: in reverse order the labels are at rank 3, 4 and 1.
+    assert accuracy(both[16]) == {"top1": pytest.approx(100 / 3), "top5": 100}
 
 
 def test_predictions_come_back_from_their_file(predictions: pd.DataFrame, tmp_path: Path) -> None:

@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from ffnrepro.figures import accuracy_figure, class_count_figure, clip_length_figure, save_figure
+from ffnrepro.figures import (
+    accuracy_figure,
+    batchnorm_figure,
+    class_count_figure,
+    clip_length_figure,
+    curve_figure,
+    save_figure,
+)
 from ffnrepro.tables import read_published
 
 PUBLISHED = read_published(Path(__file__).parents[2] / "resources/published.csv")
@@ -62,13 +69,63 @@ def test_without_published_figures_there_is_a_panel_of_the_reference(tmp_path: P
     seeds = table("A", "B").assign(deviation_4f=3.0, deviation_16f=1.0, seeds=3)
     figure = accuracy_figure(seeds, published=PUBLISHED, dataset="demo")
     other = lines(figure, panel=1)
-    assert other["TSM-FFN (published)"][0] == [56.07, 63.61]
-    # The colour of the row that is compared with this method, and of no other.
-    assert other["TSM-FFN (published)"][1] == lines(figure)["A"][1]
-    assert len({colour for _, colour in [*other.values(), *lines(figure).values()]}) == 4
+    # The colour of the row that is compared with these figures.
+    assert other == {"A (published)": ([56.07, 63.61], lines(figure)["A"][1])}
+    assert len({colour for _, colour in lines(figure).values()}) == 2
     assert not legend_covers_a_panel(figure)
     save_figure(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def curve(published_on_v1: float | None) -> pd.DataFrame:
+    """One network at 2 and 3 frames; another at each of 4 and 8."""
+    return pd.DataFrame(
+        {
+            "method": ["FFN", "FFN", "ST", "ST"], "run": ["ffn", "ffn", "tsm_4f", "tsm_8f"],
+            "frames": [2, 3, 4, 8], "top1": [50.0, 60.0, 55.0, 65.0], "published_top1": [None, None, 56.0, 66.0],
+            "published_on_v1": [None, published_on_v1, None, None],
+        }
+    )  # fmt: skip
+
+
+def test_networks_at_any_frame_are_lines_and_separate_networks_are_points() -> None:
+    figure = curve_figure(curve(None), dataset="something-something-v1")
+    (axes,) = figure.axes
+    assert {label: heights for label, (heights, _) in lines(figure).items()} == {
+        "FFN": [50, 60], "ST": [55, 65], "ST (published)": [56, 66]
+    }  # fmt: skip
+    containers: list[Any] = list(axes.containers)
+    assert [container[0].get_linestyle() for container in containers] == ["-", "None"]
+    (dashed,) = [line for line in axes.lines if line.get_label() == "ST (published)"]
+    assert dashed.get_linestyle() == "--"
+    assert dashed.get_color() == containers[1][0].get_color()
+    assert not legend_covers_a_panel(figure)
+
+
+def test_figures_published_on_v1_have_a_panel_of_their_own() -> None:
+    figure = curve_figure(curve(45.0), dataset="something-something-v2")
+    published = lines(figure, panel=1)
+    assert published["FFN (published on something-something-v1)"][0] == [45]
+    assert figure.axes[1].get_title() == "something-something-v1 (published)"
+    assert not legend_covers_a_panel(figure)
+
+
+def test_batchnorm_statistics_are_drawn_by_layer_and_frame_count() -> None:
+    """By hand: the median of 1, 2, 3, 4, 10 is 3."""
+    statistics = pd.DataFrame(
+        [
+            {"layer": layer, "frames": frames, "mean": shift + value, "variance": 1, "scale": 1, "bias": 0}
+            for layer, shift in (("b", 0), ("a", 5))
+            for frames in (4, 16)
+            for value in (1, 2, 3, 4, frames)
+        ]
+    )
+    figure = batchnorm_figure(statistics)
+    assert [axes.get_title() for axes in figure.axes] == ["mean", "variance", "scale", "bias"]
+    assert {label: heights for label, (heights, _) in lines(figure).items()} == {
+        "4 frames": [3, 8], "16 frames": [3, 8]
+    }  # fmt: skip
+    assert [text.get_text() for text in figure.axes[2].get_xticklabels()] == ["b", "a"]
 
 
 def class_counts(classes: int, name: str) -> dict[str, Any]:

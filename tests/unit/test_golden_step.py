@@ -67,7 +67,7 @@ def test_a_step_equals_that_of_version_1(
         seeds=(0, 0, 0),
         precision="float32",
         clip_norm=clip_norm,
-        batchnorm_clips=None,
+        micro_batch=None,
     )
     assert result.losses == pytest.approx(figures["loss"], rel=1e-10)
     assert result.gradient_norm == pytest.approx(figures["gradient_norm"], rel=1e-10)

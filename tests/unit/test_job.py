@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ffnrepro.config import Config, RuntimeSettings
+from ffnrepro.config import Config, RuntimeSettings, TrainingSettings
 from ffnrepro.data.decode import open_video
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.recipe.clips import ClipDataset
@@ -300,6 +301,47 @@ def test_weights_that_do_not_fit_are_a_permanent_failure(copied: Job, data: Path
         with pytest.raises(PermanentError, match=r"model\.pt"):
             run_job(job)
     assert len(list(job.state.glob("tuned-*/*/failed.json"))) == 1
+
+
+def raise_out_of_memory(*_: Any, **__: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def test_a_gpu_that_is_full_is_no_permanent_failure_and_the_training_continues_with_recomputation(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Job
+) -> None:
+    job = make_job(tmp_path, data, short(), "tsm")
+    with monkeypatch.context() as patch:
+        patch.setattr("ffnrepro.training.loop.train_step", raise_out_of_memory)
+        with pytest.raises(
+            UserError,
+            match=r"^tsm-\w{8}: a step of 4 clips does not fit .* GPU; set training.recompute: true, ",
+        ) as error:
+            run_job(job)
+    assert not isinstance(error.value, PermanentError)
+    assert "training.micro_batch: 2, which is another training" in str(error.value)
+    assert "now training.recompute is false and training.micro_batch null" in str(error.value)
+    run_job(dataclasses.replace(job, recompute=True))
+    assert read_record(job)["model"] == read_record(finished)["model"]
+
+
+@pytest.mark.parametrize(
+    ("clips", "micro_batch", "recompute", "advice"),
+    [
+        (32, None, False, ["recompute: true", "micro_batch: 16"]),
+        (32, 16, True, ["micro_batch: 8"]),
+        (16, None, True, ["micro_batch: 8"]),
+        (4, 1, False, ["recompute: true"]),
+        (4, 1, True, []),
+    ],
+)
+def test_the_advice_for_a_gpu_that_is_full_is_what_helps(
+    clips: int, micro_batch: int | None, recompute: bool, advice: list[str]
+) -> None:
+    recipe = TrainingSettings(batch_size=2 * clips, gpus=2, micro_batch=micro_batch)
+    text = job_module._memory_advice(recipe, clips, recompute, torch.device("cpu"))
+    assert re.findall(r"training\.(\w+: \w+)", text) == advice
+    assert "use more GPUs (training.gpus) or larger ones" in text
 
 
 def test_a_signal_while_the_lease_is_given_back_is_only_noted(

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ffnrepro.data import labels
-from ffnrepro.data.labels import check_counts, label_digests, read_labels
+from ffnrepro.data.labels import check_counts, class_warnings, label_digests, read_labels
 from ffnrepro.errors import UserError
 
 CLASSES = {
@@ -120,10 +120,23 @@ def test_hidden_files_of_a_mac_are_ignored(tmp_path):
         {"train": [{**row, "id": int(row["id"])} for row in rows(TRAIN)]},
         {"labels": {name: int(index) for name, index in CLASSES.items()}},
         {"labels": {index: name for name, index in CLASSES.items()}},
+        {"labels": list(CLASSES)},
+        {"labels": {f'"{name}"': int(index) for name, index in CLASSES.items()}},
+        {"train": "\n".join(map(json.dumps, rows(TRAIN))).encode()},
         {"train": rows(TRAIN, something_new=[1, 2])},
         {"train": [{**row, "id": f" {row['id']}.webm "} for row in rows(TRAIN)]},
     ],
-    ids=["bom_crlf", "integer_ids", "integer_values", "index_to_name", "unknown_field", "file_names"],
+    ids=[
+        "bom_crlf",
+        "integer_ids",
+        "integer_values",
+        "index_to_name",
+        "list_of_names",
+        "names_in_quotes",
+        "json_lines",
+        "unknown_field",
+        "file_names",
+    ],
 )
 def test_variants_that_must_be_readable(tmp_path, files):
     classes, table = read_labels(write(tmp_path, **files))
@@ -153,16 +166,23 @@ WRONG = {
         {"labels": dict(list(CLASSES.items())[:5])},
         ["train.json, row 6", "158315", "slanted surface", "labels.json"],
     ),
-    "no template": ({"train": NO_TEMPLATE}, ["train.json, row 1", "62381", "no class", "template"]),
+    "no template": (
+        {"train": NO_TEMPLATE},
+        ["train.json, row 1", "62381", "no class", "template", "validation.json", "one release"],
+    ),
     "truncated": (
         {"train": json.dumps(rows(TRAIN))[:300].encode()},
         ["train.json", "not complete JSON", "again"],
     ),
-    "empty": ({"train": b""}, ["train.json", "is empty", "again"]),
-    "empty list": ({"validation": []}, ["validation.json", "no rows", "again"]),
-    "not a list": ({"train": {"62381": "Moving something up"}}, ["train.json", "not a list"]),
+    "empty": ({"train": b""}, ["train.json", "is empty"]),
+    "empty list": ({"validation": []}, ["validation.json", "no rows"]),
+    "neither rows nor classes": (
+        {"train": {"version": "1.3", "database": {"62381": {}}}},
+        ["train.json", "'version', 'database'", '{"id": "12", "label": "walk"}'],
+    ),
+    "a number": ({"train": b"62381"}, ["train.json", "62381", '{"id": "12", "label": "walk"}']),
     "row without id": ({"train": [{"template": "Moving [something] up"}]}, ["train.json, row 1", "no id"]),
-    "row is text": ({"train": ["62381"]}, ["train.json, row 1", "no id"]),
+    "row is text": ({"train": ["62381"]}, ["train.json", "none of its keys id holds the class", "label"]),
     "not text": ({"train": b"\xff\xfe\x00[]"}, ["train.json", "save it as UTF-8"]),
     "same index twice": (
         {"labels": {**CLASSES, "Moving something up": "0"}},
@@ -185,7 +205,6 @@ WRONG = {
         ["labels.json", "Moving something up", "None"],
     ),
     "no classes": ({"labels": {}}, ["labels.json", "no classes"]),
-    "labels a list": ({"labels": list(CLASSES)}, ["labels.json", "class"]),
     "overlap": (
         {"validation": rows([*VALIDATION, TRAIN[0]])},
         ["validation.json, row 3", "62381", "row 1 of train.json", "remove"],
@@ -261,6 +280,13 @@ def test_a_missing_folder_is_named_with_its_key(tmp_path):
     assert label_digests(tmp_path / "nowhere") == {}
     with pytest.raises(UserError, match=r"nowhere.*data\.labels"):
         read_labels(tmp_path / "nowhere")
+
+
+def test_label_files_in_a_folder_inside_are_named(tmp_path):
+    (tmp_path / "labels").mkdir()
+    put(tmp_path / "labels", **TSM)
+    with pytest.raises(UserError, match=r"its folder labels does: set `data\.labels` to .*/labels$"):
+        read_labels(tmp_path)
 
 
 def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
@@ -454,6 +480,118 @@ def test_a_table_of_ones_own_with_numbers_or_a_list(tmp_path):
     assert table["class"].tolist()[:3] == [0, 2, 0]
 
 
+TWO = [("a", "train", "walk"), ("b", "train", "run"), ("c", "validation", "run"), ("d", "validation", "walk")]
+
+
+def table_of(header, row, splits=("train", "val")):
+    """A table for each split: `row` formats a row of id, split and class."""
+    parts = {"train": TWO[:2], "val": TWO[2:]}
+    return {
+        f"{split}.csv": "\n".join([*header, *(row.format(id=i, label=label, n=int(label == "walk")) for i, _, label in parts[split])])
+        for split in splits
+    }  # fmt: skip
+
+
+READABLE = {
+    "video_path": table_of(["video_path,label"], "/data/{id}.mp4,{label}"),
+    "filename and target": table_of(["filename,target"], "{id}.avi,{label}"),
+    "file name and class name": table_of(["File Name;Class Name"], "{id}.avi;{label}"),
+    "name and category": table_of(["name\tcategory"], "{id}\t{label}"),
+    "row number, path, label, label_id": table_of([",id,clip_path,label,label_id"], "7,0,/train/{id}.avi,{label},{n}"),
+    "Jester": table_of(["video_id,label,frames,label_id,shape"], '{id},{label},37,{n},"(176, 100)"'),
+    "spaces": table_of(["path label"], "{id}.mp4 {label}"),
+    "youtube id": table_of(["youtube_id,action"], "{id},{label}"),
+    "subset": {"all.csv": "video,class,subset\n" + "".join(f"{i}.mp4,{label},{split}\n" for i, split, label in TWO)},
+    "class first": table_of([], "{label},x/{id}.mp4") | {"classes.txt": "run\nwalk\n"},
+    "class name after a space": table_of([], "x/{id}.mp4 {label}") | {"classes.txt": "run\nwalk\n"},
+    "numbers after semicolons": table_of([], "x/{id};48;{n}") | {"classes.txt": "0 run\n1 walk\n"},
+    "numbers after commas": table_of([], "x/{id}, 48, {n}") | {"classes.txt": "run,0\nwalk,1\n"},
+    "3.0 is 3": table_of(["path,label"], "{id},{n}.0") | {"classes.txt": "label_id,label\n0,run\n1,walk\n"},
+    "classes from 1": {"classInd.txt": "1 run\n2 walk\n", "train.txt": "a.avi 2\nb.avi 1\n", "val.txt": "c.avi 1\nd.avi 2\n"},
+    "folders of classes": table_of([], "{label}/{id}.avi") | {"classes.txt": "run\nwalk\n"},
+    "UCF101": {
+        "classInd.txt": "1 run\n2 walk\n",
+        "trainlist01.txt": "walk/a.avi 2\nrun/b.avi 1\n",
+        "testlist01.txt": "run/c.avi\nwalk/d.avi\n",
+        "trainlist02.txt": "walk/c.avi 2\nrun/d.avi 1\n",
+        "testlist02.txt": "run/a.avi\nwalk/b.avi\n",
+    },
+    "HMDB51": {
+        "run_test_split1.txt": "b.avi 1 \nc.avi 2 \nunused.avi 0 \n",
+        "walk_test_split1.txt": "a.avi 1 \nd.avi 2 \n",
+        "walk_test_split2.txt": "a.avi 2 \nd.avi 1 \n",
+    },
+    "Diving48": {
+        "Diving48_vocab.json": '[["run"], ["walk"]]',
+        "Diving48_V2_train.json": '[{"vid_name": "a", "label": 1, "start_frame": 0}, {"vid_name": "b", "label": 0}]',
+        "Diving48_V2_test.json": '[{"vid_name": "c", "label": 0, "end_frame": 9}, {"vid_name": "d", "label": 1}]',
+    },
+    "JSON of splits": {
+        "all.json": json.dumps({
+            "train": [{"video": "a.mp4", "label": "walk"}, {"video": "b.mp4", "label": "run"}],
+            "val": [{"video": "c.mp4", "label": "run"}, {"video": "d.mp4", "label": "walk"}],
+        }),
+    },
+    "JSON of ids": {"train_labels.json": '{"a.mp4": "walk", "b.mp4": "run"}', "val.json": '{"c.mp4": "run", "d": "walk"}'},
+    "JSON of ids and numbers": {"train_labels.json": '{"a": 1, "b": 0, "e": 1}', "val.json": '{"c": 0, "d": 1}', "classes.txt": "run\nwalk\n"},
+    "frames, too": table_of(["id,label"], "{id},{label}") | {"frames_train.csv": "original_vido_id video_id frame_id path labels\na 0 0 a/a_1.jpg \"\"\n"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READABLE)
+def test_formats_that_people_bring(tmp_path, case):
+    classes, table = read_labels(put(tmp_path, **READABLE[case]))
+    assert classes == ["run", "walk"]
+    found = [(row.id, row.split, classes[row[3]]) for row in table.itertuples() if row.id != "e"]
+    assert sorted(found) == TWO
+
+
+def test_kinetics_as_json_has_the_ids_of_its_csv(tmp_path):
+    def entry(label, start, subset):
+        return {
+            "annotations": {"label": label, "segment": [start, start + 10.0]},
+            "subset": subset,
+            "url": "https",
+        }
+
+    put(
+        tmp_path,
+        **{
+            "train.json": json.dumps({"aB-_": entry("walk", 0.0, "train"), "cD": entry("run", 3.0, "train")}),
+            "validate.json": json.dumps({"eF": entry("run", 1203.0, "validate")}),
+        },
+    )
+    classes, table = read_labels(tmp_path)
+    assert classes == ["run", "walk"]
+    assert found_rows(table) == [
+        ("aB-__000000_000010", "train", 1), ("cD_000003_000013", "train", 0), ("eF_001203_001213", "validation", 0),
+    ]  # fmt: skip
+
+
+def test_what_a_reader_decides_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    read_labels(put(tmp_path, **READABLE["HMDB51"], **{"recipe.json": '{"made_by": "us", "seed": 0}'}))
+    for words in (
+        "only split 1 is read, not 2",
+        "1 videos are in no split",
+        "no validation split: the 2 test videos are the validation split",
+        "recipe.json: ignored, an object with the keys 'made_by', 'seed'",
+    ):
+        assert words in caplog.text
+
+
+def test_warnings_of_splits_and_classes():
+    def rows(*videos):
+        return pd.DataFrame(videos, columns=["split", "class"]).astype({"class": "Int64"})
+
+    both = [("train", 0), ("train", 1)]
+    assert class_warnings(["a", "b"], rows(*both, ("validation", 0), ("validation", 1), ("test", None))) == []
+    assert class_warnings(["a", "b", "c"], rows(*both, ("validation", 1), ("validation", 1))) == [
+        "all videos of the split validation have the class 'b'",
+        "no training video for 1 of 3 classes, such as 'c'",
+    ]
+
+
 WRONG_TEXT = {
     "class not in the list": (
         V1 | {"train.csv": V1["train.csv"] + "7;Juggling\n"},
@@ -463,8 +601,14 @@ WRONG_TEXT = {
         V1 | {"train.csv": V1["train.csv"] + "3452\n"},
         ["train.csv, row 7", "'3452'", "id;class", "fix"],
     ),
-    "no class names": (V1 | {"labels.csv": None}, ["labels.json", "missing", "data.labels"]),
-    "no training file": (V1 | {"train.csv": None}, ["train.json", "missing", "data.labels"]),
+    "no class names": (
+        V1 | {"labels.csv": None},
+        ["no names of the classes", "train.csv: 6 train rows", "a name on each line", "path,label"],
+    ),
+    "no training file": (
+        V1 | {"train.csv": None},
+        ["no rows of the split train", "labels.csv: 6 classes, such as 'Moving part", "config/README.md"],
+    ),
     "ids alone for training": (
         V1 | {"train.csv": "62381\n155358\n"},
         ["train.csv, row 1", "62381", "no class"],
@@ -528,7 +672,7 @@ WRONG_TEXT = {
     ),
     "in two splits": (
         {"mine.csv": OWN + "other/one.mp4,wave,test\n"},
-        ["mine.csv, row 6", "other/one.mp4", "(test", "(train", "row 2", "remove"],
+        ["mine.csv, row 6", "other/one.mp4", "(test", "(train", "row 2", "name of its own"],
     ),
     "two classes": (
         {"mine.csv": OWN + 'other/one.mp4,"jump, high",train\n'},
@@ -543,12 +687,90 @@ WRONG_TEXT = {
         ["mine.csv, row 2", "one", "no class", "column `label`"],
     ),
     "another header": (
-        {"mine.csv": OWN.replace("path", "filename")},
-        ["mine.csv, row 1", "filename, label, split", "path"],
+        {"mine.csv": OWN.replace("path", "which")},
+        ["mine.csv, row 1", "which, label, split", "path"],
     ),
     "no header": (
         {"mine.csv": OWN.partition("\n")[2]},
-        ["train.json", "missing", "counts as class names"],
+        ["mine.csv", "split", "add a header such as path,label,split"],
+    ),
+    "one class": (
+        {"train_list.txt": "1.webm 0\n2.webm 0\n", "val_list.txt": "3.webm 0\n"},
+        ["train_list.txt", "every row", "class '0'", "column"],
+    ),
+    "one name in two folders": (
+        {"train_list.txt": "walk/clip1.mp4 0\nrun/clip1.mp4 1\n", "val_list.txt": "walk/clip2.mp4 0\n"},
+        [
+            "train_list.txt, row 2",
+            "'run/clip1.mp4'",
+            "'walk/clip1.mp4'",
+            "row 1 of",
+            "same name",
+            "name of its own",
+        ],
+    ),
+    "unknown header of a list": (
+        {"train.csv": "clp,act\na.mp4,walk\nb.mp4,run\n"},
+        ["train.csv, row 1", "'clp,act'", "header", "path and label"],
+    ),
+    "unknown header of numbers": (
+        {"train.csv": "clp,act\na,0\nb,1\n"},
+        ["train.csv, row 1", "'clp,act'", "`file class`", "path and label"],
+    ),
+    "unknown column of classes": (
+        {"train.csv": "path,act\na.mp4,walk\n"},
+        ["train.csv, row 1", "path, act", "called label"],
+    ),
+    "frames alone": (
+        {"train.csv": 'original_vido_id video_id frame_id path labels\n11 0 0 11/11_000001.jpg ""\n'},
+        ["no rows of the split train", "train.csv: ignored"],
+    ),
+    "several classes of a video": (
+        {"train.txt": "a.mp4 1\nb.mp4 0 3 4\nc.mp4 1\n"},
+        ["train.txt, row 2", "'b.mp4 0 3 4'", "`file class`", "one class for each video"],
+    ),
+    "parts of videos": (
+        {"train.txt": "a 0 30 1\nb 2 50 0\n"},
+        ["train.txt, row 1", "'a 0 30 1'", "3 numbers", "whole videos"],
+    ),
+    "three columns without a header": (
+        {"train.csv": "a.mp4,walk,48\nb.mp4,run,30\n"},
+        ["train.csv, row 1", "3 columns", "add a header such as path,label"],
+    ),
+    "rows from 1, classes from 0": (
+        {"category.txt": "walk\nrun\n", "train.txt": "a.avi 1\nb.avi 2\n", "val.txt": "c.avi 1\n"},
+        ["train.txt, row 2", "class 2", "(0 to 1) of category.txt", "from 1", "`1 walk`"],
+    ),
+    "rows from 0, classes from 1": (
+        {"classInd.txt": "1 walk\n2 run\n", "train.txt": "a.avi 0\nb.avi 1\n", "val.txt": "c.avi 1\n"},
+        ["train.txt, row 1", "class 0", "(1 to 2) of classInd.txt"],
+    ),
+    "several classes in JSON": (
+        {"train.json": '[{"video": "a", "labels": ["walk", "run"]}]'},
+        ["train.json, row 1", "['walk', 'run']", "one class"],
+    ),
+    "descriptions": (
+        {
+            "train.json": json.dumps([{"id": str(i), "label": f"text {i}"} for i in range(200)]),
+            "val.json": '[{"id": "x", "label": "text 1"}]',
+        },
+        ["train.json", "200 classes for 200 training videos", "'text 0'", "descriptions"],
+    ),
+    "ids with commas": (
+        {"train_list.txt": "a,, 0\nb,, 1\n"},
+        ["train_list.txt, row 1", "a,"],
+    ),
+    "web page": (
+        {"train.csv": "<!DOCTYPE html>\n<html>403</html>"},
+        ["train.csv", "a web page", "download it again"],
+    ),
+    "pointer": (
+        {"train.csv": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"},
+        ["train.csv", "pointer of Git LFS", "git lfs pull"],
+    ),
+    "spreadsheet": (
+        {"labels.xlsx": "PK"},
+        ["no rows of the split train", ".json, .csv, .tsv, .txt", "labels.xlsx: not read"],
     ),
     "header alone": ({"mine.csv": "path,label,split\n"}, ["mine.csv", "no rows"]),
     "empty": (V1 | {"train.csv": "\n\n"}, ["train.csv", "is empty"]),

@@ -119,6 +119,24 @@ def test_batches_are_the_requested_ones(tmp_path: Path, make: Any, workers: int)
     assert loader.bad_videos == 0
 
 
+def test_workers_begin_before_the_first_batch_is_asked_for(tmp_path: Path, make: Any) -> None:
+    batches = make(Numbers(4, tmp_path, bad_once=(2,)), workers=1).batches(keys_of(4))
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "bad 2").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [labels.tolist() for _, labels in batches] == keys_of(4)
+
+
+def test_a_worker_that_dies_between_two_epochs_is_replaced(tmp_path: Path, make: Any) -> None:
+    loader = make(Numbers(4, tmp_path), workers=1)
+    assert read(loader) == keys_of(4)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    worker.join()
+    assert read(loader) == keys_of(4)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_video_is_tried_again_then_left_out(
     tmp_path: Path, make: Any, workers: int, caplog: pytest.LogCaptureFixture

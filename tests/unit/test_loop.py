@@ -173,10 +173,10 @@ def test_each_step_has_the_settings_and_its_own_rate_and_seeds(
         return train_step(*arguments, **options)
 
     monkeypatch.setattr(loop, "train_step", see)
-    run(tmp_path, "tsm", epochs=3, clip_norm=0.5, batchnorm_clips=2)
+    run(tmp_path, "tsm", epochs=3, clip_norm=0.5, micro_batch=2)
     assert [step["seeds"] for step in seen] == [(1, epoch, step) for epoch in range(3) for step in range(2)]
     for step in seen:
-        assert (step["clip_norm"], step["batchnorm_clips"], step["precision"]) == (0.5, 2, "float32")
+        assert (step["clip_norm"], step["micro_batch"], step["precision"]) == (0.5, 2, "float32")
         assert step["rank"] == 0
     # One epoch of warm-up in two steps, then half a cosine over two epochs.
     factors = [0, 0.5, *(0.5 * (1 + math.cos(math.pi * done / 2)) for done in (0, 0.5, 1, 1.5))]
@@ -212,6 +212,23 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path) -> None:
     assert trained.best_epoch == 2
     assert_same(trained.best_model, seen[1])
     assert not torch.equal(seen[1]["fc.weight"], seen[3]["fc.weight"])
+
+
+def test_the_next_epoch_is_requested_before_the_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Noted(VideoBatches):
+        def batches(self, keys: Any) -> Any:
+            events.append(f"epoch {keys[0][0][0]}, {len(keys)} batches")
+            return super().batches(keys)
+
+    monkeypatch.setattr(f"{__name__}.VideoBatches", Noted)
+    run(tmp_path, "tsm", epochs=3, watch=lambda _: events.append("validation"))
+    assert events == [
+        "epoch 0, 2 batches", "epoch 1, 2 batches", "validation", "epoch 2, 2 batches", "validation", "validation",
+    ]  # fmt: skip
 
 
 def test_bad_videos_are_counted_in_the_history(tmp_path: Path, unbroken_tsm: Ended) -> None:

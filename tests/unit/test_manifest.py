@@ -24,6 +24,7 @@ def index(rows):
     table = pd.DataFrame(rows, columns=["path", "frames", "reason"])
     table["id"] = [path.rsplit(".", 1)[0] for path in table["path"]]
     table["status"] = ["excluded" if reason else "ok" for reason in table["reason"]]
+    table["detail"] = ["at 0.58 s" if reason.startswith("truncated") else "" for reason in table["reason"]]
     return table.astype({"frames": "Int64"})
 
 
@@ -36,7 +37,7 @@ LABELS = labels(
 )  # fmt: skip
 INDEX = index(
     [
-        ("100.webm", 48, ""), ("9.webm", 30, ""), ("10.mp4", 48, ""), ("2.webm", None, "does not decode"),
+        ("100.webm", 48, ""), ("9.webm", 30, ""), ("10.mp4", 48, ""), ("2.webm", None, "truncated"),
         ("20.webm", 12, ""), ("3.webm", None, "empty file"), ("40.webm", 16, ""), ("stray.webm", 4, ""),
         ("broken stray.webm", None, "empty file"),
     ]
@@ -57,14 +58,14 @@ def test_usable_and_excluded_videos():
     ]  # fmt: skip
     assert rows(manifest.splits["validation"]) == [("20", "20.webm", 12, 0)]
     assert rows(manifest.splits["test"]) == [("40", "40.webm", 16, None)]
-    assert list(manifest.excluded.columns) == ["id", "split", "path", "reason"]
+    assert list(manifest.excluded.columns) == ["id", "split", "path", "reason", "detail"]
     assert sorted(rows(manifest.excluded)) == [
-        ("2", "train", "2.webm", "does not decode"),
-        ("3", "validation", "3.webm", "empty file"),
-        ("5", "test", "", "no video file"),
-        ("7", "train", "", "no video file"),
-        ("broken stray", "", "broken stray.webm", "no label"),
-        ("stray", "", "stray.webm", "no label"),
+        ("2", "train", "2.webm", "truncated", "at 0.58 s"),
+        ("3", "validation", "3.webm", "empty file", ""),
+        ("5", "test", "", "no video file", ""),
+        ("7", "train", "", "no video file", ""),
+        ("broken stray", "", "broken stray.webm", "no label", ""),
+        ("stray", "", "stray.webm", "no label", ""),
     ]
     for table in manifest.splits.values():
         assert table.dtypes.astype(str).to_dict() == {
@@ -78,7 +79,7 @@ def test_summary_counts_by_hand():
         "labelled": {"train": 5, "validation": 2, "test": 2},
         "videos": {"train": 3, "validation": 1, "test": 1},
         "excluded": {
-            "train": {"does not decode": 1, "no video file": 1},
+            "train": {"truncated": 1, "no video file": 1},
             "validation": {"empty file": 1},
             "test": {"no video file": 1},
             "no label": {"no label": 2},
@@ -88,6 +89,7 @@ def test_summary_counts_by_hand():
             "moving down": {"train": 2, "validation": 0, "test": 0},
         },
         "frames": {"train": {"30": 1, "48": 2}, "validation": {"12": 1}, "test": {"16": 1}},
+        "warnings": ["all videos of the split validation have the class 'moving up'"],
     }
     labelled, videos, excluded = summary["labelled"], summary["videos"], summary["excluded"]
     for split in labelled:
@@ -207,7 +209,7 @@ def test_two_files_of_one_id():
     both.loc[both["path"] == "9.mp4", ["status", "reason"]] = ["excluded", "empty file"]
     manifest = build_manifest(CLASSES, LABELS, both)
     assert manifest.digest == build_manifest(CLASSES, LABELS, INDEX).digest
-    assert ("9", "", "9.mp4", "several files of its id") in rows(manifest.excluded)
+    assert ("9", "", "9.mp4", "several files of its id", "empty file") in rows(manifest.excluded)
 
 
 def test_two_files_without_a_label_may_have_one_id():
@@ -216,9 +218,20 @@ def test_two_files_without_a_label_may_have_one_id():
     assert sorted(excluded.loc[excluded["id"] == "stray", "path"]) == ["stray.mp4", "stray.webm"]
 
 
-def test_a_class_without_training_videos_is_warned_about(caplog):
-    build_manifest([*CLASSES, "juggling"], LABELS, INDEX)
-    assert "1 of 3 classes, such as 'juggling'" in caplog.text
+def test_data_from_which_little_can_be_learnt_is_warned_about(caplog):
+    strangers = [(f"{letter}.webm", 4, "") for letter in "rstuvwxyz"]
+    files = index([*zip(INDEX["path"], INDEX["frames"], INDEX["reason"], strict=True), *strangers])
+    manifest = build_manifest([*CLASSES, "juggling"], LABELS, files)
+    assert manifest.summary["warnings"] == [
+        "all videos of the split validation have the class 'moving up'",
+        "no training video for 1 of 3 classes, such as 'juggling'",
+        "11 of the 18 files have no label, such as 'r.webm', 's.webm', 'stray.webm'",
+    ]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"manifest: {warning}" for warning in manifest.summary["warnings"]
+    ]
+    table, files = many("truncated", strangers=50)
+    assert build_manifest(CLASSES, table, files).summary["warnings"] == []
 
 
 def test_a_file_belongs_to_the_id_of_its_name_or_else_of_its_number(caplog):
@@ -242,15 +255,17 @@ def test_a_file_belongs_to_the_id_of_its_name_or_else_of_its_number(caplog):
     }  # fmt: skip
     assert manifest.splits["validation"]["path"].tolist() == ["a2b017.webm"]
     assert sorted(rows(manifest.excluded[manifest.excluded["split"] == "train"])) == [
-        ("15", "train", "", "several files of its id"),
-        ("16", "train", "", "no video file"),
-        ("clip7", "train", "", "no video file"),
+        ("15", "train", "", "several files of its id", "v15.webm, w_015.webm"),
+        ("16", "train", "", "no video file", ""),
+        ("clip7", "train", "", "no video file", ""),
     ]
     unlabelled = manifest.excluded.loc[manifest.excluded["reason"] == "no label", "path"]
     assert sorted(unlabelled) == ["_7.webm", "x.webm"]
     several = manifest.excluded[(manifest.excluded["reason"] == "several files of its id")]
-    assert sorted(several["path"]) == ["", "014.webm", "v15.webm", "w_015.webm"]
-    assert "3 files belong to the id of the same number, such as video_00012.webm to 12" in caplog.text
+    assert several.set_index("path")["detail"].to_dict() == {
+        "": "v15.webm, w_015.webm", "014.webm": "of the id 14", "v15.webm": "of the id 15", "w_015.webm": "of the id 15",
+    }  # fmt: skip
+    assert "3 files belong to the id of the same number, such as video_00012 to 12" in caplog.text
 
 
 def many(reason, count=30, strangers=0):
@@ -271,9 +286,15 @@ def many(reason, count=30, strangers=0):
             25,
             r"such as '0'; 'straya\.webm' has no label\).*names.*unzipped",
         ),
-        ("truncated", 0, r"such as '0\.webm'\).*damaged: unpack the archive again.*unzipped"),
+        (
+            "truncated or damaged",
+            0,
+            r"such as '0\.webm', at 0\.58 s\): these files are incomplete or damaged: copy, download",
+        ),
+        ("frames missing", 0, r"`data\.layout: frames`, each folder in `data\.videos` must hold all frames"),
+        ("no video stream", 0, r"such as '0\.webm'\): `ffnrepro inspect FILE` shows"),
         ("a web page, not a video", 0, r"some downloads failed"),
-        ("decoder did not finish in 30 s", 0, r"check the disk"),
+        ("decoder did not finish", 0, r"check the disk"),
     ],
 )
 def test_too_many_excluded_stop_with_the_likely_fix(reason, strangers, fix):
@@ -289,7 +310,7 @@ def test_too_many_excluded_stop_with_the_likely_fix(reason, strangers, fix):
 
 
 def test_files_without_a_label_are_not_counted_as_excluded():
-    table, files = many("truncated", count=0, strangers=26)
+    table, files = many("truncated or damaged", count=0, strangers=26)
     assert len(build_manifest(CLASSES, table, files, max_excluded=0.0).excluded) == 26
 
 
@@ -320,7 +341,7 @@ def test_class_names_that_look_like_nothing_or_like_numbers(tmp_path):
 
 
 def test_excluded_videos_are_listed_beside_the_log_when_there_are_too_many(tmp_path):
-    table, files = many("truncated")
+    table, files = many("truncated or damaged")
     table.to_parquet(tmp_path / "table.parquet")
     files.to_parquet(tmp_path / "index.parquet")
     (tmp_path / "classes.csv").write_text("index,class\n0,moving up\n1,moving down\n")

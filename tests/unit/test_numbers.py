@@ -78,7 +78,7 @@ def numbers(method: Method) -> dict[str, Any]:
             seeds=(3, epoch, step),
             precision="float32",
             clip_norm=2.0,
-            batchnorm_clips=2,
+            micro_batch=2,
         )
         pixels = {str(frames): int(clip.sum()) for frames, clip in clips.items()}
         result["steps"].append({"pixels": pixels, "norm": done.gradient_norm, **done.losses})

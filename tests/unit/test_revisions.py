@@ -1,6 +1,7 @@
 """The output of each data stage for fixed input: if it changes, existing results must be made again."""
 
 import hashlib
+import io
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ffnrepro.data import labels, manifest, video_index
+from ffnrepro.data import frame_cache, labels, manifest, video_index
 
 
 def make_labels(folder, *_):
@@ -40,7 +41,8 @@ def make_index(folder, write_video, numbered_frames):
     names = [*video_index.list_videos(folder, "frames"), *video_index.list_videos(folder, "videos")]
     index = video_index.index_videos(folder, names)
     shards = [video_index.shard_of([f"{n}.webm" for n in range(9)], shard, 3) for shard in range(3)]
-    # The number of bytes depends on the encoders, and the duration in the header on the muxer.
+    # The number of bytes depends on the encoders, the duration in the header on the muxer, and details on the decoders.
+    index["detail"] = index["detail"].ne("")
     return [rows_of(index.drop(columns="bytes").round({"duration": 1})), shards]
 
 
@@ -54,10 +56,27 @@ def make_manifest(*_):
         [("10", 48, ""), ("v_009", 30, ""), ("2", None, "does not decode"), ("3", 12, ""), ("7", 16, ""), ("stray", 4, "")],
         columns=["id", "frames", "reason"],
     ).astype({"frames": "Int64"})  # fmt: skip
+    index["detail"] = index["reason"].str.removeprefix("does not ")
     index["path"] = index["id"] + ".webm"
     index["status"] = np.where(index["reason"] == "", "ok", "excluded")
     result = manifest.build_manifest(["down", "up"], table, index)
     return [result.digest, rows_of(result.excluded), result.summary]
+
+
+def make_frame_cache(folder, write_video, numbered_frames):
+    """Cache a video: the grey of each frame, quantisation and sampling of the JPEGs."""
+    path = write_video(folder / "1.webm", numbered_frames(6, height=30, width=46))
+    state = frame_cache._State(path.name, 6, 0, 0)
+    jpegs = frame_cache.encode_video(state, folder=folder, quality=90)
+    pictures = [Image.open(io.BytesIO(jpeg)) for jpeg in jpegs]
+    videos = pd.DataFrame({"path": [path.name], "frames": [6]})
+    file = folder / "0-of-1.arrow"
+    record = frame_cache.write_shard(file, videos, folder=folder, quality=90, frames_of_all=6)
+    return [
+        {key: record[key] for key in ("videos", "frames", "paths")},
+        [[picture.size, round((np.asarray(picture).mean() - 20) / 4), picture.layer] for picture in pictures],
+        pictures[0].quantization,
+    ]
 
 
 def rows_of(table):
@@ -68,9 +87,10 @@ def rows_of(table):
 @pytest.mark.parametrize(
     ("stage", "make", "revision", "digest"),
     [
-        (labels, make_labels, 1, "98ce82f72d9688f9"),
-        (video_index, make_index, 1, "610da601bf44e974"),
-        (manifest, make_manifest, 1, "ec39bbae2942d88c"),
+        (labels, make_labels, 2, "98ce82f72d9688f9"),
+        (video_index, make_index, 2, "64ef8d324a311d99"),
+        (manifest, make_manifest, 2, "357200c3db742700"),
+        (frame_cache, make_frame_cache, 1, "a9b9068a3ef477d2"),
     ],
 )
 def test_another_output_needs_another_revision(

@@ -74,13 +74,15 @@ def test_declared_defaults_never_change() -> None:
             "momentum": 0.9,
             "weight_decay": 0.0005,
             "clip_norm": 20.0,
-            "batchnorm_clips": None,
+            "micro_batch": None,
             "crop": "multi_scale",
             "flip": False,
             "precision": "float16",
         },
         "short_side": 256,
         "crop_size": 224,
+        "cache": "none",
+        "jpeg_quality": 90,
         "weights": None,
         "start": None,
     }
@@ -100,6 +102,7 @@ def test_declared_defaults_never_change() -> None:
         ffn(training=TrainingSettings(clip_norm=None)),
         ffn(short_side=240),
         ffn(crop_size=192),
+        ffn(cache="jpeg"),
         ffn(weights="0676ba61"),
         ffn(start="0676ba61"),
     ],
@@ -118,6 +121,7 @@ def test_a_changed_setting_changes_the_key(other: RunSettings) -> None:
             ffn({"temporal_distillation": False}),
         ),
         (ffn({"weight_alteration": False, "adapter_init": "authors"}), ffn({"weight_alteration": False})),
+        (ffn(jpeg_quality=80), ffn()),
         (
             ffn(training=TrainingSettings(schedule="cosine", milestones=(7,))),
             ffn(training=TrainingSettings(schedule="cosine")),
@@ -177,6 +181,15 @@ def test_settings_of_the_experiments() -> None:
     assert run_settings(config, "longer") == ffn(start=run_key(run_settings(config, "ffn")))
     names = RunList(config).selected
     assert names == {name: f"{name}-{run_key(run_settings(config, name))}" for name in CONFIG["experiments"]}
+
+
+def test_a_cache_and_its_quality_count_and_its_folder_does_not() -> None:
+    def key(**data: Any) -> str:
+        return run_key(run_settings(read_config(CONFIG | {"data": {**CONFIG["data"], **data}}), "tsm"))
+
+    assert len({key(), key(cache="jpeg"), key(cache="jpeg", jpeg_quality=80)}) == 3
+    assert key(cache="jpeg", cache_folder="/scratch") == key(cache="jpeg")
+    assert key(jpeg_quality=80) == key()
 
 
 def test_a_run_that_starts_from_another_depends_on_it() -> None:
@@ -409,6 +422,13 @@ def test_a_setting_missing_in_a_file_counts_as_its_default(tmp_path: Path) -> No
     edit_settings(run, forget)
     check_key(run, read_run(run)[0])
     assert differences(run, ffn({"distillation_weight": 0.5})) == []
+
+
+def test_a_file_with_the_earlier_name_of_micro_batch_is_read(tmp_path: Path) -> None:
+    settings = tsm(training=TrainingSettings(micro_batch=16))
+    run = made(tmp_path, settings)
+    edit_settings(run, lambda c: c["settings"]["training"].update(batchnorm_clips=c["settings"]["training"].pop("micro_batch")))  # fmt: skip
+    assert read_run(run)[0] == settings
 
 
 def test_a_folder_of_other_settings_or_code_is_refused(tmp_path: Path, source: Path) -> None:

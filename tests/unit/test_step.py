@@ -3,8 +3,10 @@
 import copy
 import math
 import multiprocessing
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,12 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from ffnrepro.recipe.methods.ffn import Ffn
 from ffnrepro.recipe.methods.method import Method, Term
 from ffnrepro.recipe.methods.tsm import Tsm
+from ffnrepro.recipe.models.tsm import ShiftedResNet
 from ffnrepro.recipe.network import NetworkSettings
 from ffnrepro.recipe.step import StepResult, make_scaler, share_running_statistics, train_step
+from ffnrepro.recipe.transforms import normalise
 
 SMALL = NetworkSettings(depth=10, width=8, stem=3, dropout=0.0)
 TSM = Tsm(method="tsm", train_frames=(4,))
@@ -61,7 +66,7 @@ class Steps(Method):
         drawn.append(torch.rand(1, generator=generator).item())
         for name, frames, weight in (("a", 2, 1.0), ("b", 4, 3.0)):
             logits = network(clips[frames])
-            yield Term(name, logits.mean(), weight, logits.detach())
+            yield Term(name, logits.mean(), weight, logits.detach() if name == "a" else None)
 
 
 drawn: list[float] = []
@@ -79,23 +84,28 @@ def network_of(method: Method, settings: NetworkSettings = SMALL) -> nn.Module:
     torch.manual_seed(0)
     network = method.build(5, settings).double().train()
     with torch.no_grad():
-        network.fc.weight.mul_(300)
+        for part in network.modules():
+            if isinstance(part, ShiftedResNet):
+                part.fc.weight.mul_(300)
     return network
 
 
-def step(network: nn.Module, method: Method, *, clips: slice = slice(None), **options: Any) -> StepResult:
+def step(
+    network: nn.Module, method: Method, *, clips: slice = slice(None), size: int = 16, **options: Any
+) -> StepResult:
     """A step of plain SGD with the learning rate 1, so that weights change by the negative gradient."""
     options = {
         "seeds": (0, 0, 0),
         "precision": "float32",
         "clip_norm": None,
-        "batchnorm_clips": None,
+        "micro_batch": None,
         "optimizer": torch.optim.SGD(network.parameters(), lr=1.0),
         "scaler": make_scaler(CPU, "float32"),
         **options,
     }
     labels = torch.tensor([0, 3, 1, 4])[clips]
-    return train_step(network, method, {n: pixels(n)[clips] for n in method.train_frames}, labels, **options)
+    inputs = {n: pixels(n, size=size)[clips] for n in method.train_frames}
+    return train_step(network, method, inputs, labels, **options)
 
 
 def mean_of(frames: int, clips: slice = slice(None)) -> float:
@@ -119,7 +129,7 @@ def test_a_step_by_hand() -> None:
         torch.testing.assert_close(network.weights[frames], torch.full((2,), 1 - gradient))
     assert result.finite
     assert not result.skipped
-    # Training accuracy is of the first term's logits.
+    # Training accuracy is of the first term's logits, the only ones that `Steps` gives.
     torch.testing.assert_close(result.logits.mean().item(), a, rtol=1e-4, atol=0)
 
 
@@ -146,22 +156,138 @@ def test_the_gradient_is_clipped_to_its_bound(bound: float, factor: float | None
         torch.testing.assert_close(1 - clipped.weights[frames], expected, rtol=1e-3, atol=1e-6)
 
 
-def test_groups_of_clips_are_normalised_separately() -> None:
-    """Two groups of two clips give the mean of the gradients of two steps, and the first one's statistics."""
-    grouped, first, second, whole = (network_of(FFN) for _ in range(4))
-    start = copy.deepcopy(grouped.state_dict())
-    step(grouped, FFN, batchnorm_clips=2)
-    step(first, FFN, clips=slice(2))
-    step(second, FFN, clips=slice(2, 4))
+# --- Micro-batches and recomputation ---------------------------------------------------------------------------
+
+METHODS = {
+    "tsm": TSM,
+    "ffn": FFN,
+    "ffn, one BatchNorm": Ffn(method="ffn", train_frames=(2, 4), specialized_normalization=False),
+    "ffn, separate networks": Ffn(method="ffn", train_frames=(2, 4), weight_sharing=False),
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(("clips", "micro_batch"), [(4, 2), (4, 3), (3, 2), (3, 1)])
+def test_micro_batches_give_the_gradients_of_the_weighted_sum_in_one_graph(
+    method: Method, clips: int, micro_batch: int
+) -> None:
+    """The groups may be uneven, and a video of four may be left out."""
+    found, naive, first = (network_of(method) for _ in range(3))
+    result = step(found, method, clips=slice(clips), micro_batch=micro_batch)
+    labels = torch.tensor([0, 3, 1, 4])[:clips]
+    inputs = {n: normalise(pixels(n)[:clips], torch.float64) for n in method.train_frames}
+    losses: dict[str, Tensor] = {"loss": torch.zeros(())}
+    logits = []
+    for start in range(0, clips, micro_batch):
+        group = slice(start, min(start + micro_batch, clips))
+        share = (group.stop - group.start) / clips
+        for term in method.terms(
+            naive, {n: x[group] for n, x in inputs.items()}, labels[group], torch.Generator()
+        ):
+            losses["loss"] = losses["loss"] + share * term.weight * term.loss
+            losses[term.name] = losses.get(term.name, torch.zeros(())) + share * term.loss
+            logits += [] if term.logits is None else [term.logits]
+    names = [name for name, _ in naive.named_parameters()]
+    gradients = dict(zip(names, torch.autograd.grad(losses["loss"], list(naive.parameters())), strict=True))
+
+    exact: dict[str, Any] = {"rel": 0, "abs": 1e-10}
+    assert result.losses == pytest.approx({name: loss.item() for name, loss in losses.items()}, **exact)
+    norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+    assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-10)
+    torch.testing.assert_close(result.logits, torch.cat(logits), rtol=0, atol=1e-10)
+    # The statistics are those of a step of the first group alone.
+    step(first, method, clips=slice(micro_batch))
+    statistics, before = first.state_dict(), network_of(method).state_dict()
+    for name, tensor in found.state_dict().items():
+        if name in gradients:
+            expected = before[name] - gradients[name]
+            scale = gradients[name].abs().max().item()
+            torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-10 * max(scale, 1), msg=name)
+        else:
+            torch.testing.assert_close(tensor, statistics[name], rtol=0, atol=0, msg=name)
+
+
+def test_micro_batches_normalise_each_group_by_itself() -> None:
+    grouped, whole = network_of(FFN), network_of(FFN)
+    step(grouped, FFN, micro_batch=2)
     step(whole, FFN)
-    others = [network.state_dict() for network in (first, second)]
-    for name, tensor in grouped.state_dict().items():
-        if "running" in name:
-            torch.testing.assert_close(tensor, others[0][name], msg=name)
-        elif "num_batches" not in name:
-            change = (others[0][name] + others[1][name]) / 2 - start[name]
-            torch.testing.assert_close(tensor - start[name], change, msg=name, rtol=1e-6, atol=1e-8)
     assert not torch.allclose(grouped.conv1.weight, whole.conv1.weight, rtol=1e-3)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_without_batchnorm_micro_batches_change_nothing(micro_batch: int) -> None:
+    """Not even with loss scaling and clipping."""
+    whole, grouped = Probe(), Probe()
+    expected = step(whole, STEPS, clip_norm=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    result = step(grouped, STEPS, clip_norm=0.1, scaler=scaler, micro_batch=micro_batch)
+    assert result.losses == pytest.approx(expected.losses)
+    assert result.gradient_norm == pytest.approx(expected.gradient_norm)
+    torch.testing.assert_close(result.logits, expected.logits)
+    torch.testing.assert_close(grouped.state_dict(), whole.state_dict())
+
+
+def recompute(network: nn.Module) -> nn.Module:
+    for part in network.modules():
+        if isinstance(part, ShiftedResNet):
+            part.recompute = True
+    return network
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("micro_batch", [None, 3])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_recomputation_changes_no_number(method: Method, micro_batch: int | None, precision: str) -> None:
+    """Not the gradients, the loss or the running statistics, with dropout, to the last bit."""
+    settings = SMALL.model_copy(update={"dropout": 0.5})
+    plain, recomputed = network_of(method, settings), recompute(network_of(method, settings))
+    if precision != "float32":
+        plain, recomputed = plain.float(), recomputed.float()
+    options: dict[str, Any] = {"micro_batch": micro_batch, "precision": precision, "clip_norm": 20.0}
+    expected, result = step(plain, method, **options), step(recomputed, method, **options)
+    assert result.losses == expected.losses
+    assert result.gradient_norm == expected.gradient_norm
+    assert torch.equal(result.logits, expected.logits)
+    state = recomputed.state_dict()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_recomputation_runs_each_block_twice_and_the_classifier_once() -> None:
+    calls: Counter[str] = Counter()
+    network = recompute(network_of(TSM))
+    for name in ("conv1", "layer1", "layer4", "fc"):
+        layer = network.get_submodule(name)
+        (layer[0] if isinstance(layer, nn.ModuleList) else layer).register_forward_pre_hook(
+            lambda *_, name=name: calls.update([name])
+        )
+    step(network, TSM)
+    assert calls == {"conv1": 2, "layer1": 2, "layer4": 2, "fc": 1}
+    # Evaluation computes everything once.
+    network.eval()(torch.zeros(1, 3, 4, 16, 16, dtype=torch.float64))
+    assert calls == {"conv1": 3, "layer1": 3, "layer4": 3, "fc": 2}
+
+
+def peak_memory(network: nn.Module, **options: Any) -> int:
+    """The most bytes that a step's tensors take at one time, without those that lived before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(network, TSM, size=64, **options)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def test_micro_batches_and_recomputation_take_less_memory() -> None:
+    settings = SMALL.model_copy(update={"depth": 50})
+    whole, grouped, recomputed = (
+        peak_memory(network, micro_batch=micro_batch)
+        for network, micro_batch in (
+            (network_of(TSM, settings), None),
+            (network_of(TSM, settings), 1),
+            (recompute(network_of(TSM, settings)), None),
+        )
+    )
+    assert grouped < 0.4 * whole
+    assert recomputed < 0.5 * whole
 
 
 # --- Seeds -----------------------------------------------------------------------------------------------------
@@ -187,14 +313,20 @@ def test_dropout_depends_on_seed_epoch_step_term_and_rank_alone() -> None:
     ]
     terms = [tuple(term) for result in (first, *changed) for term in result]
     assert len(set(terms)) == 10
+    # The first group of a step in micro-batches drops what a step without them drops.
+    grouped = dropout_of(**usual, micro_batch=2)
+    assert grouped[:2] == first
+    assert len({tuple(term) for term in grouped}) == 4
 
 
-def test_a_method_draws_the_same_numbers_in_all_processes() -> None:
+def test_a_method_draws_the_same_numbers_in_all_processes_and_groups() -> None:
     drawn.clear()
     for seeds, rank in [((5, 1, 2), 0), ((5, 1, 2), 1), ((6, 1, 2), 0), ((5, 2, 2), 0), ((5, 1, 3), 0)]:
         step(Probe(), STEPS, seeds=seeds, rank=rank)
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) == 4
+    step(Probe(), STEPS, seeds=(5, 1, 2), micro_batch=2)
+    assert drawn[5:] == [drawn[0]] * 2
 
 
 # --- Losses and gradients that are not finite, and float16 -----------------------------------------------------
@@ -322,6 +454,7 @@ def _work(rank: int, folder: Path) -> None:
     scaler = torch.amp.GradScaler("cpu")
     record("scaled nan", Probe(broken=2, factor=math.inf if rank else 1.0), scaler=scaler)
     record("overflow", OverflowingProbe() if rank else Probe(), scaler=torch.amp.GradScaler("cpu"))
+    record("micro-batches", network_of(FFN), FFN, micro_batch=1, clip_norm=0.1)
     network = network_of(FFN)
     record("ffn", network, FFN)
     share_running_statistics(network)
@@ -360,6 +493,17 @@ def test_two_processes_take_the_step_of_one(pair: Any, name: str, clip_norm: flo
         assert (losses[0][key] + losses[1][key]) / 2 == pytest.approx(loss)
 
 
+def test_each_process_divides_its_own_clips_into_micro_batches(pair: Any) -> None:
+    alone = network_of(FFN)
+    expected = step(alone, FFN, micro_batch=1, clip_norm=0.1)
+    for found, statistics in zip(pair, (True, False), strict=True):
+        result, state = found["micro-batches"]
+        assert result.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-10)
+        for name, tensor in alone.state_dict().items():
+            if statistics or "running" not in name:
+                torch.testing.assert_close(state[name], tensor, msg=name, rtol=0, atol=1e-10)
+
+
 def test_a_missing_gradient_counts_as_zero(pair: Any) -> None:
     for found in pair:
         _, state = found["missing"]
@@ -383,7 +527,7 @@ STOPPED = {"nan": (False, False), "scaled nan": (False, False), "overflow": (Tru
 
 def test_each_process_normalises_its_own_clips_and_the_first_ones_statistics_are_kept(pair: Any) -> None:
     grouped = network_of(FFN)
-    step(grouped, FFN, batchnorm_clips=2)
+    step(grouped, FFN, micro_batch=2)
     for name, tensor in grouped.state_dict().items():
         first, second = (found["ffn"][1][name] for found in pair)
         torch.testing.assert_close(first, tensor, msg=name)

@@ -92,6 +92,19 @@ def test_the_earlier_end_of_budget_and_job_counts(squeue: Callable[[str], None])
     assert end_of_job(5) == pytest.approx(time.time() + 300, abs=5)
 
 
+def test_a_job_that_has_ended_is_not_this_one(
+    squeue: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shell of `salloc` keeps the variables of its job. SLURM_JOB_END_TIME is not used at all."""
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1700000000")
+    assert end_of_job(None) is None
+    assert not caplog.records
+    squeue("2023-11-14T22:13:20")
+    assert end_of_job(None) is None
+    assert end_of_job(30) == pytest.approx(time.time() + 1800, abs=5)
+    assert "SLURM job 12 (SLURM_JOB_ID) ended at 2023-11-14T22:13:20, so this is no part of it" in caplog.text
+
+
 @pytest.mark.parametrize("answer", ["Unknown", ""])
 def test_a_job_with_an_unknown_end_gives_a_warning(
     squeue: Callable[[str], None], answer: str, caplog: pytest.LogCaptureFixture

@@ -1,6 +1,7 @@
 """Tables against figures computed by hand; and which evaluations a table refuses."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from ffnrepro.errors import UserError
+from ffnrepro.table_text import latex, markdown, table_blocks
 from ffnrepro.tables import (
     Published,
     Records,
@@ -15,10 +17,11 @@ from ffnrepro.tables import (
     assemble_table,
     check_published,
     published_accuracy,
+    published_elsewhere,
     read_published,
     read_records,
     read_rows,
-    table_markdown,
+    read_scores,
 )
 
 V1, V2 = "something-something-v1", "something-something-v2"
@@ -30,17 +33,34 @@ def published() -> Published:
     return read_published(Path(__file__).parents[2] / "resources/published.csv")
 
 
+VIDEOS = 10_000
+
+
 def make_row(
     label: str, cells: dict[int, list[tuple[str, float]]], published: tuple[str, str | None] | None = None
 ) -> tuple[TableRow, Records]:
     """Make a row whose evaluations are given as (network, top-1), one per seed; each network has 100 parameters."""
     records = {
-        Path(f"{model}_{frames}f.json"): {"top1": top1, "model": model, "videos": 24777, "parameters": 100}
+        Path(f"{model}_{frames}f.json"): {"top1": top1, "model": model, "parameters": 100}
         for frames, cell in cells.items()
         for model, top1 in cell
     }
     paths = {frames: [Path(f"{model}_{frames}f.json") for model, _ in cell] for frames, cell in cells.items()}
     return TableRow(label, published, paths), records
+
+
+def make_table(rows: list[TableRow], records: Records, *, published: Published, dataset: str) -> pd.DataFrame:
+    """Assemble a table of networks that get the first videos right, as many as their top-1 says."""
+    scores = {
+        path: [int(100 * video < record["top1"] * VIDEOS) for video in range(VIDEOS)]
+        for path, record in records.items()
+    }
+    frame = pd.DataFrame(scores).astype("int8")
+    return assemble_table(rows, records, frame, published=published, dataset=dataset)
+
+
+def text_of(table: pd.DataFrame, published: Published, dataset: str) -> str:
+    return markdown(table_blocks(table, published=published, dataset=dataset))
 
 
 TSM, OF_TSM = make_row("A", {4: [("aa", 30.52)], 8: [("aa", 50.05)], 16: [("aa", 61.5)]}, ("TSM", None))
@@ -64,32 +84,85 @@ def test_published_figures(
     assert published_accuracy(published, *figures) == expected
 
 
-def test_tables_of_the_paper_agree_where_they_publish_the_same_figure(published: Published) -> None:
-    figures: dict[tuple[str, ...], set[str]] = {}
-    for row in published:
-        key = (row["dataset"], row["method"], row["setting"], row["frames"])
-        figures.setdefault(key, set()).add(row["top1"])
-    assert all(len(values) == 1 for values in figures.values())
-
-
-def test_columns_differences_and_checkpoints(published: Published, tmp_path: Path) -> None:
-    table = assemble_table(ROWS, RECORDS, published=published, dataset=V2)
-    table.to_csv(tmp_path / "table.csv", index=False)
-    header, *lines = (tmp_path / "table.csv").read_text().splitlines()
-    assert header == (
-        "method,parameters,top1_4f,top1_8f,top1_16f,videos,published,published_4f,published_8f,published_16f,"
-        "difference_4f,difference_8f,difference_16f,checkpoint"
+def test_columns_intervals_differences_and_checkpoints(published: Published) -> None:
+    table = make_table(ROWS, RECORDS, published=published, dataset=V2)
+    kinds = (
+        "top1 low high gain gain_low gain_high published difference clips_per_second gflops".split()  # noqa: SIM905
     )
-    assert lines == [
-        "A,100,30.52,50.05,61.5,24777,TSM,31.52,51.55,61.02,-1.0,-1.5,0.48,aa",
-        "B,300,53.0,59.0,61.5,24777,,,,,,,,bb cc aa",
+    assert table.columns.tolist() == [
+        "method", "parameters", "videos", "published",
+        *(f"{kind}_{n}f" for kind in kinds for n in (4, 8, 16)), "checkpoint",
+    ]  # fmt: skip
+    first, second = (dict(row) for row in table.to_dict("records"))
+    assert (first["method"], first["parameters"], first["videos"], first["checkpoint"]) == (
+        "A",
+        100,
+        VIDEOS,
+        "aa",
+    )
+    assert (second["parameters"], second["checkpoint"]) == (300, "bb cc aa")
+    assert [first[f"top1_{n}f"] for n in (4, 8, 16)] == [30.52, 50.05, 61.5]
+    assert [first[f"published_{n}f"] for n in (4, 8, 16)] == [31.52, 51.55, 61.02]
+    assert [first[f"difference_{n}f"] for n in (4, 8, 16)] == [-1.0, -1.5, 0.48]
+    assert table.loc[1].filter(regex="published|difference").isna().all()
+    # By hand: 1.96 sqrt(0.53 * 0.47 / 10,000) = 0.98 points, and 0.2248 of the videos right in the second row alone.
+    assert [second["low_4f"], second["high_4f"]] == pytest.approx([53 - 0.98, 53 + 0.98], abs=0.05)
+    assert second["gain_4f"] == 22.48
+    assert [second["gain_low_4f"], second["gain_high_4f"]] == pytest.approx([21.66, 23.30], abs=0.05)
+    # At 16 frames both rows have the same network.
+    assert [second[f"{kind}_16f"] for kind in ("gain", "gain_low", "gain_high")] == [0, 0, 0]
+    assert table.loc[0].filter(like="gain").isna().all()
+
+
+def test_the_text_shows_intervals_published_figures_and_the_difference_from_the_first_row(
+    published: Published,
+) -> None:
+    table = make_table(ROWS, RECORDS, published=published, dataset=V2)
+    table[["low_8f", "high_8f", "gain_low_8f", "gain_high_8f"]] = [
+        [49.11, 51.0, None, None],
+        [58.0, 60.0, 8.4, 9.5],
     ]
-    text = table_markdown(table, published=published, dataset=V2)
-    assert "30.52 (31.52, -1.00)" in text
-    assert "61.50 (61.02, +0.48)" in text
-    assert "| B        |          300 |                53.00 |" in text
-    assert "In brackets: the published figure" in text
-    assert "Nothing is published" not in text
+    blocks = table_blocks(table, published=published, dataset=V2)
+    assert [[line[0], line[2]] for line in blocks[0].lines] == [
+        ["A", "50.0 [49.1, 51.0]"],
+        ["B", "59.0 [58.0, 60.0]"],
+    ]
+    assert [[line[0], line[2]] for line in blocks[1].lines] == [["B", "+8.9 [+8.4, +9.5]"]]
+    assert blocks[1].caption.startswith("Difference from A on the same videos")
+    assert blocks[2].lines == [["A", "31.52 (-1.00)", "51.55 (-1.50)", "61.02 (+0.48)"]]
+    assert [block.caption.split()[0] for block in blocks] == [
+        "Top-1",
+        "Difference",
+        "Published",
+        "Parameters,",
+    ]
+    text = markdown(blocks)
+    assert f"Top-1 accuracy in percent on {V2} (10,000 videos), with 95 % intervals.\n\n| method" in text
+    assert "| B        |          300 |" in text
+
+
+def test_latex_is_booktabs_with_escaped_labels(published: Published) -> None:
+    row, records = make_row("a_b & 50%", {4: [("aa", 50.0)]}, ("TSM", None))
+    table = make_table([row], records, published=published, dataset="my_data")
+    text = latex(table_blocks(table, published=published, dataset="my_data"))
+    assert text.count(r"\begin{table}") == text.count(r"\end{tabular}") == 3
+    assert r"\caption{Top-1 accuracy in percent on my\_data (10,000 videos), with 95 \% intervals.}" in text
+    assert re.search(
+        r"\\toprule\n method +& +4 frames \\\\\n\\midrule\n a\\_b \\& 50\\% & 50\.0 \[49\.0, 51\.0\] \\\\",
+        text,
+    ), text
+
+
+def test_the_text_shows_the_cost_where_the_evaluation_recorded_it(published: Published) -> None:
+    row, records = make_row("A", {4: [("aa", 30.0), ("bb", 31.0)], 16: [("aa", 60.0), ("bb", 61.0)]})
+    for path, speed in (("aa_4f.json", 2000), ("bb_4f.json", 2100)):
+        records[Path(path)].update(gflops=16.35, clips_per_second=speed)
+    table = make_table([row], records, published=published, dataset="demo")
+    assert (table.loc[0, "gflops_4f"], table.loc[0, "clips_per_second_4f"]) == (16.35, 2050)
+    assert table[["gflops_16f", "clips_per_second_16f"]].isna().all(axis=None)
+    assert table_blocks(table, published=published, dataset="demo")[-1].lines == [
+        ["A", "100", "16.35 (2050)", ""]
+    ]
 
 
 def test_a_label_changes_nothing_else_and_a_setting_is_compared_with_its_own_figures(
@@ -97,7 +170,7 @@ def test_a_label_changes_nothing_else_and_a_setting_is_compared_with_its_own_fig
 ) -> None:
     def table_of(label: str, setting: str | None) -> pd.DataFrame:
         row, records = make_row(label, {6: [("aa", 40.0)], 16: [("aa", 50.0)]}, ("TSM-FFN", setting))
-        return assemble_table([row], records, published=published, dataset=V1)
+        return make_table([row], records, published=published, dataset=V1)
 
     plain = table_of("TSM", None)
     assert plain.loc[0, "difference_16f"] == round(50.0 - 50.79, 2)
@@ -109,40 +182,70 @@ def test_a_label_changes_nothing_else_and_a_setting_is_compared_with_its_own_fig
     assert ablation.loc[0, "difference_16f"] == round(50.0 - 49.84, 2)
     # The paper has no figure of this ablation at 6 frames.
     assert ablation["difference_6f"].isna().all()
-    assert "| 40.00 |" in " ".join(table_markdown(ablation, published=published, dataset=V1).split())
+    lines = table_blocks(ablation, published=published, dataset=V1)[1].lines
+    assert lines == [["TSM", "", "49.84 (+0.16)"]]
 
 
-def test_without_published_figures_those_of_the_reference_are_shown_apart(published: Published) -> None:
-    table = assemble_table(ROWS, RECORDS, published=published, dataset="demo")
-    assert table.filter(regex="(published|difference)_").isna().to_numpy().all()
-    text = table_markdown(table, published=published, dataset="demo")
-    assert "In brackets" not in text
-    assert (
-        "Nothing is published on demo. To compare the pattern, these are the published figures on something-something-v2:"
-        in text
-    )
-    assert "| TSM-FFN  |      56.07 |      61.86 |       63.61 |" in text
+@pytest.mark.parametrize(
+    ("dataset", "settings", "frames", "expected"),
+    [
+        # The evaluated data set has all figures; of another data set there is none where a setting exists on V1 only.
+        (V2, [None], [4, 16], {}),
+        (V1, [None, "without weight alteration"], [4, 6], {}),
+        ("demo", [None], [4, 16], {V2: {"0": {4: 56.07, 16: 63.61}}}),
+        # The ablation stands beside the full method.
+        (V2, [None, "without weight alteration"], [4], {V1: {"0": {4: 42.85}, "1": {4: 41.91}}}),
+        (
+            "demo",
+            [None, "without weight alteration"],
+            [4],
+            {V2: {"0": {4: 56.07}}, V1: {"0": {4: 42.85}, "1": {4: 41.91}}},
+        ),
+        # At 6 frames nothing is published on V2.
+        (V2, [None], [4, 6], {V1: {"0": {4: 42.85, 6: 46.57}}}),
+        ("kinetics-400", ["without weight alteration"], [4, 6], {V1: {"0": {4: 41.91}}}),
+    ],
+)
+def test_published_figures_of_other_data_sets_stand_apart(
+    published: Published, dataset: str, settings: list[str | None], frames: list[int], expected: Any
+) -> None:
+    rows, records = [], {}
+    for i, setting in enumerate(settings):
+        row, of_row = make_row(str(i), {n: [(f"net{i}", 50.0)] for n in frames}, ("TSM-FFN", setting))
+        rows.append(row)
+        records |= of_row
+    table = make_table(rows, records, published=published, dataset=dataset)
+    assert published_elsewhere(table, published=published, dataset=dataset) == expected
+    text = text_of(table, published, dataset)
+    for source in (V1, V2):
+        assert (f"Published on {source}, for comparison" in text) == (source in expected)
+    for curves in expected.values():
+        for label, curve in curves.items():
+            cells = " *\\| +".join(f"{curve[n]:.2f}" if n in curve else "" for n in frames)
+            assert re.search(rf"\| {label} +\| +{cells} *\|", text), text
 
 
 def test_several_seeds_give_mean_and_sample_deviation(published: Published) -> None:
     """By hand: of 50, 53 and 56 the mean is 53 and the deviation sqrt((9 + 0 + 9) / 2) = 3."""
     cells = {4: [("aa", 50.0), ("bb", 53.0), ("cc", 56.0)], 16: [("aa", 60.0), ("bb", 60.0), ("cc", 61.5)]}
     row, records = make_row("TSM", cells, ("TSM", None))
-    table = assemble_table([row], records, published=published, dataset=V2)
+    table = make_table([row], records, published=published, dataset=V2)
     (line,) = table.to_dict("records")
     assert (line["top1_4f"], line["deviation_4f"], line["seeds"]) == (53.0, 3.0, 3)
     assert (line["top1_16f"], line["deviation_16f"]) == (60.5, 0.87)
     assert line["difference_4f"] == 21.48
     assert (line["parameters"], line["checkpoint"]) == (100, "aa bb cc")
-    text = table_markdown(table, published=published, dataset=V2)
-    assert "53.00 ± 3.00 (31.52, +21.48)" in text
+    # These seeds vary more than the videos: the lowest bound is that of drawing the lowest seed three times.
+    assert line["low_4f"] == pytest.approx(50, abs=1)
+    text = text_of(table, published, V2)
+    assert re.search(r"\| 53\.0 ± 3\.0 \[(49|50)\.\d, 5[67]\.\d\] \|", text), text
     assert "Mean ± sample standard deviation of 3 seeds." in text
 
 
 @pytest.mark.parametrize(
     ("figures", "legal"),
     [
-        (["TSM-FNN", None], r"it has TSM; TSM-Ensemble; .*TSM-FFN; .*TSM-ST$"),
+        (["TSM-FNN", None], r"it has SlowFast; .*TEA; .*TSM; TSM-Ensemble; .*Uniformer-ST$"),
         (["TSM-Mixed", "rho 0.5"], r"it has TSM-Mixed, rho 0.50; TSM-Mixed, rho 0.75$"),
     ],
 )
@@ -176,6 +279,28 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[TableRow]:
 
 def test_current_evaluations_are_read(rows: list[TableRow]) -> None:
     assert read_records(rows, INPUTS)[Path(NAME)] == RECORD
+
+
+@pytest.mark.usefixtures("rows")
+def test_scores_are_joined_by_id_and_must_give_the_top_1_of_the_record() -> None:
+    """By hand: of videos a, b, c the two networks get (a, c) and (c) right; the second file has another order."""
+    other = f"{RUN}/validation_16f.json"
+    both = read_rows(
+        json.dumps([{"label": "x", "published": None, "evaluations": {"8": [NAME], "16": [other]}}])
+    )
+    for path, ids, classes in ((NAME, "abc", [5, 0, 7]), (other, "cba", [7, 0, 0])):
+        labels = [{"a": 5, "b": 6, "c": 7}[name] for name in ids]
+        frame = pd.DataFrame({"id": list(ids), "label": labels, "class_1": classes, "class_2": 6})
+        frame.to_parquet(Path(path).with_suffix(".parquet"))
+    records = {Path(NAME): {"top1": 100 * 2 / 3}, Path(other): {"top1": 100 / 3}}
+    scores = read_scores(both, records)
+    assert scores.loc[["a", "b", "c"]].to_dict("list") == {Path(NAME): [1, 0, 1], Path(other): [0, 0, 1]}
+    records[Path(NAME)] = {"top1": 50.0}
+    with pytest.raises(
+        UserError,
+        match=r"validation_8f\.parquet: its top-1 is 66\.6.* and should be 50\.0, .* --force .*8f\.json$",
+    ):
+        read_scores(both, records)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +414,8 @@ def ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[TableRow]:
 def test_an_ensemble_has_the_parameters_and_checkpoints_of_all_its_networks(
     ensemble: list[TableRow], published: Published
 ) -> None:
-    table = assemble_table(ensemble, read_records(ensemble, INPUTS), published=published, dataset=V1)
+    scores = pd.DataFrame({ENSEMBLE: [1, 0]})
+    table = assemble_table(ensemble, read_records(ensemble, INPUTS), scores, published=published, dataset=V1)
     assert table.loc[0, ["parameters", "top1_8f", "checkpoint"]].tolist() == [200, 50.0, ITS_RECORD["model"]]
 
 

@@ -17,7 +17,7 @@ from ffnrepro.data import video_index
 from ffnrepro.data.decode import examine
 from ffnrepro.data.isolation import examine_in_child
 from ffnrepro.data.label_formats import VIDEO_ENDINGS, id_of
-from ffnrepro.data.video_index import index_videos, list_videos, shard_of, watch_digests
+from ffnrepro.data.video_index import check_frames, index_videos, list_videos, shard_of, watch_digests
 from ffnrepro.errors import UserError
 
 
@@ -47,8 +47,20 @@ def test_a_missing_folder_and_missing_videos_are_named_with_the_key(tmp_path):
     below = tmp_path / "20bn-something-something-v2"
     below.mkdir()
     (below / "1.webm").touch()
-    with pytest.raises(UserError, match=r"holds no videos.*data\.videos.*folder that the archive made"):
+    with pytest.raises(
+        UserError, match=r"holds no videos.*its folder 20bn-something-something-v2 does.*`data\.videos`"
+    ):
         list_videos(tmp_path)
+    # In folders of classes, as in UCF101.
+    for name in ("walk", "run it"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        (tmp_path / "classes" / name / f"{name} 1.avi").touch()
+    with pytest.raises(UserError, match=r"2 of its folders do, such as run it; link them") as caught:
+        list_videos(tmp_path / "classes")
+    command = str(caught.value).split("`")[1].replace("flat", str(tmp_path / "flat"))
+    subprocess.run(command, shell=True, check=True)
+    assert list_videos(tmp_path / "flat") == ["run it 1.avi", "walk 1.avi"]
+    assert all((tmp_path / "flat" / name).exists() for name in list_videos(tmp_path / "flat"))
 
 
 def test_shards_divide_the_names_and_a_new_one_changes_one_shard():
@@ -116,20 +128,44 @@ def test_frames_are_listed_by_their_folders_and_the_other_layout_is_named(tmp_pa
     (tmp_path / "frames" / "1.webm").touch()
     assert list_videos(tmp_path / "frames", "frames") == ["2"]
     (tmp_path / "frames" / "1.webm").unlink()
-    with pytest.raises(UserError, match=r"holds no videos.*`data\.layout`"):
+    with pytest.raises(UserError, match=r"holds no videos.*its folders hold frames.*`data\.layout: frames`"):
         list_videos(tmp_path / "frames")
+    with pytest.raises(UserError, match=r"the frames of one video.*folder above"):
+        list_videos(tmp_path / "frames" / "2", "frames")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "1.webm").touch()
-    with pytest.raises(UserError, match=r"holds no folders of frames.*`data\.layout`"):
+    with pytest.raises(UserError, match=r"holds no folders of frames.*video files.*`data\.layout: videos`"):
         list_videos(tmp_path / "videos", "frames")
+
+
+def test_a_wrong_layout_of_frames_is_found_before_the_index(tmp_path, caplog):
+    """As long as one of the folders that are tried holds frames, the index says which do not."""
+    for number in range(60):
+        (tmp_path / f"{number:02d}/rgb").mkdir(parents=True)
+    names = list_videos(tmp_path, "frames")
+    with pytest.raises(
+        UserError, match=r"/00: no frames \(it holds the folder rgb; .*; 20 of 60 folders .* none holds"
+    ):
+        check_frames(tmp_path, names)
+    (tmp_path / "57/1.jpg").touch()
+    check_frames(tmp_path, names)
+    assert not caplog.records
+    for name in ("img_1.jpg", "flow_x_1.jpg", "flow_y_1.jpg"):
+        (tmp_path / "03" / name).touch()
+    check_frames(tmp_path, names)
+    assert (
+        caplog.records[0]
+        .getMessage()
+        .endswith("/03: the frames are img_*.jpg; optical flow is left out: flow_x_*.jpg, flow_y_*.jpg")
+    )
 
 
 def test_watched_changes_and_no_others_change_the_digest_of_their_shard(tmp_path):
     def changed(change, watch):
         """Shards whose digest a change of the folder changes."""
-        before = watch_digests(folder, shards=4, watch=watch)
+        before = watch_digests(folder, list_videos(folder), shards=4, watch=watch)
         change()
-        after = watch_digests(folder, shards=4, watch=watch)
+        after = watch_digests(folder, list_videos(folder), shards=4, watch=watch)
         return [shard for shard in range(4) if before[shard] != after[shard]]
 
     folder = tmp_path / "videos"
@@ -150,10 +186,11 @@ def test_watched_changes_and_no_others_change_the_digest_of_their_shard(tmp_path
     # Another encoding of the videos has the same names.
     assert changed(lambda: (folder / first).write_bytes(b"123"), "names") == [2]
     for watch in ("names", "stat"):
-        before = watch_digests(folder, shards=4, watch=watch)
+        before = watch_digests(folder, list_videos(folder), shards=4, watch=watch)
         shutil.copytree(folder, tmp_path / f"moved {watch}")
-        assert watch_digests(tmp_path / f"moved {watch}", shards=4, watch=watch) == before
-    assert watch_digests(folder, shards=4, watch="none") != watch_digests(tmp_path, shards=4, watch="none")
+        assert watch_digests(tmp_path / f"moved {watch}", names, shards=4, watch=watch) == before
+    of_folder, of_other = (watch_digests(path, [], shards=4, watch="none") for path in (folder, tmp_path))
+    assert of_folder != of_other
 
 
 @pytest.fixture
@@ -251,9 +288,10 @@ def test_a_file_that_hangs_or_kills_the_decoder_excludes_only_itself(write_video
     paths = [write_video(tmp_path / name, numbered_frames(3)) for name in names]
     outcomes = dict(examine_in_child(paths, seconds=1.5, examine_one=hang_or_die))
     assert list(outcomes) == paths
-    assert outcomes.pop(tmp_path / "hangs.webm") == "decoder did not finish in 1.5 s"
-    assert outcomes.pop(tmp_path / "dies.webm") == "decoder crashed"
-    assert outcomes.pop(tmp_path / "surprises.webm") == "decoder crashed (AttributeError)"
+    assert outcomes.pop(tmp_path / "hangs.webm") == ("decoder did not finish", "in 1.5 s")
+    assert outcomes.pop(tmp_path / "dies.webm") == ("decoder crashed", "")
+    reason, detail = outcomes.pop(tmp_path / "surprises.webm")
+    assert (reason, detail[:26]) == ("decoder crashed", "AttributeError: 'NoneType'")
     assert {frames for _, frames in outcomes.values()} == {3}
     assert len(outcomes) == 4
     assert list(examine_in_child([])) == []
@@ -267,7 +305,7 @@ def test_paths_are_read_one_by_one_and_a_caller_may_stop(tmp_path):
 
     read: list[int] = []
     found = examine_in_child(paths())
-    assert next(found) == (tmp_path / "0.webm", "no such file")
+    assert next(found) == (tmp_path / "0.webm", ("no such file", ""))
     found.close()
     assert len(read) == 1
 

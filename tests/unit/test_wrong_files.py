@@ -1,5 +1,6 @@
 """Unusual and broken files of every known kind, made here: their entries in the index, and the frames that are read."""
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +134,7 @@ USABLE = {
     "hidden.webm": 19,
 }  # fmt: skip
 BROKEN = {
-    "truncated.webm": "truncated", "truncated.avi": "truncated", "truncated.mp4": "truncated",
+    **dict.fromkeys(("truncated.webm", "truncated.avi", "truncated.mp4"), "truncated or damaged"),
     "first damaged.webm": "does not decode", "no index.mp4": "does not open", "damaged.webm": "does not decode", "damaged.mp4": "does not decode",
     "zero bytes.webm": "empty file", "header only.webm": "does not open", "text.webm": "text, not a video",
     "page.webm": "a web page, not a video", "audio.webm": "no video stream",
@@ -149,6 +150,8 @@ def test_the_index_of_every_kind_of_file(folder: Path) -> None:
     table = index(folder, "decode")
     assert table.loc[table["status"] == "ok", "frames"].to_dict() == USABLE
     assert table.loc[table["status"] == "excluded", "reason"].to_dict() == BROKEN
+    assert re.fullmatch(r"ends at \d\.\d\d s of 3\.3\d s", table.loc["truncated.webm", "detail"])
+    assert set(table.loc[table["status"] == "ok", "detail"]) == {""}
     sizes = table[["width", "height"]].apply(tuple, axis=1)
     assert sizes["portrait.webm"] == (240, 427)
     assert sizes["odd.webm"] == (427, 239)
@@ -167,7 +170,7 @@ def test_usable_files_are_read_as_indexed(
     folder: Path, without_decord: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if without_decord:
-        monkeypatch.setattr(decode, "_import_decord", lambda: None)
+        monkeypatch.setattr(decode, "find_decord", lambda: None)
     for name, frames in USABLE.items():
         pixels = open_video(folder / name).frames(range(frames))
         header, _ = examine(folder / name, "packets")
@@ -228,7 +231,7 @@ def test_frames_that_change_size_get_the_size_of_the_first(write_video, tmp_path
             output.mux(packet)
     assert examine(path)[1] == 20
     ours = open_video(path).frames([3, 15])
-    monkeypatch.setattr(decode, "_import_decord", lambda: None)
+    monkeypatch.setattr(decode, "find_decord", lambda: None)
     theirs = open_video(path).frames([3, 15])
     assert ours.shape == theirs.shape == (2, 96, 160, 3)
     assert open_video(path).frames([15]).shape == (1, 96, 160, 3)
@@ -243,13 +246,18 @@ def write_frames(folder: Path, pictures: Any, pattern: str = "{:05d}.jpg", start
 
 
 @pytest.mark.parametrize(
-    ("pattern", "start"), [("{:05d}.jpg", 1), ("img_{:05d}.jpg", 1), ("{}.JPEG", 0), ("{}.jpg", 95)]
-)
+    ("pattern", "start"),
+    [
+        ("{:05d}.jpg", 1), ("img_{:05d}.jpg", 1), ("{}.JPEG", 0), ("{}.jpg", 95), ("frame{:06d}.jpg", 1),
+        ("v_Run_g01_c02_{:04d}.jpg", 1), ("image_{:05d}.PNG", 0), ("{}.png", 1),
+    ],
+)  # fmt: skip
 def test_a_folder_of_frames_is_a_video(numbered_frames, tmp_path, pattern, start):
     folder = write_frames(tmp_path / "12", numbered_frames(12, 36, 64), pattern, start)
     (folder / "Thumbs.db").touch()
     header, count = examine(folder)
-    assert (count, header.width, header.height, header.codec) == (12, 64, 36, "jpeg")
+    codec = "png" if pattern.lower().endswith("png") else "jpeg"
+    assert (count, header.width, header.height, header.codec) == (12, 64, 36, codec)
     assert (header.fps, header.duration) == (None, None)
     reader = open_video(folder)
     frames = reader.frames([11, 0, 3, 3])
@@ -260,26 +268,92 @@ def test_a_folder_of_frames_is_a_video(numbered_frames, tmp_path, pattern, start
         reader.frames([12])
 
 
+@pytest.mark.parametrize("flow", ["flow_{}_", "{}_"])
+def test_optical_flow_beside_the_frames_is_left_out(numbered_frames, tmp_path, flow):
+    """As mmaction2 and TSN write it; files without a number do not matter either."""
+    folder = write_frames(tmp_path / "1", numbered_frames(12), "img_{:05d}.jpg")
+    for axis in "xy":
+        source = write_frames(tmp_path / axis, numbered_frames(11)[::-1], flow.format(axis) + "{:05d}.jpg")
+        for file in source.iterdir():
+            file.rename(folder / file.name)
+    (folder / "cover.jpg").touch()
+    assert examine(folder)[1] == 12
+    assert levels(open_video(folder).frames(range(12))) == list(range(12))
+
+
+FOLDERS = {
+    "two kinds": (["img_1.jpg", "1.jpg"], r"frames of several kinds \(\*\.jpg, img_\*\.jpg; keep one"),
+    "two types": (["1.jpg", "1.png"], r"frames of several kinds \(\*\.jpg, \*\.png; keep one"),
+    "a prefix each": ([f"{n:.1f}s1.jpg" for n in range(9)], r"0\.0s\*\.jpg, .*4\.0s\*\.jpg and 4 more; keep"),
+    "one number twice": (
+        ["1.jpg", "00001.jpg"],
+        r"several kinds \(00001\.jpg and 1\.jpg have the same number; keep",
+    ),
+    "only flow": (
+        ["flow_x_1.jpg", "flow_y_1.jpg"],
+        r"no frames \(only optical flow: flow_x_\*\.jpg, flow_y_\*\.jpg; ex",
+    ),
+    "another type": (
+        ["1.bmp", "2.bmp"],
+        r"no frames \(it holds files such as 1\.bmp; expected files such as 00001\.jpg",
+    ),
+    "words at the end": (["1_rgb.jpg"], r"no frames \(it holds files such as 1_rgb\.jpg; expected"),
+    "folders": (["rgb/1.jpg"], r"no frames \(it holds the folder rgb; expected"),
+    "nothing": ([], r"no frames \(an empty folder; expected"),
+    "a gap": (
+        ["1.jpg", "2.jpg", "4.jpg", "6.jpg"],
+        r"frames missing \(no number 3, 5 between 1\.jpg and 6\.jpg\)",
+    ),
+    "gaps": (["1.jpg", "10.jpg"], r"\(no number 2, 3, 4, 5, 6 and 3 more between 1\.jpg and 10\.jpg\)"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_that_are_unclear_say_what_they_hold(tmp_path, case):
+    names, words = FOLDERS[case]
+    for name in names:
+        file = tmp_path / "clip" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(file)
+    (tmp_path / "clip").mkdir(exist_ok=True)
+    with pytest.raises(DecodeError, match=rf"/clip: .*{words}"):
+        examine(tmp_path / "clip")
+
+
+def test_pictures_that_are_not_of_8_bits_are_refused(tmp_path):
+    """Such as depth in PNG: Pillow would clip their values."""
+    folder = tmp_path / "1"
+    folder.mkdir()
+    Image.fromarray(np.full((8, 8), 300, np.uint16)).save(folder / "1.png")
+    with pytest.raises(DecodeError, match=r"does not decode \(1\.png: 16 or 32 bits a pixel"):
+        examine(folder)
+
+
 def second_is(change: Callable[[Path], object]) -> Callable[[Path], object]:
     return lambda folder: change(folder / "00002.jpg")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("spoil", "reason", "detail"),
     [
-        (second_is(Path.unlink), "frames missing"),
-        (second_is(lambda file: cut(file, 0.5)), "does not decode"),
-        (second_is(lambda file: file.write_bytes(b"")), "does not decode"),
-        (second_is(lambda file: Image.new("RGB", (8, 8)).save(file)), "frames change size"),
-        (lambda folder: [file.unlink() for file in folder.iterdir()], "no frames"),
+        (second_is(Path.unlink), "frames missing", "3 files, numbered 1 to 4"),
+        (second_is(lambda file: cut(file, 0.5)), "does not decode", "00002.jpg: "),
+        (
+            second_is(lambda file: file.write_bytes(b"")),
+            "does not decode",
+            "cannot identify image file '2/00002.jpg'",
+        ),
+        (second_is(lambda file: Image.new("RGB", (8, 8)).save(file)), "frames change size", "00002.jpg"),
+        (lambda folder: [file.unlink() for file in folder.iterdir()], "no frames", "such as 00001.jpg"),
     ],
     ids=["gap", "cut", "empty", "size", "none"],
 )
-def test_a_broken_folder_of_frames(numbered_frames, tmp_path, spoil, reason):
+def test_a_broken_folder_of_frames(numbered_frames, tmp_path, spoil, reason, detail):
     write_frames(tmp_path / "1", numbered_frames(4))
     spoil(write_frames(tmp_path / "2", numbered_frames(4)))
     table = index_videos(tmp_path, list_videos(tmp_path, "frames"))
     assert table["id"].tolist() == table["path"].tolist() == ["1", "2"]
     assert table["reason"].tolist() == ["", reason]
+    assert table["detail"].iloc[1].startswith(detail)
     assert table["frames"].tolist()[0] == 4
     assert table["bytes"].iloc[0] == sum(file.stat().st_size for file in (tmp_path / "1").iterdir())

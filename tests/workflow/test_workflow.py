@@ -33,6 +33,16 @@ def test_it_ends_with_the_table_and_the_pictures(finished: Finished) -> None:
     table = pd.read_csv(workflow.folder / "results/table1.csv")
     assert table["method"].tolist() == ["TSM", "TSM-FFN"]
     assert (workflow.folder / "results/table1.md").read_text() in result.stderr
+    assert r"\toprule" in (workflow.folder / "results/table1.tex").read_text()
+    # Intervals enclose the numbers, and each evaluation recorded its cost.
+    for frames in (4, 8, 16):
+        top1, low, high, gflops, speed = (
+            table[f"{name}_{frames}f"] for name in ("top1", "low", "high", "gflops", "clips_per_second")
+        )
+        assert (low <= top1).all()
+        assert (top1 <= high).all()
+        assert (gflops > 0).all()
+        assert (speed > 0).all()
     for name in ("table1", "class_counts", "clip_lengths"):
         assert (workflow.folder / f"results/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -67,6 +77,10 @@ def test_excluded_videos_are_listed_with_their_reasons(finished: Finished) -> No
     assert excluded.loc["2", "reason"] == "no video file"
     assert excluded.loc["999", "reason"] == "no label"
     assert excluded.loc["1", "path"] == "1.webm"
+    assert (
+        "labels and videos: 1 of the 36 labelled ids have no file in my data/videos (such as '2')"
+        in finished[1].stderr
+    )
     splits = ("train", "validation")
     kept = [pd.read_parquet(folder / f"results/manifest/{split}.parquet") for split in splits]
     assert sum(map(len, kept)) == 12 * 3 - 2
@@ -194,7 +208,9 @@ def test_an_imported_network_is_scored_without_a_training_split(finished: Finish
 def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) -> None:
     weights = tmp_path / "my weights.pth"
     weights.write_bytes(b"any")
-    longer = {"method": "ffn", "train_frames": [4, 8, 16], "start": "ffn"}
+    longer = {
+        "method": "ffn", "train_frames": [4, 8, 16], "start": "ffn", "training": {"recompute": True, "epochs": 3}
+    }  # fmt: skip
     jobs, output = finished[0].plan(
         "--printshellcmds", "longer",
         network={"weights": str(weights), "weights_sha256": "0123456789abcdef"}, experiments={"longer": longer},
@@ -207,6 +223,9 @@ def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) 
     name, path = starts[1]
     assert name == "longer"
     assert re.fullmatch(r"results/runs/ffn-\w{8}/seed0/model\.pt", path)
+    # Only this experiment's job and its check compute activations again.
+    recomputed = re.findall(r"/(\w+)\.py'? --run results/runs/(\w+)-.* --recompute", output)
+    assert sorted(recomputed) == [("check_training", "longer"), ("train", "longer")]
 
 
 def test_printed_commands_run_when_they_are_pasted(finished: Finished, tmp_path: Path) -> None:
@@ -228,6 +247,34 @@ def test_printed_commands_run_when_they_are_pasted(finished: Finished, tmp_path:
     tables = [pd.read_csv(each.folder / "results/table1.csv") for each in (workflow, finished[0])]
     for column in ("method", "checkpoint", "top1_16f", "videos"):
         assert tables[0].loc[0, column] == tables[1].loc[0, column]
+
+
+def test_a_curve_at_any_frame_count_and_batchnorm_statistics(finished: Finished, tmp_path: Path) -> None:
+    """One new evaluation, at 4 and 20 frames; networks that stand for one frame count each have theirs already."""
+    workflow = finished[0].copy(tmp_path)
+    rows = [
+        {"label": "FFN", "experiments": "ffn", "published": {"method": "TSM-FFN"}},
+        {"label": "ST", "experiments": {"4": "ffn", "16": "tsm"}},
+    ]
+    tables = {"mine": {"frame_counts": [4, 16], "rows": rows}}
+    made = workflow.made(
+        "results/mine_curve.csv", "results/figures/batchnorm_ffn.png", tables=tables, evaluation={"any_frame": [4, 20]}
+    )  # fmt: skip
+    assert re.findall(r"Job \d+: (Eval\w+|Training) (\w+)-", made) == [("Evaluating", "ffn")]
+    table = pd.read_csv(workflow.folder / "results/table1.csv").set_index("method")
+    curve = pd.read_csv(workflow.folder / "results/mine_curve.csv").set_index(["method", "frames"])
+    assert curve.index.tolist() == [("FFN", 4), ("FFN", 20), ("ST", 4), ("ST", 16)]
+    assert curve.loc[("FFN", 4), "top1"] == curve.loc[("ST", 4), "top1"] == table.loc["TSM-FFN", "top1_4f"]
+    assert curve.loc[("ST", 16), "top1"] == table.loc["TSM", "top1_16f"]
+    statistics = pd.read_csv(workflow.folder / "results/figures/batchnorm_ffn.csv")
+    state = load_checkpoint(workflow.seed("ffn") / "model.pt").state_dict()
+    rows_of_one = statistics[(statistics["layer"] == "layer4.0.bn2") & (statistics["frames"] == 16)]
+    assert rows_of_one["variance"].tolist() == pytest.approx(state["layer4.0.bn2.16.running_var"].tolist())
+    for name in ("mine_curve", "batchnorm_ffn"):
+        assert (workflow.folder / f"results/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    result = workflow.run("--dry-run", "results/figures/batchnorm_tsm.png")
+    assert result.returncode != 0
+    assert "error: config: experiments.tsm has no BatchNorm statistics for each frame count" in result.stderr
 
 
 STUB = '''
@@ -303,6 +350,7 @@ ST = {"frame_counts": [4], "rows": [{"label": "TSM-ST", "experiments": "st"}]}
     [
         ({"data": {"labels": "nowhere"}}, r"nowhere: no such folder of label files"),
         ({"data": {"videos": "none"}}, r"none: no such folder .*`data\.videos`"),
+        ({"data": {"videos": "my data", "layout": "frames"}}, r"labels and videos do not fit: 36 of the 36 labelled ids have no file"),
         ({"dataset": "something-something-v2"}, r"labels: these are not the labels of `dataset: .* 24 train instead of 168,913;"),
         ({"evaluation": {"split": "test"}}, r"labels: the split test has no rows"),
         ({"network": {"weights": "my.pth", "weights_sha256": "0123456789"}}, r"my\.pth: no such file; set network\.weights"),

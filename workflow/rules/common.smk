@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ffnrepro.config import check_experiments, read_config
 from ffnrepro.data.labels import label_digests
-from ffnrepro.data.video_index import watch_digests
+from ffnrepro.data.video_index import list_videos, watch_digests
 from ffnrepro.ensembles import member_records
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest
@@ -36,6 +36,9 @@ PUBLISHED = os.path.relpath(os.path.join(workflow.basedir, "resources", "publish
 TRAINING = "results/runs/{run}/seed{seed}"
 EVALUATION = f"{TRAINING}/{{split}}_{{frames}}f"
 ENSEMBLE = "results/ensembles/{ensemble}/seed{seed}/{split}_{frames}f"
+# Of the frame cache; trainings and evaluations need them only if they read from it.
+CACHE_RECORDS = expand("results/frame_cache/part-{shard}.json", shard=range(CONFIG.data.index_shards))
+CACHE_RECORDS = [] if CONFIG.data.cache == "none" else CACHE_RECORDS
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
 # A dry run works without the data; a real run stops before its first job.
@@ -57,6 +60,8 @@ def script(name):
 # Options that affect no result are `resources`, because a changed param reruns a job and a changed resource does not.
 DEVICE_OPTIONS = f"--videos {shlex.quote(CONFIG.data.videos)} --device {CONFIG.runtime.device} "
 DEVICE_OPTIONS += f"--workers {CONFIG.runtime.workers}"
+if CONFIG.data.cache != "none":
+    DEVICE_OPTIONS += f" --cache-folder {shlex.quote(CONFIG.data.cache_folder)}"
 TRAINING_OPTIONS = f"{DEVICE_OPTIONS} --save-minutes {CONFIG.runtime.save_minutes:g} "
 TRAINING_OPTIONS += f"--max-bad-fraction {CONFIG.data.max_bad_fraction:g}"
 if CONFIG.runtime.time_budget is not None:
@@ -147,6 +152,11 @@ def evaluations_of_table(name):
     return sorted(records | {str(member) for path in records for member in member_records(Path(path))})
 
 
+def predictions_of_table(name):
+    """Predictions that the records of a table belong to."""
+    return [path.replace(".json", ".parquet") for path in evaluations_of_table(name)]
+
+
 def files_of_table(name):
     """Networks and evaluations that a table is made of."""
     records = evaluations_of_table(name)
@@ -209,6 +219,12 @@ def start_argument(wildcards):
     return f"--start {shlex.quote(path)}" if path else ""
 
 
+def training_options(wildcards):
+    """Options of a training that affect no result."""
+    recompute = CONFIG.recompute_of(experiment_of(wildcards))
+    return f"{TRAINING_OPTIONS} --recompute" if recompute else TRAINING_OPTIONS
+
+
 def settings_of(wildcards):
     return run_settings(CONFIG, experiment_of(wildcards)).model_dump_json()
 
@@ -224,12 +240,52 @@ def digests_of_labels():
 
 
 @cache
+def names_of_videos():
+    return list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
+
+
+@cache
 def digests_of_shards():
     data = CONFIG.data
     try:
-        return watch_digests(
-            Path(data.videos), shards=data.index_shards, layout=data.layout, watch=data.watch
-        )
+        names = [] if data.watch == "none" else names_of_videos()
     except UserError:
         # A dry run works without the videos; a real run stops in `onstart`.
         return ["no videos"] * data.index_shards
+    return watch_digests(Path(data.videos), names, shards=data.index_shards, watch=data.watch)
+
+
+def rows_of_curve(name):
+    """Rows of a table; a row with one network has its evaluation at any frame instead of those of the table."""
+    rows = rows_of_table(name)
+    for row, settings in zip(rows, CONFIG.tables[name].rows, strict=True):
+        if isinstance(settings.experiments, str):
+            records = expand(
+                f"{TRAINING}/{{split}}_any_frame.json",
+                run=RUN_LIST.selected[settings.experiments],
+                seed=CONFIG.seeds,
+                split=CONFIG.evaluation.split,
+            )
+            row["evaluations"] = dict.fromkeys(CONFIG.evaluation.any_frame, records)
+    return rows
+
+
+def evaluations_of_curve(name):
+    """Records behind the curves of a table; wrong settings are refused before anything runs."""
+    evaluations_of_table(name)
+    return sorted(
+        {path for row in rows_of_curve(name) for paths in row["evaluations"].values() for path in paths}
+    )
+
+
+def network_with_private_norms(wildcards):
+    """Network of an experiment, of the first seed; an experiment without specialised normalisation is refused."""
+    experiment = wildcards.experiment
+    with one_line_errors():
+        check(experiment)
+        if not getattr(CONFIG.experiments[experiment].method, "specialized_normalization", False):
+            raise UserError(
+                f"config: experiments.{experiment} has no BatchNorm statistics for each frame count; ask for an experiment "
+                "of method ffn with specialized_normalization: true"
+            )
+    return f"results/runs/{RUN_LIST.selected[experiment]}/seed{CONFIG.seeds[0]}/model"

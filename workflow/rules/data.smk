@@ -3,11 +3,25 @@
 # Paths that affect no result are resources: they appear in the printed command, and changing them reruns nothing. The
 # content of the folders of labels and videos is a param, as a digest. `revision` is raised by hand when the output changes.
 
+from ffnrepro.data.frame_cache import REVISION as CACHE_REVISION
 from ffnrepro.data.labels import REVISION as LABELS_REVISION
-from ffnrepro.data.labels import check_counts, check_evaluable, read_classes, read_labels
+from ffnrepro.data.labels import (
+    check_counts,
+    check_evaluable,
+    class_warnings,
+    read_classes,
+    read_labels,
+)
 from ffnrepro.data.manifest import REVISION as MANIFEST_REVISION
+from ffnrepro.data.names import compare_names
 from ffnrepro.data.video_index import REVISION as INDEX_REVISION
-from ffnrepro.data.video_index import list_videos
+from ffnrepro.data.video_index import check_frames
+from ffnrepro.recipe import REVISION as RECIPE_REVISION
+
+# Splits that are trained, validated or evaluated on.
+CACHED_SPLITS = expand(
+    "results/manifest/{split}.parquet", split=sorted({"train", "validation", CONFIG.evaluation.split})
+)
 
 
 localrules:
@@ -25,18 +39,30 @@ onstart:
     }
     imported = {experiment_of(job.wildcards) for job in jobs if job.rule.name == "import_checkpoint"}
     with one_line_errors():
-        if "parse_labels" in planned:
-            classes, labels = read_labels(Path(CONFIG.data.labels), trained=bool(trained))
+        if {"parse_labels", "index_videos"} & planned:
+            data = CONFIG.data
+            classes, labels = read_labels(Path(data.labels), trained=bool(trained))
             check_counts(
                 classes,
                 labels,
                 dataset=CONFIG.dataset,
-                partial=CONFIG.data.partial,
+                partial=data.partial,
                 trained=bool(trained),
             )
             check_evaluable(labels, CONFIG.evaluation.split)
-        if "index_videos" in planned:
-            list_videos(Path(CONFIG.data.videos), CONFIG.data.layout)
+            for warning in class_warnings(classes, labels):
+                print(f"labels: {warning}", file=sys.stderr)
+            # The labels alone can be read before the videos are unpacked.
+            if {"index_videos", "build_manifest"} & planned:
+                compare_names(
+                    labels,
+                    names_of_videos(),
+                    Path(data.videos),
+                    data.layout,
+                    max_excluded=data.max_excluded,
+                )
+            if "index_videos" in planned and data.layout == "frames":
+                check_frames(Path(data.videos), names_of_videos())
         if CONFIG.own_weights:
             check_own_weights(trained)
         if imported:
@@ -126,6 +152,38 @@ rule build_manifest:
     shell:
         "python {resources.script:q} --classes {input.classes} --table {input.table} --index {input.index} "
         "--max-excluded {params.max_excluded} --output results/manifest --log {log}"
+
+
+rule cache_frames:
+    input:
+        # A video that was replaced changes the index, and a label changes which videos are used.
+        index="results/video_index/part-{shard}.parquet",
+        data="results/manifest/manifest.sha256",
+        splits=ancient(CACHED_SPLITS),
+    output:
+        "results/frame_cache/part-{shard}.json",
+    log:
+        "logs/cache_frames/{shard}.log",
+    benchmark:
+        "logs/benchmarks/cache_frames/{shard}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        script=script("cache_frames"),
+        videos=CONFIG.data.videos,
+        cache=CONFIG.data.cache_folder,
+        runtime=120,
+        mem_mb=4000,
+    params:
+        shards=CONFIG.data.index_shards,
+        quality=CONFIG.data.jpeg_quality,
+        revision=f"{RECIPE_REVISION}.{CACHE_REVISION}",
+    message:
+        "Caching the frames of the videos: shard {wildcards.shard}"
+    shell:
+        "python {resources.script:q} --videos {resources.videos:q} --splits {input.splits} --shard {wildcards.shard} "
+        "--shards {params.shards} --quality {params.quality} --cache-folder {resources.cache:q} --output {output} "
+        "--log {log}"
 
 
 rule plot_manifest:

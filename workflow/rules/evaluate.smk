@@ -1,5 +1,5 @@
-# Trained network, or the evaluations of an ensemble's networks -> predictions of each video of a split at one frame count,
-# and a record beside them.
+# Trained network, or the evaluations of an ensemble's networks -> predictions of each video of a split, at one frame count
+# or at any, and a record beside them.
 
 
 localrules:
@@ -13,6 +13,7 @@ rule evaluate:
         model=ancient(f"{TRAINING}/model.pt"),
         data="results/manifest/manifest.sha256",
         split=ancient("results/manifest/{split}.parquet"),
+        cache=ancient(CACHE_RECORDS),
     output:
         predictions=f"{EVALUATION}.parquet",
         record=f"{EVALUATION}.json",
@@ -63,3 +64,39 @@ rule evaluate_ensemble:
         "Averaging the networks of {wildcards.ensemble}, seed {wildcards.seed}, at {wildcards.frames} frames"
     shell:
         "python {resources.script:q} --members {input.records} --output {output.record} --log {log}"
+
+
+rule evaluate_any_frame:
+    input:
+        settings=ancient("results/runs/{run}/settings.json"),
+        digest=f"{TRAINING}/model.sha256",
+        model=ancient(f"{TRAINING}/model.pt"),
+        data="results/manifest/manifest.sha256",
+        split=ancient("results/manifest/{split}.parquet"),
+        cache=ancient(CACHE_RECORDS),
+    output:
+        predictions=f"{TRAINING}/{{split}}_any_frame.parquet",
+        record=f"{TRAINING}/{{split}}_any_frame.json",
+    log:
+        "logs/evaluate_any_frame/{run}/seed{seed}/{split}.log",
+    benchmark:
+        "logs/benchmarks/evaluate_any_frame/{run}/seed{seed}/{split}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.runtime.threads
+    resources:
+        script=script("evaluate"),
+        gpu=GPUS,
+        gpu_jobs=GPUS,
+        options=f"{DEVICE_OPTIONS} --batch-size {CONFIG.evaluation.batch_size}",
+        runtime=240,
+        mem_mb=24000,
+    params:
+        frames=CONFIG.evaluation.any_frame,
+        code=scoring_code(),
+    message:
+        "Evaluating {wildcards.run}, seed {wildcards.seed}, at any frame: {params.frames}"
+    shell:
+        "python {resources.script:q} --run results/runs/{wildcards.run} --seed {wildcards.seed} "
+        "--split {wildcards.split} --any-frame --frames {params.frames} --threads {threads} {resources.options} "
+        "--log {log}"

@@ -1,20 +1,26 @@
-# Records of the evaluations -> a table of the configuration, and its picture.
+# Records of the evaluations -> a table of the configuration, its picture, and its curves at any frame count; a network of
+# FFN -> its BatchNorm statistics.
 
 
 localrules:
     assemble_table,
     plot_accuracy,
+    assemble_curve,
+    plot_batchnorm,
 
 
 rule assemble_table:
     input:
         evaluations=lambda wildcards: evaluations_of_table(wildcards.table),
+        # They are written together with the records above, which are newer.
+        predictions=ancient(lambda wildcards: predictions_of_table(wildcards.table)),
         data="results/manifest/manifest.sha256",
         # The digest below counts, not the file's time: a clone gives the file a new time.
         published=ancient(PUBLISHED),
     output:
         csv="results/{table}.csv",
         markdown="results/{table}.md",
+        latex="results/{table}.tex",
         record="results/{table}.json",
     log:
         "logs/assemble_table/{table}.log",
@@ -30,7 +36,7 @@ rule assemble_table:
         split=CONFIG.evaluation.split,
         sizes=f"--short-side {CONFIG.data.short_side} --crop-size {CONFIG.data.crop_size}",
         published=file_digest(Path(PUBLISHED)),
-        code=module_code("ffnrepro.tables"),
+        code=module_code("ffnrepro.table_text"),
     message:
         "Assembling {wildcards.table}"
     shell:
@@ -62,3 +68,60 @@ rule plot_accuracy:
     shell:
         "python {resources.script:q} --table {input.table} --published {input.published:q} "
         "--dataset {params.dataset:q} --output {output} --log {log}"
+
+
+rule assemble_curve:
+    input:
+        evaluations=lambda wildcards: evaluations_of_curve(wildcards.table),
+        data="results/manifest/manifest.sha256",
+        published=ancient(PUBLISHED),
+    output:
+        csv="results/{table}_curve.csv",
+        figure="results/figures/{table}_curve.png",
+    log:
+        "logs/assemble_curve/{table}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        script=script("assemble_curve"),
+        runtime=5,
+        mem_mb=1000,
+    params:
+        rows=lambda wildcards: json.dumps(rows_of_curve(wildcards.table)),
+        frames=CONFIG.evaluation.any_frame,
+        dataset=CONFIG.dataset,
+        split=CONFIG.evaluation.split,
+        sizes=f"--short-side {CONFIG.data.short_side} --crop-size {CONFIG.data.crop_size}",
+        published=file_digest(Path(PUBLISHED)),
+        code=f"{module_code('ffnrepro.curves')} {module_code('ffnrepro.figures')}",
+    message:
+        "Drawing the accuracy of {wildcards.table} at any frame count"
+    shell:
+        "python {resources.script:q} --rows {params.rows:q} --frames {params.frames} --dataset {params.dataset:q} "
+        "--split {params.split} {params.sizes} --data {input.data} --published {input.published:q} "
+        "--csv {output.csv} --figure {output.figure} --log {log}"
+
+
+rule plot_batchnorm:
+    input:
+        digest=lambda wildcards: f"{network_with_private_norms(wildcards)}.sha256",
+        model=ancient(lambda wildcards: f"{network_with_private_norms(wildcards)}.pt"),
+    output:
+        csv="results/figures/batchnorm_{experiment}.csv",
+        figure="results/figures/batchnorm_{experiment}.png",
+    log:
+        "logs/plot_batchnorm/{experiment}.log",
+    wildcard_constraints:
+        experiment="|".join(CONFIG.experiments),
+    conda:
+        "../../environment.yml"
+    resources:
+        script=script("plot_batchnorm"),
+        runtime=5,
+        mem_mb=2000,
+    params:
+        code=f"{module_code('ffnrepro.batchnorm')} {module_code('ffnrepro.figures')}",
+    message:
+        "Drawing the BatchNorm statistics of {wildcards.experiment}"
+    shell:
+        "python {resources.script:q} --model {input.model} --csv {output.csv} --figure {output.figure} --log {log}"

@@ -54,6 +54,7 @@ rule check_training:
         classes=ancient("results/labels/classes.csv"),
         data=ancient("results/manifest/manifest.sha256"),
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
+        cache=ancient(CACHE_RECORDS),
         start=ancient(start_file),
     output:
         # The file is temporary, so that each training is checked again.
@@ -70,7 +71,7 @@ rule check_training:
         # Some steps are tried; on a cluster none, because another machine trains (profiles/slurm).
         steps=20,
         start=start_argument,
-        options=TRAINING_OPTIONS,
+        options=training_options,
         runtime=30,
         mem_mb=16000,
     message:
@@ -87,6 +88,7 @@ rule train_tsm:
         classes=ancient("results/labels/classes.csv"),
         data="results/manifest/manifest.sha256",
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
+        cache=ancient(CACHE_RECORDS),
         start=ancient(start_file),
         start_digest=start_digest,
     output:
@@ -108,7 +110,7 @@ rule train_tsm:
         gpu=GPUS * CONFIG.training.gpus,
         gpu_jobs=GPUS,
         note=training_note,
-        options=TRAINING_OPTIONS,
+        options=training_options,
         runtime=2880,
         mem_mb=32000,
     params:

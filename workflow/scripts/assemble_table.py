@@ -9,6 +9,7 @@ import tyro
 from ffnrepro.files import replacing, write_json, write_text
 from ffnrepro.logs import logger, run
 from ffnrepro.runs import scoring_code
+from ffnrepro.table_text import latex, markdown, table_blocks
 from ffnrepro.tables import (
     assemble_table,
     check_published,
@@ -16,7 +17,7 @@ from ffnrepro.tables import (
     read_published,
     read_records,
     read_rows,
-    table_markdown,
+    read_scores,
 )
 
 
@@ -32,7 +33,7 @@ def main(
     output: Path,
     log: Path | None = None,
 ) -> int:
-    """Write `{table}.csv`, `{table}.md` and `{table}.json`, and log the table.
+    """Write `{table}.csv`, `{table}.md`, `{table}.tex` and `{table}.json`, and log the table.
 
     Args:
         table: Name of the table.
@@ -58,11 +59,14 @@ def main(
         row_list = read_rows(rows)
         figures = read_published(published)
         check_published(row_list, figures)
-        numbers = assemble_table(row_list, read_records(row_list, inputs), published=figures, dataset=dataset)
-        text = table_markdown(numbers, published=figures, dataset=dataset)
+        records = read_records(row_list, inputs)
+        scores = read_scores(row_list, records)
+        numbers = assemble_table(row_list, records, scores, published=figures, dataset=dataset)
+        blocks = table_blocks(numbers, published=figures, dataset=dataset)
         with replacing(output / f"{table}.csv") as temporary:
             numbers.to_csv(temporary, index=False)
-        write_text(output / f"{table}.md", text)
+        write_text(output / f"{table}.md", markdown(blocks))
+        write_text(output / f"{table}.tex", latex(blocks))
         lines = json.loads(numbers.to_json(orient="records"))
         record = {
             "dataset": dataset,
@@ -70,7 +74,7 @@ def main(
             "rows": [row | {"numbers": line} for row, line in zip(json.loads(rows), lines, strict=True)],
         }
         write_json(output / f"{table}.json", record)
-        logger.info("%s", text)
+        logger.info("%s", markdown(blocks))
 
     return run(work, log)
 

@@ -50,6 +50,9 @@ def main(members: list[Path], output: Path, log: Path | None = None) -> int:
             "parameters": sum(record["parameters"] for record in records),
             "videos": len(predictions),
             **scores,
+            "gflops": sum(record["gflops"] for record in records),
+            # The networks run one after the other.
+            "clips_per_second": 1 / sum(1 / record["clips_per_second"] for record in records),
             **provenance(torch.device("cpu")),
         }
         write_json(output, record)

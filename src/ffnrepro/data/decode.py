@@ -1,4 +1,4 @@
-"""Readers for video files and folders of JPEG frames, based on decord, PyAV and Pillow.
+"""Readers for video files and folders of frames, based on decord, PyAV and Pillow.
 
 Every decoder gives the frames that a player shows: rotated as the display matrix says, and without the frames that an edit
 list cuts away. decord ignores edit lists, so it is used only for Matroska files (``.webm``), which have none. PyAV reads all
@@ -10,13 +10,12 @@ videos are opened in the loader worker that decodes them. A reader uses one thre
 """
 
 import contextlib
-import functools
-import importlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,20 +25,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ffnrepro.optional import import_optional
+
 Verify = Literal["decode", "packets"]
 
 NO_SUCH_FILE = "no such file"
 NO_PERMISSION = "no permission to read it"
 WEB_PAGE = "a web page, not a video"
 TEXT = "text, not a video"
+PICTURE = "a picture, not a video"
+EMPTY = "empty file"
 DOES_NOT_OPEN = "does not open"
 DOES_NOT_DECODE = "does not decode"
-TRUNCATED = "truncated"
+TRUNCATED = "truncated or damaged"
+NO_FRAMES = "no frames"
+FRAMES_MISSING = "frames missing"
+FRAMES_UNCLEAR = "frames of several kinds"
 FRAMES_CHANGE_SIZE = "frames change size"
 
 _MATROSKA = b"\x1a\x45\xdf\xa3"
 # The element of Matroska that holds a rotation, which decord ignores.
 _PROJECTION = b"\x76\x70"
+_PICTURE = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)\.(?P<ending>jpe?g|png)", re.IGNORECASE)
+_FLOW = re.compile(r"(.*flow_?)?[xyuv]_\*")
 # FFmpeg opens text files with certain endings in these formats, and draws the text as a picture.
 _TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")
 
@@ -51,6 +59,7 @@ class DecodeError(Exception):
         # A loader worker sends the error to the main process, which rebuilds it from these arguments.
         super().__init__(str(path), reason, detail)
         self.reason = reason
+        self.detail = detail
 
     def __str__(self) -> str:
         path, reason, detail = self.args
@@ -133,11 +142,11 @@ class _PyAVReader(VideoReader):
 
 
 class _FramesReader(VideoReader):
-    """Reads a folder of JPEG files, one for each frame."""
+    """Reads a folder of pictures, one for each frame."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._files = _frame_files(path)
+        self._files = frame_files(path)[0]
 
     def _decode(self, ascending: list[int]) -> NDArray[np.uint8]:
         if ascending[-1] >= len(self._files):
@@ -162,20 +171,17 @@ class _DecordReader(VideoReader):
         return _PyAVReader(self.path)._decode(ascending)
 
 
-@functools.cache
-def _import_decord() -> Any | None:
-    """Import decord at the first use; None on the platforms for which it has no wheel."""
-    try:
-        decord = importlib.import_module("decord")
-    except ImportError:
-        return None
-    # decord raises its errors, so they need not be written to the console, too.
-    decord.logging.set_level(decord.logging.FATAL)
+def find_decord() -> Any | None:
+    """Load decord at the first use; None where it is not installed (it has no wheel for some platforms) or is broken."""
+    decord = import_optional("decord", "PyAV decodes instead")
+    if decord is not None:
+        # decord raises its errors, so they need not be written to the console, too.
+        decord.logging.set_level(decord.logging.FATAL)
     return decord
 
 
 def open_video(path: Path | str) -> VideoReader:
-    """Open a video, or a folder of JPEG frames.
+    """Open a video, or a folder of frames.
 
     Args:
         path: The video file, or the folder of frames.
@@ -191,7 +197,7 @@ def open_video(path: Path | str) -> VideoReader:
     if is_folder(path):
         return _FramesReader(path)
     start = _first_bytes(path)
-    decord = _import_decord() if start.startswith(_MATROSKA) and _PROJECTION not in start else None
+    decord = find_decord() if start.startswith(_MATROSKA) and _PROJECTION not in start else None
     if decord is not None:
         # PyAV reads files that decord refuses, or gives the reason.
         with contextlib.suppress(Exception):
@@ -206,7 +212,7 @@ def examine(path: Path | str, verify: Verify = "decode") -> tuple[VideoHeader, i
     and PyAV does not hang, as decord does, on a file that holds fewer frames than its header says.
 
     Args:
-        path: The video file, or a folder of JPEG frames.
+        path: The video file, or a folder of frames.
         verify: ``decode`` decodes every frame; ``packets`` decodes the first, reads the rest of the container and
             counts the packets of the video (of a folder: the files), which finds a missing end but not all damage.
 
@@ -294,38 +300,79 @@ def _stated_end(container: Any) -> float | None:
 
 
 def _examine_frames(path: Path, verify: Verify) -> tuple[VideoHeader, int]:
-    files = _frame_files(path)
+    files, (kind, *_) = frame_files(path)
     shape = _read_picture(files[0]).shape
     for file in files[1:] if verify == "decode" else []:
         if _read_picture(file).shape != shape:
-            raise DecodeError(file, FRAMES_CHANGE_SIZE)
-    return VideoHeader(width=shape[1], height=shape[0], fps=None, codec="jpeg", duration=None), len(files)
+            raise DecodeError(path, FRAMES_CHANGE_SIZE, f"from {files[0].name} to {file.name}")
+    codec = "png" if kind.endswith("png") else "jpeg"
+    return VideoHeader(width=shape[1], height=shape[0], fps=None, codec=codec, duration=None), len(files)
 
 
-def _frame_files(folder: Path) -> list[Path]:
-    """List the JPEG files of a folder by the number at the end of their names (``00001.jpg``, ``img_00001.jpg``)."""
+def frame_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """List the pictures of a folder by the number at the end of their names (``00001.jpg``, ``img_00001.png``).
+
+    Optical flow beside the frames, as mmaction2 and TSN write it (``flow_x_00001.jpg``, ``x_00001.jpg``), is left out.
+
+    Returns:
+        The files in order, and the kinds of pictures that the folder holds: that of the files, such as ``img_*.jpg``, then
+        those that are left out.
+
+    Raises:
+        DecodeError: The folder cannot be listed, has no such file, has several kinds of them, or a number is missing or twice
+            there.
+    """
     try:
-        names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError as error:
         raise DecodeError(folder, NO_PERMISSION, _description(error)) from error
-    numbered = sorted(
-        (int(match[1]), name) for name in names if (match := re.search(r"(\d+)\.jpe?g$", name, re.IGNORECASE))
-    )
-    if not numbered:
-        raise DecodeError(folder, "no frames", "such as 00001.jpg")
-    if [number for number, _ in numbered] != list(range(numbered[0][0], numbered[0][0] + len(numbered))):
+    kinds: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        if match := _PICTURE.fullmatch(name):
+            ending = match["ending"].lower().replace("jpeg", "jpg")
+            kinds.setdefault(f"{match['prefix']}*.{ending}", []).append((int(match["number"]), name))
+    flow = [kind for kind in kinds if _FLOW.match(kind)]
+    frames = [kind for kind in kinds if kind not in flow]
+    if not frames:
+        found = f"only optical flow: {', '.join(flow)}" if flow else _what_it_holds(folder, names)
+        raise DecodeError(folder, NO_FRAMES, f"{found}; expected files such as 00001.jpg or img_00001.png")
+    if len(frames) > 1:
+        raise DecodeError(folder, FRAMES_UNCLEAR, f"{_shortened(frames)}; keep one of them")
+    numbered = kinds[frames[0]]
+    numbered.sort()
+    numbers = [number for number, _ in numbered]
+    for (number, name), (after, other) in pairwise(numbered):
+        if after == number:
+            raise DecodeError(
+                folder, FRAMES_UNCLEAR, f"{name} and {other} have the same number; keep one of them"
+            )
+    if missing := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
         # A gap would be a jump in the motion.
-        found = f"{len(numbered)} files, numbered {numbered[0][0]} to {numbered[-1][0]}"
-        raise DecodeError(folder, "frames missing", found)
-    return [folder / name for _, name in numbered]
+        between = f"between {numbered[0][1]} and {numbered[-1][1]}"
+        raise DecodeError(folder, FRAMES_MISSING, f"no number {_shortened(map(str, missing))} {between}")
+    return [folder / name for _, name in numbered], [*frames, *flow]
+
+
+def _what_it_holds(folder: Path, names: Sequence[str]) -> str:
+    if not names:
+        return "an empty folder"
+    return f"it holds {'the folder' if is_folder(folder / names[0]) else 'files such as'} {names[0]}"
+
+
+def _shortened(words: Iterable[str]) -> str:
+    """The first words, and how many more there are."""
+    words = list(words)
+    return ", ".join(words[:5]) + (f" and {len(words) - 5} more" if len(words) > 5 else "")
 
 
 def _read_picture(file: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError("16 or 32 bits a pixel, expected 8 for each colour")
             return np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DecodeError(file, DOES_NOT_DECODE, _description(error)) from error
+        raise DecodeError(file.parent, DOES_NOT_DECODE, f"{file.name}: {_description(error)}") from error
 
 
 def _too_few_frames(path: Path, frames: int, position: int) -> DecodeError:
@@ -349,9 +396,11 @@ def _first_bytes(path: Path) -> bytes:
             start = file.read(4096)
     except OSError as error:
         reasons: dict[type[OSError], str] = {FileNotFoundError: NO_SUCH_FILE, PermissionError: NO_PERMISSION}
-        raise DecodeError(path, reasons.get(type(error), DOES_NOT_OPEN), _description(error)) from error
+        if type(error) in reasons:
+            raise DecodeError(path, reasons[type(error)]) from error
+        raise DecodeError(path, DOES_NOT_OPEN, _description(error)) from error
     if not start:
-        raise DecodeError(path, "empty file")
+        raise DecodeError(path, EMPTY)
     return start
 
 
@@ -360,10 +409,13 @@ def _open_container(path: Path) -> Any:
         # Without "file:" FFmpeg would take a name such as "a:b.webm" for an address.
         container = av.open(f"file:{path}")
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError(path, _reason_not_opened(path), _description(error)) from error
+        reason = _reason_not_opened(path)
+        raise DecodeError(path, reason, _description(error) if reason == DOES_NOT_OPEN else "") from error
     streams = container.streams.video
     problems = {
         TEXT: container.format.name in _TEXT_ART,
+        # FFmpeg's formats of single pictures are called jpeg_pipe, png_pipe and so on.
+        PICTURE: container.format.name.endswith("_pipe"),
         "no video stream": not streams,
         "a codec without a decoder here": streams and streams[0].codec_context is None,
     }

@@ -1,25 +1,39 @@
-"""Examine untrusted files in a child process: if a file hangs or crashes the decoder, only that file is lost.
+"""Read untrusted files in a child process: if a file hangs or crashes the decoder, only that file is lost.
 
 A decoder is native code, which cannot be stopped from within its own process. The child lives on from file to file; after
 a crash or a time limit a new one is started. This module does not import pandas, so that a child starts quickly.
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from ffnrepro.data.decode import DecodeError, Verify, VideoHeader, examine
 from ffnrepro.errors import UserError
 
-Outcome = tuple[VideoHeader, int] | str
-"""What `examine` returns, or the reason why a video cannot be used."""
+
+class Refusal(NamedTuple):
+    """Why a video cannot be used: the reason in a few words, by which videos are counted, and details of this video."""
+
+    reason: str
+    detail: str = ""
+
+
+Outcome = tuple[VideoHeader, int] | Refusal
+"""What `examine` returns, or why a video cannot be used."""
 
 CRASHED = "decoder crashed"
 NOT_FINISHED = "decoder did not finish"
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def examine_in_child(
@@ -43,15 +57,47 @@ def examine_in_child(
     Raises:
         UserError: The child does not start.
     """
-    work = partial(_outcome_of, verify=verify, examine_one=examine_one)
+    return in_child(partial(_examine, verify=verify, examine_one=examine_one), paths, seconds=seconds)
+
+
+def _examine(
+    path: Path, *, verify: Verify, examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]]
+) -> Outcome:
+    try:
+        return examine_one(path, verify)
+    except DecodeError as error:
+        # Without the folder, so that an index is the same wherever the videos are.
+        place, detail = Path(error.args[0]), error.detail.replace(f"{path.parent}{os.sep}", "")
+        # In a folder of frames, the error may be about one of them.
+        is_frame = place != path and place.name not in detail
+        return Refusal(error.reason, ": ".join(part for part in (place.name * is_frame, detail) if part))
+
+
+def in_child(
+    work: Callable[[Item], Result], items: Iterable[Item], *, seconds: float
+) -> Iterator[tuple[Item, Result | Refusal]]:
+    """Call a function in a child process for one item after the other, in the given order.
+
+    Args:
+        work: Function that reads one file; the child imports it by its name.
+        items: Arguments of the function.
+        seconds: Time limit for each item.
+
+    Yields:
+        Each item with what `work` returns, or why it failed.
+
+    Raises:
+        UserError: The child does not start.
+    """
     # The child is spawned, because this process has threads (the pool's), and a forked child might inherit a lock that
     # is never released.
     with ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn")) as pool:
         try:
-            for path in paths:
+            for item in items:
                 # One file at a time: a round trip takes 0.2 ms. `ProcessPool.map` would read all paths first, and its
                 # iterator counts the time limit from when it is asked for a result, not from when a file is begun.
-                yield path, _result(pool, pool.schedule(work, [path], timeout=seconds), seconds)
+                future = pool.schedule(_result_or_reason, [work, item], timeout=seconds)
+                yield item, _result(pool, future, seconds)
         except (RuntimeError, BrokenPipeError) as error:
             # The pool raises nothing more specific.
             raise UserError(
@@ -63,7 +109,7 @@ def examine_in_child(
             pool.stop()  # type: ignore[no-untyped-call]
 
 
-def _result(pool: ProcessPool, future: "ProcessFuture[Outcome]", seconds: float) -> Outcome:
+def _result(pool: ProcessPool, future: "ProcessFuture[Result | Refusal]", seconds: float) -> Result | Refusal:
     while not wait([future], timeout=1).done:
         # If the child does not start, the pool may never finish the future.
         if not pool.active:
@@ -71,17 +117,15 @@ def _result(pool: ProcessPool, future: "ProcessFuture[Outcome]", seconds: float)
     try:
         return future.result()
     except TimeoutError:
-        return f"{NOT_FINISHED} in {seconds:g} s"
+        return Refusal(NOT_FINISHED, f"in {seconds:g} s")
     except ProcessExpired:
-        return CRASHED
+        return Refusal(CRASHED)
 
 
-def _outcome_of(
-    path: Path, *, verify: Verify, examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]]
-) -> Outcome:
+def _result_or_reason(work: Callable[[Item], Result], item: Item) -> Result | Refusal:
     try:
-        return examine_one(path, verify)
+        return work(item)
     except DecodeError as error:
-        return error.reason
+        return Refusal(error.reason, error.detail)
     except Exception as error:  # noqa: BLE001 - a file may make a library raise anything, and must not end the index
-        return f"{CRASHED} ({type(error).__name__})"
+        return Refusal(CRASHED, f"{type(error).__name__}: {error}")

@@ -1,9 +1,8 @@
 """The manifest: the videos of each split, and the excluded ones with their reasons.
 
-Labels and index are joined by id. A video file belongs to the id that is its name. A file whose name is not an id belongs
-to the id of the same number if this is unambiguous (``video_00012.webm`` to ``12``). The published loader silently replaces
-a missing video by another one; here each missing video is listed with its reason, and a score says how many videos it
-counts.
+Labels and index are joined by id; `ffnrepro.data.names` says which file belongs to which id. The published loader silently
+replaces a missing video by another one; here each missing video is listed with its reason, and a score says how many videos
+it counts.
 """
 
 import hashlib
@@ -16,15 +15,30 @@ from typing import Any
 
 import pandas as pd
 
-from ffnrepro.data.decode import NO_PERMISSION, TEXT, WEB_PAGE
+from ffnrepro.data.decode import (
+    DOES_NOT_DECODE,
+    DOES_NOT_OPEN,
+    EMPTY,
+    FRAMES_CHANGE_SIZE,
+    FRAMES_MISSING,
+    FRAMES_UNCLEAR,
+    NO_FRAMES,
+    NO_PERMISSION,
+    PICTURE,
+    TEXT,
+    TRUNCATED,
+    WEB_PAGE,
+)
 from ffnrepro.data.isolation import CRASHED, NOT_FINISHED
 from ffnrepro.data.label_formats import SPLITS
+from ffnrepro.data.labels import class_warnings
+from ffnrepro.data.names import ids_by_number
 from ffnrepro.errors import UserError
 from ffnrepro.files import replacing, write_json, write_text
 
 log = logging.getLogger(__name__)
 
-REVISION = 1
+REVISION = 2
 """Raised by hand when the manifest of the same labels and index changes, so that it is built again."""
 
 NO_VIDEO_FILE = "no video file"
@@ -34,6 +48,8 @@ SEVERAL_FILES = "several files of its id"
 _COLUMNS = {"id": "str", "path": "str", "frames": "int64", "class": "Int64"}
 # Cause and fix for each reason, found by how the reason starts.
 _FAILED_DOWNLOAD = "some downloads failed: download these files again"
+_DAMAGED = "these files are incomplete or damaged: copy, download or unpack them again"
+_FRAMES = "with `data.layout: frames`, each folder in `data.videos` must hold all frames of one video: 00001.jpg, 00002.jpg, ..."
 _DISK = "check the disk of `data.videos`, then run again"
 _FIXES = {
     NO_LABEL: "check the files of `data.labels`",
@@ -42,10 +58,13 @@ _FIXES = {
     SEVERAL_FILES: "keep one file of each id in `data.videos`",
     WEB_PAGE: _FAILED_DOWNLOAD,
     TEXT: _FAILED_DOWNLOAD,
+    PICTURE: _FAILED_DOWNLOAD,
     NO_PERMISSION: _DISK,
     NOT_FINISHED: _DISK,
     CRASHED: _DISK,
-    "": "the files are damaged: unpack the archive again, with each part unzipped before they are joined",
+    **dict.fromkeys((EMPTY, DOES_NOT_OPEN, DOES_NOT_DECODE, TRUNCATED), _DAMAGED),
+    **dict.fromkeys((NO_FRAMES, FRAMES_MISSING, FRAMES_UNCLEAR, FRAMES_CHANGE_SIZE), _FRAMES),
+    "": "`ffnrepro inspect FILE` shows what is seen in such a file",
 }
 
 
@@ -66,8 +85,8 @@ class Manifest:
         splits: For each of ``train``, ``validation`` and ``test`` a table with ``id``, ``path``, ``frames`` and
             ``class`` (Int64; missing in a test split without answers), sorted by id.
         excluded: Table with ``id``, ``split`` (empty for a file without a label, and for a second file of an id),
-            ``path`` (empty if there is no file) and ``reason``, sorted by id.
-        summary: Counts by split, by reason and by class, and the histogram of lengths in frames.
+            ``path`` (empty if there is no file), ``reason`` and ``detail`` (may be empty), sorted by id.
+        summary: Counts by split, by reason and by class, the histogram of lengths in frames, and warnings.
     """
 
     classes: list[str]
@@ -124,26 +143,33 @@ def build_manifest(
         TooManyExcluded: Train (if it has labels) or validation has no usable video, or more are unusable than ``max_excluded`` allows.
         UserError: Two usable files have the same id.
     """
-    index, ambiguous = _ids_by_number(labels, index)
+    index = index.reset_index(drop=True)
+    found, claims = ids_by_number(labels["id"], index["id"].tolist())
+    index["id"] = [found.get(place, name) for place, name in enumerate(index["id"])]
+    claimants: dict[str, list[str]] = {}
+    for path, place in sorted((str(index.loc[place, "path"]), place) for place in claims):
+        claimants.setdefault(claims[place], []).append(path)
     index, duplicates = _one_file_per_id(labels, index)
-    joined = labels.merge(index[["id", "path", "frames", "status", "reason"]], on="id", how="left")
-    joined["reason"] = joined["reason"].fillna(
-        joined["id"].isin(ambiguous).map({True: SEVERAL_FILES, False: NO_VIDEO_FILE})
-    )
+    joined = labels.merge(index[["id", "path", "frames", "status", "reason", "detail"]], on="id", how="left")
+    without_file = joined["status"].isna()
+    files = [claimants.get(name, []) for name in joined.loc[without_file, "id"]]
+    joined.loc[without_file, "reason"] = [SEVERAL_FILES if several else NO_VIDEO_FILE for several in files]
+    joined.loc[without_file, "detail"] = [", ".join(several) for several in files]
     joined["path"] = joined["path"].fillna("")
     usable = joined["status"].eq("ok").fillna(value=False)
 
     unlabelled = index.loc[~index["id"].isin(labels["id"]), ["id", "path"]]
     excluded = pd.concat(
         [
-            joined.loc[~usable, ["id", "split", "path", "reason"]],
+            joined.loc[~usable, ["id", "split", "path", "reason", "detail"]],
             unlabelled.assign(
                 split="",
-                reason=unlabelled.index.map(
-                    lambda row: SEVERAL_FILES if row in ambiguous.index else NO_LABEL
-                ),
+                reason=[SEVERAL_FILES if place in claims else NO_LABEL for place in unlabelled.index],
+                detail=[
+                    f"of the id {claims[place]}" if place in claims else "" for place in unlabelled.index
+                ],
             ),
-            duplicates[["id", "path"]].assign(split="", reason=SEVERAL_FILES),
+            duplicates[["id", "path"]].assign(split="", reason=SEVERAL_FILES, detail=duplicates["reason"]),
         ],
         ignore_index=True,
     )
@@ -153,40 +179,14 @@ def build_manifest(
         for split in SPLITS
     }
     _check_excluded(labels, splits, index, excluded, max_excluded)
-    missing = sorted(set(range(len(classes))) - set(splits["train"]["class"]))
-    if missing and not splits["train"].empty:
-        log.warning(
-            "no training video for %d of %d classes, such as %r",
-            len(missing),
-            len(classes),
-            classes[missing[0]],
-        )
-    return Manifest(classes, splits, excluded, _summary(classes, labels, splits, excluded))
-
-
-def _ids_by_number(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """Give files whose name is not an id the id of the same number.
-
-    Returns:
-        The index with these ids; and for each file whose number another file has, too, the id that it would have.
-    """
-    files = index.loc[~index["id"].isin(labels["id"]), "id"]
-    ids = labels.loc[labels["id"].str.fullmatch(r"[0-9]+"), "id"]
-    by_number = pd.Series(ids.to_numpy(), index=ids.str.replace(r"^0+(?=[0-9])", "", regex=True))
-    has_file = by_number.isin(index["id"])
-    without = by_number[~has_file]
-    id_of = without[~without.index.duplicated(keep=False)].to_dict()
-    numbers = files.str.extract(r"(?:^|[^0-9])0*([0-9]+)$")[0]
-    claimed = numbers.map(by_number[has_file].to_dict() | id_of).dropna()
-    ambiguous = claimed.duplicated(keep=False) | ~claimed.isin(id_of.values())
-    found = claimed[~ambiguous]
-    if len(found):
-        path = index.loc[found.index[0], "path"]
-        log.info(
-            "%d files belong to the id of the same number, such as %s to %s", len(found), path, found.iloc[0]
-        )
-    index = index.assign(id=found.reindex(index.index).fillna(index["id"]))
-    return index, claimed[ambiguous]
+    warnings = class_warnings(classes, joined[usable])
+    if 2 * len(unlabelled) > len(index):
+        examples = ", ".join(map(repr, unlabelled["path"].head(3)))
+        warnings.append(f"{len(unlabelled):,} of the {len(index):,} files have no label, such as {examples}")
+    for warning in warnings:
+        log.warning("manifest: %s", warning)
+    summary = _summary(classes, labels, splits, excluded) | {"warnings": warnings}
+    return Manifest(classes, splits, excluded, summary)
 
 
 def _one_file_per_id(labels: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -240,7 +240,9 @@ def _check_excluded(
     reason = str(count_of.index[0]) if len(lost) else NO_LABEL
     details = [f"{reason}: {count:,}" for reason, count in count_of.items()] + [f"{len(index):,} files found"]
     for _, row in lost[lost["reason"] == reason].head(1).iterrows():
-        details.append(f"such as {row['path'] or row['id']!r}")
+        details.append(
+            f"such as {row['path'] or row['id']!r}" + (f", {row['detail']}" if row["detail"] else "")
+        )
     details += [
         f"{path!r} has no label" for path in excluded.loc[excluded["reason"] == NO_LABEL, "path"].head(1)
     ]

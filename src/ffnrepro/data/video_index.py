@@ -8,7 +8,9 @@ The shard of a file depends on its name alone, so a new file changes one shard o
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import shlex
 import stat
 import zlib
 from collections.abc import Collection, Iterable, Sequence
@@ -17,12 +19,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, Verify, is_folder
-from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, examine_in_child
+from ffnrepro.data.decode import NO_PERMISSION, NO_SUCH_FILE, DecodeError, Verify, frame_files, is_folder
+from ffnrepro.data.isolation import CRASHED, NOT_FINISHED, Outcome, Refusal, examine_in_child
 from ffnrepro.data.label_formats import VIDEO_ENDINGS
 from ffnrepro.errors import UserError
 
-REVISION = 1
+logger = logging.getLogger(__name__)
+
+REVISION = 2
 """Raised by hand when the index of the same files changes, so that videos are examined again."""
 
 Layout = Literal["videos", "frames"]
@@ -42,6 +46,7 @@ _COLUMNS = {
     "bytes": "int64",
     "status": "str",
     "reason": "str",
+    "detail": "str",
 }
 
 
@@ -50,7 +55,7 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
 
     Args:
         folder: The folder of videos; its subfolders are not searched.
-        layout: ``videos``: each video is one file, recognised by its ending; ``frames``: each is a folder of JPEG files.
+        layout: ``videos``: each video is one file, recognised by its ending; ``frames``: each is a folder of pictures.
 
     Returns:
         Names of the files or folders, sorted.
@@ -79,50 +84,126 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
         ) from error
     if not names:
         kind = f"videos ({', '.join(VIDEO_ENDINGS)})" if layout == "videos" else "folders of frames"
-        raise UserError(
-            f"{folder}: holds no {kind}: unpack the videos into it, set `data.videos` to the folder that the archive made "
-            "inside it, or set `data.layout` to the other layout, frames or videos"
-        )
+        raise UserError(f"{folder}: holds no {kind}: {_instead(folder, layout)}")
     return names
 
 
+def _instead(folder: Path, layout: Layout) -> str:
+    """Say what a folder without videos holds instead, and the fix."""
+    if layout == "frames":
+        if holds_frames(folder):
+            return "these are the frames of one video; set `data.videos` to the folder above"
+        if _holds_videos(folder):
+            return "it holds video files; set `data.layout: videos`"
+    else:
+        # Many more are folders of frames, not classes.
+        some = subfolders(folder)[:1000]
+        inside = [place for place in some if _holds_videos(place)]
+        if len(inside) == 1:
+            return f"its folder {inside[0].name} does; set `data.videos` to {inside[0]}"
+        if inside:
+            return (
+                f"{len(inside)} of its folders do, such as {inside[0].name}; {link_advice(inside[0], layout)}"
+            )
+        if any(holds_frames(place) for place in some[:3]):
+            return "its folders hold frames; set `data.layout: frames`"
+    return "unpack the videos into it, or set `data.videos` to the folder that holds them"
+
+
+def _holds_videos(folder: Path) -> bool:
+    try:
+        return bool(list_videos(folder))
+    except UserError:
+        return False
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder, sorted; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(
+                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+            )
+    except OSError:
+        return []
+    return [folder / name for name in names]
+
+
+def link_advice(folder: Path, layout: Layout) -> str:
+    """Say how to bring the videos of several folders together; `folder` is one of these folders."""
+    ending = f" -name '*{Path(list_videos(folder, layout)[0]).suffix}'" if layout == "videos" else ""
+    above = shlex.quote(str(folder.absolute().parent))
+    return (
+        f"link them into one folder, `mkdir flat && find {above} -mindepth 2 -maxdepth 2{ending} -exec ln -s {{}} flat/ \\;`, "
+        "and set `data.videos` to it"
+    )
+
+
 def holds_frames(folder: Path) -> bool:
-    """Check whether a folder holds JPEG files."""
-    return any(path.suffix.lower() in (".jpg", ".jpeg") for path in folder.iterdir())
+    """Check whether a folder holds pictures."""
+    return any(path.suffix.lower() in (".jpg", ".jpeg", ".png") for path in folder.iterdir())
 
 
-def watch_digests(
-    folder: Path, *, shards: int, layout: Layout = "videos", watch: Watch = "names"
-) -> list[str]:
+def check_frames(folder: Path, names: Sequence[str]) -> None:
+    """List some of the folders of frames, to find a wrong layout before the index reads all of them.
+
+    If optical flow lies beside the frames, a warning says that it is left out.
+
+    Args:
+        folder: The folder of videos.
+        names: Names of the folders of frames in it.
+
+    Raises:
+        UserError: None of them holds frames that can be used.
+    """
+    some = names[:: max(1, len(names) // 20)]
+    problems = []
+    for name in some:
+        try:
+            used, *others = frame_files(folder / name)[1]
+        except DecodeError as error:
+            problems.append(str(error))
+        else:
+            if others:
+                logger.warning(
+                    "%s: the frames are %s; optical flow is left out: %s",
+                    folder / name,
+                    used,
+                    ", ".join(others),
+                )
+            return
+    raise UserError(
+        f"{problems[0]}; {len(some)} of {len(names):,} folders in `data.videos` were tried, and none holds frames that can be used"
+    )
+
+
+def watch_digests(folder: Path, names: Sequence[str], *, shards: int, watch: Watch = "names") -> list[str]:
     """Compute a digest for each shard that changes when its videos must be indexed again.
 
     Args:
         folder: The folder of videos. Its path is not part of the digests, so that the videos may be moved.
+        names: Its videos, from :func:`list_videos`.
         shards: Number of shards.
-        layout: As in :func:`list_videos`.
         watch: ``names``: the digest depends on the names of the files, and on the size of the first file of the shard;
             ``stat``: also on size and time of every file, which takes long on a network file system; ``none``: only on
-            the path of the folder, which is not listed.
+            the path of the folder, not on ``names``.
 
     Returns:
         One digest for each shard.
-
-    Raises:
-        UserError: The folder does not exist or holds no video.
     """
     if watch == "none":
         return [f"not watched: {folder}"] * shards
     parts: list[list[str]] = [[] for _ in range(shards)]
-    for name in list_videos(folder, layout):
+    for name in names:
         parts[_shard(name, shards)].append(name)
     digests = []
-    for names in parts:
+    for part in parts:
         if watch == "stat":
-            stats: list[Any] = [_size_and_time(folder / name) for name in names]
+            stats: list[Any] = [size_and_time(folder / name) for name in part]
         else:
             # Another encoding of the data set has the same names, but its first file hardly has the same size.
-            stats = [_size_and_time(folder / name)[0] for name in names[:1]]
-        digests.append(hashlib.sha256(json.dumps([names, stats]).encode()).hexdigest())
+            stats = [size_and_time(folder / name)[0] for name in part[:1]]
+        digests.append(hashlib.sha256(json.dumps([part, stats]).encode()).hexdigest())
     return digests
 
 
@@ -162,18 +243,18 @@ def index_videos(
     Returns:
         One row for each video: ``id`` (name without its ending), ``path`` (relative to the folder), ``frames``
         (decoded), ``width``, ``height`` (pixels, as shown), ``fps``, ``codec``, ``duration`` (seconds, from the
-        header), ``bytes``, ``status`` (``ok`` or ``excluded``) and ``reason`` (empty when ok). Unknown values are
-        missing.
+        header), ``bytes``, ``status`` (``ok`` or ``excluded``), ``reason`` and ``detail`` (both empty when ok, and
+        ``detail`` where there is none). Unknown values are missing.
 
     Raises:
         UserError: The child process that examines videos cannot be started.
     """
-    keys = {name: (name, *_size_and_time(folder / name), verify, REVISION) for name in names}
+    keys = {name: (name, *size_and_time(folder / name), verify, REVISION) for name in names}
     known = _read_entries(entries, set(keys.values()))
     rows = {name: known[key] for name, key in keys.items() if key in known}
     # Parquet cannot store a name that is not UTF-8, and no label can refer to it.
     rows |= {
-        name: _row(Path(printable(name)), keys[name][1], NAME_NOT_UTF8)
+        name: _row(Path(printable(name)), keys[name][1], Refusal(NAME_NOT_UTF8))
         for name in names
         if printable(name) != name
     }
@@ -204,13 +285,13 @@ def _row(path: Path, size: int, outcome: Outcome) -> dict[str, Any]:
         "bytes": size,
         "codec": "",
     }
-    if isinstance(outcome, str):
-        return row | {"status": "excluded", "reason": outcome}
+    if isinstance(outcome, Refusal):
+        return row | {"status": "excluded", **outcome._asdict()}
     header, frames = outcome
-    return row | vars(header) | {"frames": frames, "status": "ok", "reason": ""}
+    return row | vars(header) | {"frames": frames, "status": "ok", "reason": "", "detail": ""}
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
     """Return size in bytes and modification time in ns; for a folder of frames, total size and latest time of its files."""
     try:
         status = path.stat()

@@ -1,9 +1,10 @@
 """One step of training: the terms of the loss one after the other, then one update of the weights (section 4.1)."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from ffnrepro.recipe.methods.method import Method
-from ffnrepro.recipe.models.grouped_forward import forward_in_groups
+from ffnrepro.recipe.models.running_statistics import running_statistics_kept
 from ffnrepro.recipe.transforms import normalise
 
 
@@ -49,9 +50,13 @@ def train_step(
     rank: int = 0,
     precision: str,
     clip_norm: float | None,
-    batchnorm_clips: int | None,
+    micro_batch: int | None,
 ) -> StepResult:
     """Differentiate the terms of the loss one after the other and update the weights once.
+
+    With `micro_batch`, the clips go through the network in groups, one after the other: memory holds the activations of
+    one group. As if each group were on a GPU of its own, BatchNorm normalises each group by itself, the first group alone
+    changes the running statistics, and losses and gradients are means over all clips.
 
     Args:
         model: The network, in training mode.
@@ -64,44 +69,50 @@ def train_step(
         rank: Number of this process.
         precision: Precision of the forward pass, from `precision_on`.
         clip_norm: Upper bound of the gradient's norm, applied after unscaling; None: no clipping.
-        batchnorm_clips: Number of clips that are normalised together; None: all clips of the process.
+        micro_batch: Number of clips that go through the network together; None: all clips of the process.
     """
     parameters = list(model.parameters())
     device, dtype = labels.device, parameters[0].dtype
-    inputs = {frames: normalise(clip, dtype) for frames, clip in clips.items()}
-    network = partial(forward_in_groups, model, size=batchnorm_clips)
-    terms = method.terms(network, inputs, labels, _method_generator(*seeds))
     autocast = torch.autocast(device.type, _DTYPES[precision], enabled=precision != "float32")
     optimizer.zero_grad(set_to_none=True)
-    loss = torch.zeros((), device=device, dtype=dtype)
-    parts: dict[str, Tensor] = {}
-    logits = None
-    for number in count():
-        # Dropout of a term depends on this seed alone, so a resumed or repeated run draws the same dropout.
-        torch.manual_seed(_term_seed(*seeds, number, rank))
-        with autocast:
-            term = next(terms, None)
-        if term is None:
-            break
-        scaler.scale(term.weight * term.loss).backward()  # type: ignore[no-untyped-call]
-        loss += term.weight * term.loss.detach()
-        parts[term.name] = term.loss.detach()
-        logits = term.logits if logits is None else logits
-    assert logits is not None, "a term of the loss must give the logits of training accuracy"
+    losses: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device, dtype=dtype))
+    logits = []
+    size = micro_batch or len(labels)
+    for group, own_labels in enumerate(torch.split(labels, size)):
+        own = slice(group * size, group * size + len(own_labels))
+        inputs = {frames: normalise(clip[own], dtype) for frames, clip in clips.items()}
+        terms = method.terms(model, inputs, own_labels, _method_generator(*seeds))
+        share = len(own_labels) / len(labels)
+        # The published run saved the running statistics of the first of two GPUs.
+        with running_statistics_kept(model) if group else nullcontext():
+            for number in count():
+                # Dropout of a term depends on this seed alone, so a resumed or repeated run draws the same dropout.
+                torch.manual_seed(_term_seed(*seeds, number, rank, group))
+                with autocast:
+                    term = next(terms, None)
+                if term is None:
+                    break
+                loss = share * term.weight * term.loss
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                losses["loss"] += loss.detach()
+                losses[term.name] += share * term.loss.detach()
+                if term.logits is not None:
+                    logits.append(term.logits)
+    assert logits, "a term of the loss must give the logits of training accuracy"
 
-    common_loss = average_gradients(parameters, loss)
+    common_loss = average_gradients(parameters, losses["loss"])
     scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = get_total_norm(gradients) if clip_norm is None else clip_grad_norm_(parameters, clip_norm)
-    names = ["loss", *parts]
-    *losses, common, gradient_norm = torch.stack([loss, *parts.values(), common_loss, norm]).tolist()
+    *values, common, gradient_norm = torch.stack([*losses.values(), common_loss, norm]).tolist()
     finite = math.isfinite(common) and (math.isfinite(gradient_norm) or scaler.is_enabled())
     scale = scaler.get_scale()
     if finite:
         scaler.step(optimizer)
         scaler.update()
     skipped = scaler.get_scale() < scale
-    return StepResult(dict(zip(names, losses, strict=True)), gradient_norm, finite, skipped, logits)
+    recorded = dict(zip(losses, values, strict=True))
+    return StepResult(recorded, gradient_norm, finite, skipped, torch.cat(logits))
 
 
 def precision_on(device: torch.device, precision: str) -> str:
@@ -149,12 +160,14 @@ def share_running_statistics(model: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def _term_seed(seed: int, epoch: int, step: int, term: int, rank: int) -> int:
-    sequence = np.random.SeedSequence([seed, epoch, step, term, rank], spawn_key=(1,))
+def _term_seed(seed: int, epoch: int, step: int, term: int, rank: int, group: int) -> int:
+    # Without micro-batches, the seed is that of versions that had none.
+    spawn_key = (1, group) if group else (1,)
+    sequence = np.random.SeedSequence([seed, epoch, step, term, rank], spawn_key=spawn_key)
     return int(sequence.generate_state(1)[0])
 
 
 def _method_generator(seed: int, epoch: int, step: int) -> torch.Generator:
-    """Generator for the random choices of a method; the same in all processes."""
+    """Generator for the random choices of a method; the same in all processes and for all groups of clips."""
     sequence = np.random.SeedSequence([seed, epoch, step], spawn_key=(2,))
     return torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))

@@ -15,14 +15,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ffnrepro.config import RuntimeSettings
-from ffnrepro.data.decode import open_video
+from ffnrepro.checks import check_shared_memory, pass_all
+from ffnrepro.config import RuntimeSettings, TrainingSettings
+from ffnrepro.data.decode import find_decord
+from ffnrepro.data.frame_cache import opener
 from ffnrepro.data.labels import read_classes
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.files import read_record, replacing, write_json, write_text
 from ffnrepro.logs import log_to, logger
 from ffnrepro.provenance import provenance
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
+from ffnrepro.recipe.models.tsm import ShiftedResNet
 from ffnrepro.recipe.scoring import best_classes, clip_logits, correct_within
 from ffnrepro.recipe.step import precision_on
 from ffnrepro.runs import RunSettings, check_key, read_run, state_folder
@@ -47,8 +50,11 @@ class Job:
         start: Pretrained weights, or the `model.pt` of the run that this run starts from; None: random weights.
         classes: The file `classes.csv`.
         manifest: Folder of the manifest.
+        cache_folder: Folder of the frame cache.
+        cache_records: Folder of the records of the frame cache.
         state: Folder of all resumable states.
         max_bad_fraction: Fraction of an epoch's samples that may be left out as unreadable.
+        recompute: Whether activations are computed again in backward, to save memory. It changes no number.
     """
 
     run: Path
@@ -58,8 +64,11 @@ class Job:
     start: Path | None = None
     classes: Path = Path("results/labels/classes.csv")
     manifest: Path = Path("results/manifest")
+    cache_folder: Path = Path("cache")
+    cache_records: Path = Path("results/frame_cache")
     state: Path = Path("state")
     max_bad_fraction: float = 0.01
+    recompute: bool = False
 
     @property
     def data(self) -> str:
@@ -77,8 +86,8 @@ def run_job(job: Job) -> None:
 
     Raises:
         PermanentError: too few videos, weights that do not fit, a loss that is not finite, or gradients that overflow float16.
-        UserError: no such device, no space for the state, code that does not match the run's folder, or a state that
-            started from another network.
+        UserError: no such device, a step that does not fit into the memory of the GPU, no space for the state, code that
+            does not match the run's folder, or a state that started from another network.
         Unfinished: the training was stopped, or another process is working on it.
     """
     settings, code = read_run(job.run)
@@ -86,6 +95,8 @@ def run_job(job: Job) -> None:
     recipe, runtime = settings.training, job.runtime
     device = choose_device(runtime.device)
     check_precision(recipe.precision, device)
+    # On a cluster, `check_training` has run on another machine.
+    pass_all("this training", {"shared memory": partial(check_shared_memory_of, job, settings)})
     torch.set_num_threads(runtime.threads)
     processes, device = start_processes(device, recipe.gpus)
     # Read these before the training, because checkout and data may change during it.
@@ -154,6 +165,20 @@ def run_job(job: Job) -> None:
     processes.end()
 
 
+def check_shared_memory_of(job: Job, settings: RunSettings) -> str:
+    """Check the shared memory of this machine for a training.
+
+    Raises:
+        UserError: There is too little.
+    """
+    # The processes share the batch and the workers.
+    return check_shared_memory(
+        frames=settings.training.batch_size * sum(settings.method.frame_counts),
+        size=settings.crop_size,
+        workers=-(-job.runtime.workers // settings.training.gpus),
+    )
+
+
 def train_network(
     job: Job,
     settings: RunSettings,
@@ -174,6 +199,7 @@ def train_network(
 
     Raises:
         PermanentError: too few videos, weights that do not fit, a loss that is not finite, or gradients that overflow float16.
+        UserError: a step does not fit into the memory of the GPU.
         Unfinished: the training was stopped.
     """
     # A setting that has no effect is set to its default, so that one key stands for one network.
@@ -193,12 +219,25 @@ def train_network(
         if processes.first and not checkpoints.generations():
             logger.info("%s: %s", name, started)
     place(model, device)
+    # Here, so that a broken decord gives one warning, and not one in each worker.
+    find_decord()
+    for part in model.modules():
+        if isinstance(part, ShiftedResNet):
+            part.recompute = job.recompute
+    clips = recipe.batch_size // processes.count
 
     def make_loader(split: str, crop: Any, max_bad_fraction: float | None) -> VideoBatches:
+        manifest = pd.read_parquet(job.manifest / f"{split}.parquet")
         dataset = ClipDataset(
-            manifest=pd.read_parquet(job.manifest / f"{split}.parquet"),
+            manifest=manifest,
             videos=job.videos,
-            open_video=open_video,
+            open_video=opener(
+                settings.cache,
+                quality=settings.jpeg_quality,
+                folder=job.cache_folder,
+                records=job.cache_records,
+                paths=manifest["path"],
+            ),
             frame_counts=settings.method.frame_counts,
             size=settings.crop_size,
             short_side=settings.short_side,
@@ -218,29 +257,54 @@ def train_network(
         closing(make_loader("train", recipe.crop, job.max_bad_fraction)) as loader,
         closing(make_loader("validation", "centre", None)) as validation,
     ):
-        trained = train(
-            model=model,
-            method=settings.method,
-            settings=recipe,
-            loader=loader,
-            validate=partial(
-                validate,
-                loader=validation,
-                frame_counts=settings.method.frame_counts,
-                batch_size=recipe.batch_size // processes.count,
+        try:
+            trained = train(
+                model=model,
+                method=settings.method,
+                settings=recipe,
+                loader=loader,
+                validate=partial(
+                    validate,
+                    loader=validation,
+                    frame_counts=settings.method.frame_counts,
+                    batch_size=recipe.micro_batch or clips,
+                    device=device,
+                    stop_reason=stop.reason,
+                    processes=processes,
+                    name=f"{name}, validation",
+                ),
+                seed=job.seed,
                 device=device,
-                stop_reason=stop.reason,
                 processes=processes,
-                name=f"{name}, validation",
-            ),
-            seed=job.seed,
-            device=device,
-            processes=processes,
-            checkpoints=checkpoints,
-            stop=stop,
-            name=name,
-        )
+                checkpoints=checkpoints,
+                stop=stop,
+                name=name,
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"{name}: {_memory_advice(recipe, clips, job.recompute, device)}") from error
     return model, trained
+
+
+def _memory_advice(recipe: TrainingSettings, clips: int, recompute: bool, device: torch.device) -> str:
+    """What helps when a step of one process, of so many clips, does not fit into the memory of its GPU."""
+    held = ""
+    if device.type == "cuda":
+        own, whole = torch.cuda.memory_reserved(device), torch.cuda.mem_get_info(device)[1]
+        held = f", of which this process holds {own / 2**30:.1f} of {whole / 2**30:.1f} GiB"
+    together = recipe.micro_batch or clips
+    advice = []
+    if not recompute:
+        advice.append("set training.recompute: true, which changes no number (this training continues)")
+    if together > 1:
+        advice.append(
+            f"set training.micro_batch: {min(16, together // 2)}, which is another training (BatchNorm sees that many clips)"
+        )
+    advice.append("use more GPUs (training.gpus) or larger ones")
+    return (
+        f"a step of {clips} clips does not fit into the memory of the GPU{held}; {', or '.join(advice)}; now "
+        f"training.recompute is {str(recompute).lower()} and training.micro_batch {recipe.micro_batch or 'null'}; "
+        "docs/performance.md says what fits"
+    )
 
 
 def validate(

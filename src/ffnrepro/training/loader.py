@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 NO_SAMPLE = -1
 
+_Loaded = tuple[Batch | None, list[str]]
+"""The batch of the readable samples, None if there are none, and the reasons of the others."""
+
 
 class VideoBatches:
     """Loads batches of a data set.
@@ -77,22 +80,29 @@ class VideoBatches:
         multiprocessing.util.Finalize(None, _kill_daemons, exitpriority=10)
 
     def batches(self, keys: Sequence[Sequence[Key]]) -> Iterator[Batch]:
-        """Load batches, each without its unreadable samples.
+        """Load batches, each without its unreadable samples; the workers begin before the first batch is asked for.
 
         Args:
             keys: Keys of the samples of each batch.
 
         Raises:
+            UnreadableVideo: A video is unreadable, and none may be left out.
             UserError: More videos are unreadable than allowed, all videos of a batch are unreadable, or workers die and no
                 file is to blame.
         """
         self.bad_videos = 0
+        if self._samples_of_dead(timeout=0):
+            # A worker died while it had nothing to do.
+            self.close()
+        self._keys[:] = keys
+        return self._batches(keys, self._start())
+
+    def _batches(self, keys: Sequence[Sequence[Key]], loading: Iterator[_Loaded]) -> Iterator[Batch]:
         done = unexplained = 0
         try:
             while done < len(keys):
-                self._keys[:] = keys[done:]
                 try:
-                    for batch, unreadable in self._load():
+                    for batch, unreadable in self._watch(loading):
                         done, unexplained = done + 1, 0
                         self._count(unreadable)
                         # Each step of an epoch needs a batch: a resumed run counts them.
@@ -110,6 +120,8 @@ class VideoBatches:
                             "disk of `data.videos`, or lower `runtime.workers`"
                         ) from None
                     self.close()
+                    self._keys[:] = keys[done:]
+                    loading = self._start()
         except BaseException:  # also when the caller fails or stops early
             self.close()
             raise
@@ -130,19 +142,23 @@ class VideoBatches:
             self._loader._iterator = None
             self._samples.current.fill_(NO_SAMPLE)
 
-    def _load(self) -> Iterator[tuple[Batch | None, list[str]]]:
-        """Run the loader.
+    def _start(self) -> Iterator[_Loaded]:
+        """Let the workers begin with the batches in `_keys`."""
+        loading = iter(self._loader)
+        if self._workers and threading.current_thread() is threading.main_thread():
+            # When a worker dies, PyTorch's handler raises an error wherever this process is, such as in the middle of
+            # a step. Without the handler the death is noticed where this process waits for the worker's batch.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return loading
+
+    def _watch(self, loading: Iterator[_Loaded]) -> Iterator[_Loaded]:
+        """What the loader loads.
 
         Raises:
             _WorkerDied: A worker has died.
         """
         try:
-            batches = iter(self._loader)
-            if self._workers and threading.current_thread() is threading.main_thread():
-                # When a worker dies, PyTorch's handler raises an error wherever this process is, such as in the middle of
-                # a step. Without the handler the death is noticed where this process waits for the worker's batch.
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            yield from batches
+            yield from loading
         except Exception as error:
             # The text of an error raised in a worker begins with "Caught". Other errors follow the death of a worker:
             # PyTorch notices it, or the connection for fetching a batch breaks (EOFError, ConnectionResetError,
@@ -177,9 +193,10 @@ class VideoBatches:
     def _count(self, unreadable: list[str]) -> None:
         for reason in unreadable:
             if self._max_bad_fraction is None:
-                raise UserError(
-                    f"{reason}; evaluation must count every video, so it stops: restore the file, or let the index exclude it "
-                    "(`data.watch: stat`)"
+                raise UnreadableVideo(
+                    f"{reason}; evaluation must count every video, so it stops: restore this file, then run again. If the index "
+                    "excludes it instead (a missing file at the next run, a damaged one with `data.watch: stat`), the data is "
+                    "another, and every network is trained again"
                 )
             self.bad_videos += 1
             logger.warning("left out of its batch: %s", reason)
@@ -190,6 +207,10 @@ class VideoBatches:
                     f"`data.max_bad_fraction` {self._max_bad_fraction:g} allows; the last error is {reason}; check the disk of "
                     "`data.videos` and run again"
                 )
+
+
+class UnreadableVideo(UserError):
+    """A video that evaluation must count cannot be read any more."""
 
 
 class _WorkerDied(Exception):
@@ -243,8 +264,7 @@ class _GuardedSamples(Dataset[Any]):
                 return str(error)
 
 
-def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
-    """Return the batch of the readable samples, None if there are none, and the reasons of the others."""
+def _collate(samples: list[Any]) -> _Loaded:
     readable = [sample for sample in samples if not isinstance(sample, str)]
     reasons = [sample for sample in samples if isinstance(sample, str)]
     return collate_clips(readable) if readable else None, reasons

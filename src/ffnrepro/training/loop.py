@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ffnrepro.config import TrainingSettings
 from ffnrepro.errors import PermanentError, Unfinished
-from ffnrepro.recipe.clips import training_batches
+from ffnrepro.recipe.clips import Batch, training_batches
 from ffnrepro.recipe.methods.method import Method
 from ffnrepro.recipe.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from ffnrepro.recipe.scoring import best_classes, correct_within
@@ -122,21 +122,23 @@ def train(
             place = {"epoch": epoch, "step": step}
             checkpoints.save({**parts, **place, "sums": totals, "history": history, "best": best})
 
+    batches_of = partial(
+        training_batches,
+        len(loader.dataset),
+        seed=seed,
+        batch_size=settings.batch_size,
+        rank=processes.rank,
+        processes=processes.count,
+    )
+    loading: Iterator[Batch] | None = None
     for epoch in range(len(history), settings.epochs):
-        batches = training_batches(
-            len(loader.dataset),
-            seed=seed,
-            epoch=epoch,
-            batch_size=settings.batch_size,
-            rank=processes.rank,
-            processes=processes.count,
-        )
+        batches = batches_of(epoch=epoch)
         first_step = saved.pop("step", 0)
         bad_before = sums["bad_videos"]
         longest = 0.0
         model.train()
         bar = tqdm(
-            loader.batches(batches[first_step:]),
+            loading or loader.batches(batches[first_step:]),
             desc=f"{name} {epoch + 1}/{settings.epochs}",
             initial=first_step,
             total=len(batches),
@@ -160,7 +162,7 @@ def train(
                 rank=processes.rank,
                 precision=precision,
                 clip_norm=settings.clip_norm,
-                batchnorm_clips=settings.batchnorm_clips,
+                micro_batch=settings.micro_batch,
             )
             _check_step(result, scaler, optimizer, checkpoints, f"{name}: epoch {epoch + 1}, step {step + 1}")
             _count_step(sums, result, targets, frames=sum(len(clip) * n for n, clip in clips.items()))
@@ -188,6 +190,8 @@ def train(
         save(epoch, len(batches))
         started = time.perf_counter()
         share_running_statistics(model)
+        # The first batches of the next epoch are loaded during validation.
+        loading = loader.batches(batches_of(epoch=epoch + 1)) if epoch + 1 < settings.epochs else None
         scores = validate(model)
         sums["seconds_validation"] = time.perf_counter() - started
         totals = defaultdict(float, processes.total(sums))

@@ -4,9 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch.utils.tensorboard.writer import SummaryWriter
-
 from ffnrepro.estimate import duration
+from ffnrepro.optional import import_optional
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +91,13 @@ def _overfits(history: Sequence[Row], select_by: str) -> bool:
 
 
 def write_scalars(folder: Path, row: Row) -> None:
-    """Add an epoch to the curves of TensorBoard. If the disk is full, only the curves are lost."""
+    """Add an epoch to the curves of TensorBoard. If it is broken or the disk is full, only the curves are lost."""
+    # TensorBoard loads TensorFlow where that is installed, broken or not.
+    tensorboard = import_optional("torch.utils.tensorboard", "there are no curves for TensorBoard")
+    if tensorboard is None:
+        return
     try:
-        with SummaryWriter(str(folder)) as writer:
+        with tensorboard.SummaryWriter(str(folder)) as writer:
             for key, value in row.items():
                 if key != "epoch":
                     writer.add_scalar(key.replace("_", "/", 1), value, int(row["epoch"]))

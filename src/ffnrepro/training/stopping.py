@@ -91,9 +91,19 @@ def end_of_job(time_budget: float | None) -> float | None:
         command = ["squeue", "--noheader", "--jobs", job, "--format", "%e"]
         try:
             answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-            ends.append(datetime.fromisoformat(answer.strip()).timestamp())
+            end = datetime.fromisoformat(answer.strip()).timestamp()
         except (OSError, subprocess.SubprocessError, ValueError):
             logger.warning(
                 "the end of SLURM job %s is unknown; set runtime.time_budget if it has a time limit", job
             )
+        else:
+            # A shell keeps the variables of a job that has ended.
+            if end > time.time():
+                ends.append(end)
+            else:
+                logger.warning(
+                    "SLURM job %s (SLURM_JOB_ID) ended at %s, so this is no part of it, and its time limit is ignored",
+                    job,
+                    answer.strip(),
+                )
     return min(ends, default=None)

@@ -6,11 +6,14 @@ as torchvision names them. Shapes: `N` clips of `T` frames, folded to `N*T` rows
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from ffnrepro.recipe.models.running_statistics import running_statistics_kept
 from ffnrepro.recipe.models.temporal_shift import temporal_shift
 from ffnrepro.recipe.network import Shift
 
@@ -161,6 +164,8 @@ class ShiftedResNet(nn.Module):
 
     Attributes:
         architecture: the arguments that build this network again, as plain values.
+        recompute: whether training keeps only the input of each residual block (and of the layers before them), and
+            computes the rest again in backward; False at first. It changes memory and time, and no number.
     """
 
     def __init__(
@@ -184,6 +189,7 @@ class ShiftedResNet(nn.Module):
             "dropout": dropout,
             "shift": shift,
         }
+        self.recompute = False
         block, blocks = BLOCKS[depth]
 
         self.conv1 = nn.Conv2d(3, width, stem, stride=2, padding=stem // 2, bias=False)
@@ -229,13 +235,31 @@ class ShiftedResNet(nn.Module):
             )
         clips, _, frames = clip.shape[:3]
         x = clip.transpose(1, 2).flatten(0, 1)
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x), subnetwork), inplace=True))
+        x = self._run(self._first_layers, self.bn1, x, subnetwork)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
-                x = block(x, shift_length or frames, subnetwork)
+                x = self._run(block, block, x, shift_length or frames, subnetwork)
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)
         logits: Tensor = self.fc(self.dropout(x))
         return logits.view(clips, frames, -1).mean(1)
+
+    def _first_layers(self, x: Tensor, subnetwork: int) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x), subnetwork), inplace=True)
+        pooled: Tensor = self.maxpool(x)
+        return pooled
+
+    def _run(self, part: Callable[..., Tensor], norms: nn.Module, *arguments: Any) -> Tensor:
+        """Run a part of the network, whose BatchNorms are in `norms`; with `recompute`, keep only its arguments."""
+        if not (self.recompute and self.training):
+            return part(*arguments)
+        # Forward has already changed the running statistics, so that the second run in backward must not.
+        out: Tensor = checkpoint(
+            part,
+            *arguments,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), running_statistics_kept(norms)),
+        )
+        return out
 
 
 class TSM(ShiftedResNet):
