@@ -7,7 +7,13 @@ from typing import Any
 
 from ffnrepro.config import Config
 
-METHODS = {"tsm": "Tsm", "ffn": "Ffn", "mixed": "Mixed", "proportional": "Proportional"}
+METHODS = {
+    "tsm": "Tsm",
+    "ffn": "Ffn",
+    "mixed": "Mixed",
+    "proportional": "Proportional",
+    "checkpoint": "Imported",
+}
 """Methods whose settings are in the table, with their classes. Another method describes its settings in its own file."""
 
 

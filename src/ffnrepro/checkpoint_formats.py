@@ -26,7 +26,7 @@ FORMAT = "ffnrepro checkpoint 1"
 """Marks our own files; the number is raised when older files can no longer be read."""
 
 Kind = Literal["tsm", "ffn", "ffn_separate", "image"]
-_KIND_NAMES: dict[Kind, str] = {
+KIND_NAMES: dict[Kind, str] = {
     "tsm": "a TSM checkpoint",
     "ffn": "a checkpoint of a Frame Flexible Network",
     "ffn_separate": "a checkpoint of separate networks for each frame count",
@@ -44,12 +44,16 @@ class Checkpoint:
         architecture: Arguments of the network. Of another code's file, `classes` is missing if there is no classifier,
             and `shift` if the keys do not tell which blocks shift.
         tensors: The tensors by our names.
+        class_names: The names of the classes, which only our own files and those of mmaction2 and mmpretrain may hold.
+        dataset: The data set that the network was trained on, which only our own files hold.
     """
 
     kind: Kind
     source: str
     architecture: dict[str, Any]
     tensors: dict[str, Tensor]
+    class_names: tuple[str, ...] | None = None
+    dataset: str | None = None
 
     def describe(self) -> str:
         """Such as "a TSM checkpoint in the format of mit-han-lab: depth 50, 400 classes"."""
@@ -58,7 +62,7 @@ class Checkpoint:
             details.append(f"{self.architecture['classes']} classes")
         if "frame_counts" in self.architecture:
             details.append(f"frame counts {self.architecture['frame_counts']}")
-        return f"{_KIND_NAMES[self.kind]} in the format of {self.source}: {', '.join(details)}"
+        return f"{KIND_NAMES[self.kind]} in the format of {self.source}: {', '.join(details)}"
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -95,7 +99,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         source, shift = "FFN's authors", "all"
     elif rules is _BASE_MODEL and shift:
         source = "mit-han-lab"
-    return Checkpoint(kind, source, architecture | ({"shift": shift} if shift else {}), tensors)
+    if shift:
+        architecture["shift"] = shift
+    return Checkpoint(kind, source, architecture, tensors, _class_names_of(content))
 
 
 # --- The file --------------------------------------------------------------------------------------------------
@@ -265,7 +271,27 @@ def _own(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> 
         )
     # Files from before the setting existed have no `shift`; every block shifted.
     own = {"shift": "all", **{key: value for key, value in architecture.items() if key != "method"}}
-    return Checkpoint(kind, "ffnrepro", own, tensors)
+    dataset = content.get("dataset")
+    return Checkpoint(
+        kind,
+        "ffnrepro",
+        own,
+        tensors,
+        _class_names_of(content),
+        dataset if isinstance(dataset, str) else None,
+    )
+
+
+def _class_names_of(content: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes that a file of ours, of mmaction2 or of mmpretrain holds."""
+    meta = content.get("meta")
+    if isinstance(meta, Mapping):
+        # Under these keys in versions 0 and 1 of their packages.
+        inner = meta.get("dataset_meta")
+        content = {**meta, **(inner if isinstance(inner, Mapping) else {})}
+    found = (content.get(key) for key in ("classes", "CLASSES"))
+    lists = [tuple(names) for names in found if isinstance(names, list | tuple) and names]
+    return next((names for names in lists if all(isinstance(name, str) for name in names)), None)
 
 
 def _architecture_of(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

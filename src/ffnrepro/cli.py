@@ -24,6 +24,7 @@ from ffnrepro.data.video_index import NAME_NOT_UTF8, Layout, holds_frames, list_
 from ffnrepro.errors import UserError
 from ffnrepro.logs import logger
 from ffnrepro.logs import run as run_logged
+from ffnrepro.recipe.network import Shift
 
 CLASSES = Path("results/labels/classes.csv")
 """The names of the classes, in a folder of the workflow."""
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs": runs_command,
         "provenance": provenance_command,
         "doctor": doctor_command,
+        "checkpoint": checkpoint_command,
         "predict": predict_command,
         "export": export_command,
     }
@@ -185,8 +187,48 @@ def doctor_command(
     config = workflow.config()
     if experiment not in config.experiments:
         raise UserError(f"there is no experiment {experiment}; give one of {', '.join(config.experiments)}")
+    if experiment in config.imports:
+        raise UserError(
+            f"{experiment} is imported, not trained; ffnrepro checkpoint show {config.imports[experiment]} describes its file"
+        )
     with workflow.enter():
         print(examine(configured_job(config, experiment), run_settings(config, experiment), steps=steps))
+
+
+def checkpoint_command(
+    action: Positional[Literal["show", "convert"]],
+    paths: Positional[tuple[Path, ...]],
+    to: Literal["ours", "authors", "mit-han-lab"] | None = None,
+    shift: Shift | None = None,
+) -> None:
+    """Describe the networks of checkpoints, or write one in another format.
+
+    `show FILE...` prints format, depth, frame counts, classes, shifted blocks and digest, and which weights are missing or
+    left over. `convert IN OUT --to FORMAT` writes the network of IN, without the state of its training; every tensor keeps
+    its value to the last bit. Both read checkpoints of ours, of FFN's authors, and of mit-han-lab's and mmaction2's TSM.
+
+    Args:
+        action: What to do.
+        paths: The files to show; or the file to read and the new file to write.
+        to: Format to write: ours, that of FFN's authors, or that of mit-han-lab's TSM.
+        shift: Blocks that shift, for a file whose keys do not tell; None: all.
+    """
+    from ffnrepro.checkpoint_files import convert, describe  # noqa: PLC0415
+
+    if action == "convert":
+        if len(paths) != 2 or to is None:
+            raise UserError(
+                "ffnrepro checkpoint convert: give the file to read, the file to write, and --to with its format"
+            )
+        print(convert(*paths, to=to, shift=shift))
+        return
+    problems = []
+    for path in paths:
+        lines, problem = describe(path, shift=shift)
+        print(tabulate(lines.items(), tablefmt="plain", disable_numparse=True), flush=True)
+        problems += [problem] if problem else []
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def runs_command(

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from ffnrepro.errors import UserError
-from ffnrepro.methods import CLASSES, AnyMethod
+from ffnrepro.methods import CLASSES, AnyMethod, Imported
 from ffnrepro.recipe.methods.ffn import Ffn
 from ffnrepro.recipe.methods.method import Method
 from ffnrepro.recipe.network import Depth, NetworkSettings
@@ -180,7 +180,7 @@ class TrainingConfig(TrainingSettings):
 
 
 class Experiment(Settings):
-    """One network to train; the settings of its method stand beside these keys in the configuration."""
+    """One network to train or to import; the settings of its method stand beside these keys in the configuration."""
 
     method: AnyMethod
     depth: Depth | None = None
@@ -203,6 +203,14 @@ class Experiment(Settings):
         if chosen is not None:
             refuse_unknown_keys(value, dict.fromkeys([*chosen.model_fields, *cls.model_fields]))
         return own | {"method": method}
+
+    @model_validator(mode="after")
+    def _check_import(self) -> Self:
+        if isinstance(self.method, Imported) and (self.start or self.training):
+            raise ValueError(
+                "method checkpoint imports a network and trains nothing; remove start and training"
+            )
+        return self
 
 
 class EvaluationSettings(Settings):
@@ -319,6 +327,12 @@ class Config(Settings):
         """Path of the user's own pretrained weights."""
         return None if self.network.weights == "imagenet" else self.network.weights
 
+    @property
+    def imports(self) -> dict[str, Path]:
+        """The file of each experiment whose network is imported."""
+        methods = {name: experiment.method for name, experiment in self.experiments.items()}
+        return {name: Path(method.path) for name, method in methods.items() if isinstance(method, Imported)}
+
     def network_of(self, experiment: str) -> NetworkSettings:
         """Settings of an experiment's network."""
         settings = self.network.model_dump(include=set(NetworkSettings.model_fields))
@@ -377,6 +391,9 @@ class Config(Settings):
                 (self.experiments[name].method.family, self.network_of(name).depth)
                 for name in (start, chain[-1])
             )
+            if start in self.imports:
+                # Its kind is not known before its file is read.
+                of_start = (own[0], of_start[1])
             if of_start != own:
                 raise UserError(
                     f"config: {key} is {start!r}, whose network is of kind {of_start[0]} and depth {of_start[1]}, but the network "
@@ -444,8 +461,10 @@ def check_experiments(config: Config, names: Iterable[str]) -> None:
     found: dict[Any, str] = {}
     for name in dict.fromkeys(link for first in names for link in config.chain_of(first)):
         experiment, training = config.experiments[name], config.training_of(name)
-        _check_training(name, config)
         network = config.network_of(name)
+        if name in config.imports:
+            continue
+        _check_training(name, config)
         if config.network.weights == "imagenet" and (
             network.depth == 10 or network.width != 64 or network.stem != 7
         ):

@@ -141,7 +141,9 @@ def class_count_figure(summary: Mapping[str, Any]) -> Figure:
         summary: summary of the manifest (`summary.json`).
     """
     counts = pd.DataFrame.from_dict(summary["classes"], orient="index")[list(_SPLIT_COLOURS)]
-    counts = counts.loc[:, counts.any()].sort_values("train", ascending=False, kind="stable")
+    # Without a training split, by the validation videos.
+    counts = counts.loc[:, counts.any()]
+    counts = counts.sort_values(counts.columns[0], ascending=False, kind="stable")
     few = len(counts) <= _NAMED_CLASSES
     figure = Figure(figsize=(8, 1.2 + 0.35 * len(counts) if few else 4), layout="constrained")
     axes = figure.subplots()

@@ -3,16 +3,31 @@
 from functools import reduce
 from importlib import import_module
 from operator import or_
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from ffnrepro.recipe.methods.method import Method
 
 NAMES = ("tsm", "ffn", "mixed", "proportional")
+"""The methods of training; `checkpoint` trains nothing."""
+
+
+class Imported(Method):
+    """A network that is read from a file instead of trained."""
+
+    family: ClassVar[Literal["tsm", "ffn", "checkpoint"]] = "checkpoint"
+    # No setting here: the file has its frame counts.
+    train_frames: ClassVar[tuple[int, ...]] = ()  # type: ignore[misc]
+
+    method: Literal["checkpoint"]
+    path: str
+    """For `checkpoint`: file of a network of ours, of FFN's authors, of mit-han-lab's TSM or of mmaction2's TSM."""
+
 
 CLASSES: dict[str, type[Method]] = {
-    name: import_module(f"ffnrepro.recipe.methods.{name}").METHOD for name in NAMES
+    **{name: import_module(f"ffnrepro.recipe.methods.{name}").METHOD for name in NAMES},
+    "checkpoint": Imported,
 }
 
 if TYPE_CHECKING:

@@ -165,6 +165,17 @@ class RunList:
         rows, total = [], 0.0
         for experiment, seed in ((name, seed) for name in experiments for seed in self.config.seeds):
             run = self.selected[experiment]
+            if experiment in self.config.imports:
+                rows.append(
+                    {
+                        "run": run,
+                        "seed": str(seed),
+                        "epoch": "",
+                        "GPU hours": "0.0",
+                        "basis": "imported, not trained",
+                    }
+                )
+                continue
             done, epochs = self.progress(run, seed)
             hours, basis = Estimate(0.0, "trained") if done == epochs else self.hours(experiment, seed)
             total += hours or 0.0

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ffnrepro.config import IMAGENET, Config, TrainingSettings
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest, write_json
-from ffnrepro.methods import AnyMethod
+from ffnrepro.methods import AnyMethod, Imported
 from ffnrepro.recipe.network import NetworkSettings
 from ffnrepro.settings import Settings, read_settings
 
@@ -35,6 +35,8 @@ _COMMON_CODE = (
     "models.pretrained",
 )
 """Modules of `recipe/` that every training uses, whatever its method."""
+_NETWORK_CODE = ("models.tsm", "models.ffn")
+"""Modules of `recipe/` that an imported network depends on."""
 
 
 # --- settings and key
@@ -53,13 +55,20 @@ class RunSettings(Settings):
     jpeg_quality: int = 90
     """Unused without a cache."""
     weights: str | None = None
-    """First eight digits of the SHA-256 of the pretrained weights."""
+    """First eight digits of the SHA-256 of the pretrained weights, or of the file that the network is imported from."""
     start: str | None = None
     """Key of the run that this run starts from."""
 
     def effective(self) -> "RunSettings":
         """A copy in which each value that has no effect is the default."""
         update: dict[str, Any] = {"method": self.method.effective(), "training": self.training.effective()}
+        if isinstance(self.method, Imported):
+            update = {
+                # The digest of the file stands for its path.
+                "method": self.method.model_copy(update={"path": ""}),
+                "network": self.network.model_copy(update={"dropout": NetworkSettings().dropout}),
+                "training": TrainingSettings(),
+            }
         if self.cache == "none":
             update["jpeg_quality"] = type(self).model_fields["jpeg_quality"].default
         return self.model_copy(update=update)
@@ -69,6 +78,11 @@ def run_settings(config: Config, experiment: str) -> RunSettings:
     """The settings of an experiment in the current configuration."""
     own = config.experiments[experiment]
     network = config.network_of(experiment)
+    weights: str | None
+    if isinstance(own.method, Imported):
+        weights = _identity_of(Path(own.method.path))
+    else:
+        weights = None if own.start else weights_identity(config, network.depth)
     return RunSettings(
         dataset=config.dataset,
         method=own.method,
@@ -78,7 +92,7 @@ def run_settings(config: Config, experiment: str) -> RunSettings:
         crop_size=config.data.crop_size,
         cache=config.data.cache,
         jpeg_quality=config.data.jpeg_quality,
-        weights=None if own.start else weights_identity(config, network.depth),
+        weights=weights,
         start=_start_key(config, experiment),
     )
 
@@ -106,10 +120,14 @@ def weights_identity(config: Config, depth: int) -> str | None:
         return IMAGENET.get(depth, "missing")
     if declared is not None:
         return declared[:8]
+    return _identity_of(Path(source))
+
+
+def _identity_of(path: Path) -> str:
     try:
-        return _digest_of_file(Path(source))[:8]
+        return _digest_of_file(path)[:8]
     except OSError:
-        # A dry run works without the file, too. The training itself refuses to start.
+        # A dry run works without the file, too. The training or the import itself refuses to start.
         return "missing"
 
 
@@ -142,7 +160,8 @@ def start_path(config: Config, experiment: str, seed: int) -> Path | None:
 
 def method_code(method: str) -> dict[str, str]:
     """A digest for each module of `recipe/` that a network of this method depends on."""
-    return code_digests(f"ffnrepro.recipe.{module}" for module in (f"methods.{method}", *_COMMON_CODE))
+    modules = _NETWORK_CODE if method == "checkpoint" else (f"methods.{method}", *_COMMON_CODE)
+    return code_digests(f"ffnrepro.recipe.{module}" for module in modules)
 
 
 def scoring_code() -> str:

@@ -8,17 +8,17 @@ Either every weight is filled, or one error lists the weights that do not match.
 import hashlib
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights
 
-from ffnrepro.checkpoint_formats import FORMAT, read_checkpoint, some
+from ffnrepro.checkpoint_formats import FORMAT, Checkpoint, read_checkpoint, some
 from ffnrepro.config import IMAGENET
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest, replacing
@@ -62,18 +62,24 @@ def tensors_digest(state_dict: Mapping[str, Tensor]) -> str:
 # --- Our own files ---------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: Path, model: nn.Module) -> None:
+def save_checkpoint(
+    path: Path, model: nn.Module, *, class_names: Sequence[str] | None = None, dataset: str | None = None
+) -> None:
     """Write a network in the form that `load_checkpoint` reads: tensors and plain values, atomically.
 
     Args:
         path: the file to write; its folder is made if necessary.
         model: the network.
+        class_names: names of its classes; None: not known.
+        dataset: name of the data set that it was trained on; None: not known.
     """
     kind = next(name for name, kind in _KINDS.items() if type(model) is kind)
     content: dict[str, Any] = {
         "format": FORMAT,
         "architecture": {"method": kind, **model.architecture},  # type: ignore[dict-item]
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+        **({"classes": list(class_names)} if class_names else {}),
+        **({"dataset": dataset} if dataset else {}),
     }
     with replacing(path) as temporary:
         torch.save(content, temporary)
@@ -95,7 +101,11 @@ def load_checkpoint(path: Path | str, *, shift: Shift | None = None) -> Network:
             another shape.
     """
     path = Path(path)
-    checkpoint = read_checkpoint(path)
+    return build_network(path, read_checkpoint(path), shift=shift)
+
+
+def build_network(path: Path, checkpoint: Checkpoint, *, shift: Shift | None = None) -> Network:
+    """Make the network of a checkpoint that was read from `path`; see `load_checkpoint`."""
     if checkpoint.kind == "image":
         raise UserError(
             f"{path}: is {checkpoint.describe()}, not a video network; a training can start from it (network.weights)"
@@ -167,9 +177,12 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
         UserError: the file is missing, has another SHA-256, or its weights do not fit the network.
     """
     if digest is None:
-        state = load_checkpoint(path).state_dict()
-        _require_match(path, model.state_dict(), state)
-        model.load_state_dict(state)
+        network = load_checkpoint(path)
+        _require_match(path, model.state_dict(), network.state_dict())
+        # Of an imported network; any other was trained with network.shift.
+        shifts = (each.architecture["shift"] for each in (network, cast("Network", model)))
+        _warn_of_shift(path, *shifts)
+        model.load_state_dict(network.state_dict())
         return f"starts from the network in {path}"
     checkpoint = read_checkpoint(path)
     check_pretrained(path, digest)
@@ -198,12 +211,17 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
             f"{path}: its keys do not tell which blocks shift; this training shifts as network.shift says: {ours['shift']} (all, "
             "every_second or none)"
         )
-    elif checkpoint.kind == "tsm" and theirs["shift"] != ours["shift"]:
-        _warn_once(
-            f"{path}: its network has shift {theirs['shift']}, but network.shift is {ours['shift']}; set network.shift: "
-            f"{theirs['shift']} to keep the shift that its weights were trained with"
-        )
+    elif checkpoint.kind == "tsm":
+        _warn_of_shift(path, theirs["shift"], ours["shift"])
     return f"starts from the backbone of {checkpoint.describe()}; the classifier is new ({path})"
+
+
+def _warn_of_shift(path: Path, theirs: Shift, ours: Shift) -> None:
+    if theirs != ours:
+        _warn_once(
+            f"{path}: its network has shift {theirs}, but network.shift is {ours}; set network.shift: {theirs} to keep the shift "
+            "that its weights were trained with"
+        )
 
 
 _warn_once = cache(logger.warning)

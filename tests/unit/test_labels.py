@@ -6,6 +6,7 @@ import logging
 import pandas as pd
 import pytest
 
+from ffnrepro.data import labels
 from ffnrepro.data.labels import check_counts, class_warnings, label_digests, read_labels
 from ffnrepro.errors import UserError
 
@@ -227,6 +228,19 @@ def test_wrong_files_are_one_line_with_the_fix(tmp_path, case):
     message = str(caught.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == []
+
+
+def test_nothing_is_trained_so_there_need_be_no_training_split(tmp_path, monkeypatch):
+    names, table = read_labels(write(tmp_path, train=None), trained=False)
+    counts = {"classes": len(names), "train": 9, "validation": len(VALIDATION), "test": len(TEST)}
+    monkeypatch.setitem(labels._OFFICIAL_COUNTS, "d", counts)
+    check_counts(names, table, dataset="d", partial=False, trained=False)
+    for dataset in ("d", "other"):
+        with pytest.raises(UserError, match="have no rows of the split train"):
+            check_counts(names, table, dataset=dataset, partial=False)
+    names, table = read_labels(write(tmp_path), trained=False)
+    with pytest.raises(UserError, match="6 train instead of 9"):
+        check_counts(names, table, dataset="d", partial=False, trained=False)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,12 @@ def test_a_split_without_labels_is_named():
         build_manifest(CLASSES, LABELS[LABELS["split"] != "validation"], INDEX)
 
 
+def test_labels_without_a_training_split(caplog):
+    manifest = build_manifest(CLASSES, LABELS[LABELS["split"] != "train"], INDEX, max_excluded=0.5)
+    assert [len(table) for table in manifest.splits.values()] == [0, 1, 1]
+    assert "no training video" not in caplog.text
+
+
 def test_two_files_of_one_id():
     both = index([*zip(INDEX["path"], INDEX["frames"], INDEX["reason"], strict=True), ("9.mp4", 30, "")])
     with pytest.raises(UserError, match=r"9\.mp4 and 9\.webm.*id 9"):

@@ -158,6 +158,53 @@ def test_a_row_of_an_ensemble_averages_the_kept_scores(finished: Finished, tmp_p
     assert jobs == {}, output
 
 
+def test_an_imported_network_is_scored_without_a_training_split(finished: Finished, tmp_path: Path) -> None:
+    """The finished FFN, in the authors' format: it makes the same predictions as the one that was trained here."""
+    workflow = Workflow(tmp_path / "run")
+    shutil.copytree(finished[0].folder / "my data", workflow.folder / "my data")
+    shutil.copy(finished[0].folder / "tiny.yaml", workflow.folder)
+    workflow.project.symlink_to(ROOT)
+    (workflow.folder / "my data/labels/train.json").unlink()
+    trained = finished[0].seed("ffn")
+    workflow.ffnrepro(
+        "checkpoint", "convert", str(trained / "model.pt"), "my weights/ffn.pth.tar", "--to", "authors"
+    )
+    row = {"label": "FFN", "experiments": "theirs"}
+    config = {
+        "experiments": {"theirs": {"method": "checkpoint", "path": "my weights/ffn.pth.tar"}},
+        "tables": {"published": {"frame_counts": [4, 16], "rows": [row]}},
+    }
+    targets = ("results/published.csv", "results/figures/class_counts.png")
+    jobs, _ = workflow.plan(*targets, **config)
+    assert jobs == {
+        "parse_labels": 1, "index_videos": 2, "build_manifest": 1, "plot_manifest": 1, "write_settings": 1,
+        "import_checkpoint": 1, "evaluate": 2, "assemble_table": 1,
+    }  # fmt: skip
+    workflow.made(*targets, **config)
+    folder = workflow.seed("theirs")
+    assert {path.name for path in trained.glob("*") if path.stem in ("model", "history", "run")} <= {
+        path.name for path in folder.iterdir()
+    }
+    for frames in (4, 16):
+        rows = [pd.read_parquet(each / f"validation_{frames}f.parquet") for each in (folder, trained)]
+        pd.testing.assert_frame_equal(*rows)
+    table = pd.read_csv(workflow.folder / "results/published.csv")
+    assert table.loc[0, "checkpoint"] == (trained / "model.sha256").read_text().strip()
+    chain = yaml.safe_load(workflow.ffnrepro("provenance", "results/published.csv"))["FFN"]
+    (network,) = chain["networks"].values()
+    assert network["imported"]["source"] == "FFN's authors"
+    assert "WARNING" not in chain["4 frames"]
+
+    (workflow.folder / "my weights").rename(workflow.folder / "elsewhere")
+    config["experiments"]["theirs"]["path"] = "elsewhere/ffn.pth.tar"
+    jobs, output = workflow.plan(*targets, **config)
+    assert jobs == {}, output
+    # A training still needs the training split.
+    result = workflow.run("tsm", **config)
+    assert result.returncode != 0
+    assert "results/manifest/train.parquet: no videos to train on; add the label file" in result.stderr
+
+
 def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) -> None:
     weights = tmp_path / "my weights.pth"
     weights.write_bytes(b"any")
@@ -294,6 +341,7 @@ def unfinished(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> 
     return workflow
 
 
+IMPORT = {"frame_counts": [4], "rows": [{"label": "TSM", "experiments": "theirs"}]}
 ST = {"frame_counts": [4], "rows": [{"label": "TSM-ST", "experiments": "st"}]}
 
 
@@ -307,6 +355,7 @@ ST = {"frame_counts": [4], "rows": [{"label": "TSM-ST", "experiments": "st"}]}
         ({"evaluation": {"split": "test"}}, r"labels: the split test has no rows"),
         ({"network": {"weights": "my.pth", "weights_sha256": "0123456789"}}, r"my\.pth: no such file; set network\.weights"),
         ({"network": {"weights": "tiny.yaml"}}, r"tiny\.yaml: is text, not a checkpoint"),
+        ({"experiments": {"theirs": {"method": "checkpoint", "path": "tiny.yaml"}}, "tables": {"table1": IMPORT}}, r"tiny\.yaml: is text, not"),
         ({"network": {"weights": "imagenet"}}, r"config: network\.weights is imagenet, which does not fit"),
         ({"trainig": {"epochs": 2}}, r"config: trainig is not a key; did you mean training\?"),
         ({"experiments": {"evaluate": {"method": "tsm", "train_frames": [4]}}}, r"config: experiments\.evaluate has the name of a rule"),
@@ -323,6 +372,17 @@ def test_bad_input_stops_before_any_job_with_one_line(
     assert re.match(f"error: {says}", lines[0]), lines[0]
     assert "Traceback" not in result.stderr
     assert not (unfinished.folder / "results").exists()
+
+
+def test_a_training_without_a_training_split_is_refused_before_any_job(
+    unfinished: Workflow, tmp_path: Path
+) -> None:
+    workflow = unfinished.copy(tmp_path)
+    (workflow.folder / "my data/labels/train.json").unlink()
+    result = workflow.run("tsm")
+    assert result.returncode != 0
+    assert re.search(r"^error: my data/labels: train\.json .* is missing", result.stderr, re.MULTILINE)
+    assert not (workflow.folder / "results").exists()
 
 
 def test_problems_that_would_stop_a_training_are_found_before_it(finished: Finished, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ CACHE_RECORDS = [] if CONFIG.data.cache == "none" else CACHE_RECORDS
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
 # A dry run works without the data; a real run stops before its first job.
-for path in (CONFIG.data.labels, CONFIG.data.videos, CONFIG.own_weights):
+for path in (CONFIG.data.labels, CONFIG.data.videos, CONFIG.own_weights, *CONFIG.imports.values()):
     if path and not os.path.exists(path):
         print(f"{path}: does not exist yet", file=sys.stderr)
 
@@ -99,7 +99,7 @@ def check(*experiments):
 
 
 def runs_of(family):
-    """Regular expression of the runs whose network belongs to a family: `tsm` or `ffn`."""
+    """Regular expression of the runs whose network belongs to a family: `tsm`, `ffn` or `checkpoint`."""
     names = [name for name, experiment in CONFIG.experiments.items() if experiment.method.family == family]
     return names_of_runs(names) if names else "(?!)"
 
@@ -197,6 +197,15 @@ def check_own_weights(experiments):
 
     for network in networks:
         check_start(own, network, digest=weights_identity(CONFIG, network.depth))
+
+
+def check_imports(experiments, classes):
+    """Refuse files that these experiments cannot import, and warn where the network may have other classes."""
+    # As above, for torch.
+    from ffnrepro.imports import read_network
+
+    for name in sorted(experiments):
+        read_network(CONFIG.imports[name], run_settings(CONFIG, name), classes)
 
 
 def start_digest(wildcards):

@@ -5,7 +5,13 @@
 
 from ffnrepro.data.frame_cache import REVISION as CACHE_REVISION
 from ffnrepro.data.labels import REVISION as LABELS_REVISION
-from ffnrepro.data.labels import check_counts, check_evaluable, class_warnings, read_labels
+from ffnrepro.data.labels import (
+    check_counts,
+    check_evaluable,
+    class_warnings,
+    read_classes,
+    read_labels,
+)
 from ffnrepro.data.manifest import REVISION as MANIFEST_REVISION
 from ffnrepro.data.names import compare_names
 from ffnrepro.data.video_index import REVISION as INDEX_REVISION
@@ -26,12 +32,23 @@ localrules:
 
 onstart:
     # Wrong data is reported in one line before any job starts. A dry run does not run this, so it works without the data.
-    planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    jobs = list(workflow.dag.needrun_jobs())
+    planned = {job.rule.name for job in jobs}
+    trained = {
+        experiment_of(job.wildcards) for job in jobs if job.rule.name in ("train_tsm", "train_ffn")
+    }
+    imported = {experiment_of(job.wildcards) for job in jobs if job.rule.name == "import_checkpoint"}
     with one_line_errors():
         if {"parse_labels", "index_videos"} & planned:
             data = CONFIG.data
-            classes, labels = read_labels(Path(data.labels))
-            check_counts(classes, labels, dataset=CONFIG.dataset, partial=data.partial)
+            classes, labels = read_labels(Path(data.labels), trained=bool(trained))
+            check_counts(
+                classes,
+                labels,
+                dataset=CONFIG.dataset,
+                partial=data.partial,
+                trained=bool(trained),
+            )
             check_evaluable(labels, CONFIG.evaluation.split)
             for warning in class_warnings(classes, labels):
                 print(f"labels: {warning}", file=sys.stderr)
@@ -47,9 +64,11 @@ onstart:
             if "index_videos" in planned and data.layout == "frames":
                 check_frames(Path(data.videos), names_of_videos())
         if CONFIG.own_weights:
-            jobs = workflow.dag.needrun_jobs()
-            trained = [job for job in jobs if job.rule.name in ("train_tsm", "train_ffn")]
-            check_own_weights({experiment_of(job.wildcards) for job in trained})
+            check_own_weights(trained)
+        if imported:
+            if "parse_labels" not in planned:
+                classes = read_classes(Path("results/labels/classes.csv"))
+            check_imports(imported, classes)
 
 
 rule parse_labels:

@@ -1,4 +1,4 @@
-# Manifest -> trained networks. A training depends on the digest of the manifest, so a manifest that is written again with
+# Manifest -> trained networks, or imported ones. A training depends on the digest of the manifest, so a manifest that is written again with
 # the same content trains nothing. Large files with a digest file beside them are `ancient`, and so are files whose content
 # is already part of the run's name.
 
@@ -7,6 +7,7 @@ localrules:
     fetch_weights,
     write_settings,
     check_training,
+    import_checkpoint,
 
 
 rule fetch_weights:
@@ -124,3 +125,32 @@ rule train_tsm:
 use rule train_tsm as train_ffn with:
     wildcard_constraints:
         run=runs_of("ffn"),
+
+
+rule import_checkpoint:
+    input:
+        settings=ancient("results/runs/{run}/settings.json"),
+        classes=ancient("results/labels/classes.csv"),
+        data="results/manifest/manifest.sha256",
+    output:
+        model=f"{TRAINING}/model.pt",
+        digest=f"{TRAINING}/model.sha256",
+        history=f"{TRAINING}/history.parquet",
+        run=f"{TRAINING}/run.json",
+    log:
+        "logs/import_checkpoint/{run}/seed{seed}.log",
+    wildcard_constraints:
+        run=runs_of("checkpoint"),
+    conda:
+        "../../environment.yml"
+    resources:
+        script=script("import_checkpoint"),
+        # The run's name stands for the content of the file, which may be moved.
+        path=lambda wildcards: str(CONFIG.imports[experiment_of(wildcards)]),
+        runtime=15,
+        mem_mb=4000,
+    message:
+        "Importing {resources.path} as {wildcards.run}, seed {wildcards.seed}"
+    shell:
+        "python {resources.script:q} --run results/runs/{wildcards.run} --seed {wildcards.seed} "
+        "--path {resources.path:q} --classes {input.classes} --data {input.data} --log {log}"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
+from ffnrepro.data.labels import read_classes
 from ffnrepro.data.manifest import TooManyExcluded, build_manifest
 from ffnrepro.errors import UserError
 from ffnrepro.logs import logger, run
@@ -24,8 +25,7 @@ def main(classes: Path, table: Path, index: list[Path], output: Path, max_exclud
     """
 
     def work() -> None:
-        # Read as text, because a class may be called "None" or "007".
-        names = pd.read_csv(classes, dtype="str", keep_default_na=False)["class"].tolist()
+        names = read_classes(classes)
         rows = pd.concat([pd.read_parquet(part) for part in index], ignore_index=True)
         labels = pd.read_parquet(table)
         try:

@@ -26,8 +26,9 @@ def main(
     """
 
     def work() -> None:
-        names, rows = read_labels(labels)
-        check_counts(names, rows, dataset=dataset, partial=partial)
+        # `check_training` refuses a training without training videos.
+        names, rows = read_labels(labels, trained=False)
+        check_counts(names, rows, dataset=dataset, partial=partial, trained=False)
         with replacing(classes) as temporary:
             pd.DataFrame({"index": range(len(names)), "class": names}).to_csv(temporary, index=False)
         with replacing(table) as temporary:

@@ -66,7 +66,7 @@ def label_digests(folder: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in list_label_files(folder)} if folder.is_dir() else {}
 
 
-def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
+def read_labels(folder: Path, *, trained: bool = True) -> tuple[list[str], pd.DataFrame]:
     """Read the label files of a folder: classes, train, validation, and test if there is one.
 
     config/README.md shows the formats. Where a data set has no validation split, as UCF101, HMDB51 and Diving48, its test
@@ -74,6 +74,7 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
 
     Args:
         folder: Folder with the label files of one data set.
+        trained: Whether something is trained on them, so that there must be a training split.
 
     Returns:
         The class names in the order of their indices, and a table with the columns ``id`` (text; the name of
@@ -115,7 +116,7 @@ def read_labels(folder: Path) -> tuple[list[str], pd.DataFrame]:
             "test": [],
         }
     rows = [row for split in SPLITS for row in rows_of[split]]
-    for split in ("train", "validation"):
+    for split in ("train", "validation") if trained else ("validation",):
         if not rows_of[split] and not any(part.is_table for part in parts):
             raise _missing(
                 folder, contents, f"{split}.json", f"rows of the split {split}", "add a file of them"
@@ -199,7 +200,8 @@ def class_warnings(classes: Sequence[str], rows: pd.DataFrame) -> list[str]:
         rows: The columns ``split`` and ``class``, with a row for each video.
 
     Returns:
-        A sentence for each split with one class, if another has several, and one for all classes without a training video.
+        A sentence for each split with one class, if another has several, and one for all classes without a training video,
+        if there are training videos.
     """
     classes_of = {
         split: [int(number) for number in rows.loc[rows["split"] == split, "class"].dropna().unique()]
@@ -211,13 +213,22 @@ def class_warnings(classes: Sequence[str], rows: pd.DataFrame) -> list[str]:
         if len(found) == 1 and max(map(len, classes_of.values())) > 1
     ]
     missing = sorted(set(range(len(classes))) - set(classes_of["train"]))
-    if missing:
+    # Labels without a training split are enough for networks that are imported.
+    if missing and (rows["split"] == "train").any():
         names = ", ".join(repr(classes[number]) for number in missing[:3])
         sentences.append(f"no training video for {len(missing)} of {len(classes)} classes, such as {names}")
     return sentences
 
 
-def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, partial: bool) -> None:
+def read_classes(path: Path) -> list[str]:
+    """The class names of ``classes.csv``, in index order."""
+    # Read as text, because a class may be called "None" or "007".
+    return pd.read_csv(path, dtype="str", keep_default_na=False)["class"].tolist()
+
+
+def check_counts(
+    classes: Sequence[str], table: pd.DataFrame, *, dataset: str, partial: bool, trained: bool = True
+) -> None:
     """Compare the labels with the official numbers of the data set.
 
     Args:
@@ -225,12 +236,15 @@ def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, p
         table: Labels, from :func:`read_labels`.
         dataset: Name of the data set; if it has no known official numbers, nothing is compared.
         partial: Whether the labels are a part of the data set on purpose; then nothing is compared.
+        trained: Whether something is trained on them; else the training split may be left out.
 
     Raises:
-        UserError: A number differs, or (for any data set) train or validation has no rows.
+        UserError: A number differs, or (for any data set) a split that is needed has no rows.
     """
     counts = {split: int((table["split"] == split).sum()) for split in SPLITS} | {"classes": len(classes)}
-    empty = [split for split in ("train", "validation") if not counts[split]]
+    empty = [
+        split for split in ("train", "validation") if not counts[split] and (trained or split != "train")
+    ]
     if empty:
         raise UserError(
             f"labels: the files of `data.labels` have no rows of the split {empty[0]}: add its file, or rows with this split"
@@ -240,7 +254,7 @@ def check_counts(classes: Sequence[str], table: pd.DataFrame, *, dataset: str, p
     wrong = [
         f"{counts[name]:,} {name} instead of {number:,}"
         for name, number in _OFFICIAL_COUNTS[dataset].items()
-        if counts[name] != number
+        if counts[name] != number and (trained or name != "train" or counts[name])
     ]
     if wrong:
         raise UserError(

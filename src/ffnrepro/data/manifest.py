@@ -140,7 +140,7 @@ def build_manifest(
         The manifest.
 
     Raises:
-        TooManyExcluded: Train or validation has no usable video, or more are unusable than ``max_excluded`` allows.
+        TooManyExcluded: Train (if it has labels) or validation has no usable video, or more are unusable than ``max_excluded`` allows.
         UserError: Two usable files have the same id.
     """
     index = index.reset_index(drop=True)
@@ -228,7 +228,9 @@ def _check_excluded(
     excluded: pd.DataFrame,
     max_excluded: float,
 ) -> None:
-    empty = [split for split in ("train", "validation") if splits[split].empty]
+    # Labels without a training split are enough for networks that are imported.
+    needed = ("train", "validation") if labels["split"].eq("train").any() else ("validation",)
+    empty = [split for split in needed if splits[split].empty]
     concerned = empty[:1] or list(SPLITS)
     labelled = int(labels["split"].isin(concerned).sum())
     lost = excluded[excluded["split"].isin(concerned)]

@@ -82,7 +82,7 @@ def compare_names(
         max_excluded: Fraction of the labelled videos that may be unusable.
 
     Raises:
-        UserError: More ids than that have no file, or all ids of train or of validation. The message has examples and the
+        UserError: More ids than that have no file, or all ids of train (if it has labels) or of validation. The message has examples and the
             likeliest reason.
     """
     shown = [printable(name) for name in names]
@@ -98,8 +98,9 @@ def compare_names(
         f"{len(missing):,} of the {len(labels):,} labelled ids have no file in {folder}{_examples(missing['id'])}, and "
         f"{len(strangers):,} of its {len(names):,} files have no label{_examples([shown[place] for place in strangers])}"
     )
-    splits_with_files = set(labels.loc[has_file, "split"])
-    if not {"train", "validation"} <= splits_with_files or len(missing) > max_excluded * len(labels):
+    # Labels without a training split are enough for networks that are imported.
+    needed = {"train", "validation"} & set(labels["split"])
+    if not needed <= set(labels.loc[has_file, "split"]) or len(missing) > max_excluded * len(labels):
         reason = _likeliest_reason(labels, missing, {stems[place] for place in strangers}, folder, layout)
         raise UserError(f"labels and videos do not fit: {counts}: {reason}")
     if len(missing) or 2 * len(strangers) > len(names):

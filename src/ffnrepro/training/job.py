@@ -19,6 +19,7 @@ from ffnrepro.checks import check_shared_memory, pass_all
 from ffnrepro.config import RuntimeSettings, TrainingSettings
 from ffnrepro.data.decode import find_decord
 from ffnrepro.data.frame_cache import opener
+from ffnrepro.data.labels import read_classes
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.files import read_record, replacing, write_json, write_text
 from ffnrepro.logs import log_to, logger
@@ -124,7 +125,9 @@ def run_job(job: Job) -> None:
         model, trained = train_network(job, settings, device, checkpoints, stop, processes)
     if processes.first:
         model.load_state_dict(trained.best_model)
-        save_checkpoint(job.output / "model.pt", model)
+        save_checkpoint(
+            job.output / "model.pt", model, class_names=read_classes(job.classes), dataset=settings.dataset
+        )
         digest = tensors_digest(trained.best_model)
         write_text(job.output / "model.sha256", digest + "\n")
         made_with = read_record(checkpoints.folder / "made_with.json")
@@ -356,7 +359,12 @@ def check_splits(manifest: Path, batch_size: int) -> None:
         PermanentError: too few videos.
     """
     train, validation = (manifest / f"{split}.parquet" for split in ("train", "validation"))
-    if (count := len(pd.read_parquet(train, columns=["id"]))) < batch_size:
+    count = len(pd.read_parquet(train, columns=["id"]))
+    if not count:
+        raise PermanentError(
+            f"{train}: no videos to train on; add the label file of the training split to the folder data.labels"
+        )
+    if count < batch_size:
         raise PermanentError(
             f"{train}: {count} videos do not fill a batch of training.batch_size {batch_size}; lower training.batch_size, or "
             "add videos"

@@ -39,8 +39,8 @@ class Term:
 class Method(Settings):
     """Settings of a method, and what they mean for the clips, the network and the loss."""
 
-    family: ClassVar[Literal["tsm", "ffn"]]
-    """Kind of the network, which determines the rule that trains it: `train_tsm` or `train_ffn`."""
+    family: ClassVar[Literal["tsm", "ffn", "checkpoint"]]
+    """Kind of the network, which determines the rule that makes it: `train_tsm`, `train_ffn` or `import_checkpoint`."""
 
     method: str
     train_frames: FrameCounts

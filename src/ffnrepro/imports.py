@@ -1,0 +1,132 @@
+"""Imported networks: runs whose network is read from a file of weights instead of trained (`method: checkpoint`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ffnrepro.checkpoint_formats import Checkpoint, read_checkpoint
+from ffnrepro.errors import UserError
+from ffnrepro.files import file_digest, read_record, replacing, write_json, write_text
+from ffnrepro.logs import logger
+from ffnrepro.provenance import provenance
+from ffnrepro.runs import RunSettings, check_key, read_run
+from ffnrepro.weights import Network, build_network, save_checkpoint, tensors_digest
+
+
+def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> tuple[Checkpoint, Network]:
+    """Read the network that a run imports, and check that it is the one that the settings and the labels describe.
+
+    Warns where the file or a record beside it says that its classes are others.
+
+    Args:
+        path: The file.
+        settings: Settings of the run. Their `network.shift` counts for a file whose keys do not tell which blocks shift.
+        classes: Class names of the labels, in index order.
+
+    Returns:
+        The content of the file, and its network.
+
+    Raises:
+        UserError: The file is no network that is known, or another network than the settings and labels describe.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; set the `path` of its experiment to the file of the network")
+    checkpoint = read_checkpoint(path)
+    found, wanted = checkpoint.architecture, settings.network.model_dump()
+    if differ := [key for key in ("depth", "width", "stem") if found.get(key) != wanted[key]]:
+        raise UserError(
+            f"{path}: its ResNet has {_values(found, differ)}, but the configuration says {_values(wanted, differ)}; give another "
+            f"file, or set {', '.join(f'network.{key}: {found.get(key)}' for key in differ)} (an experiment may have a depth of its own)"
+        )
+    shift = None if "shift" in found else settings.network.shift
+    network = build_network(path, checkpoint, shift=shift)
+    if shift:
+        logger.info("%s: its keys do not tell which blocks shift; network.shift says %s", path, shift)
+    if found["classes"] != len(classes):
+        raise UserError(
+            f"{path}: its network has {found['classes']} classes, but the labels of {settings.dataset} have {len(classes)}; "
+            "give a network that was trained on this data set"
+        )
+    if warning := _other_classes(path, checkpoint, settings, classes):
+        logger.warning("%s", warning)
+    return checkpoint, network
+
+
+def _values(settings: dict[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {settings.get(key)}" for key in keys)
+
+
+def _other_classes(
+    path: Path, checkpoint: Checkpoint, settings: RunSettings, classes: Sequence[str]
+) -> str | None:
+    """A warning if the network was trained on other classes, as far as the file or the `run.json` beside it tells."""
+    names = checkpoint.class_names
+    if names is not None and len(names) == len(classes):
+        differ = [i for i in range(len(classes)) if names[i] != classes[i]]
+        if not differ:
+            return None
+        return (
+            f"{path}: {len(differ)} of its {len(names)} class names are not those of the labels of {settings.dataset}, such as class "
+            f"{differ[0]}: {names[differ[0]]!r} instead of {classes[differ[0]]!r}; its scores mean nothing unless both lists mean the "
+            "same classes"
+        )
+    record = read_record(path.with_name("run.json")).get("settings")
+    dataset = checkpoint.dataset or (record.get("dataset") if isinstance(record, dict) else None)
+    if dataset not in (None, settings.dataset):
+        return (
+            f"{path}: was trained on {dataset}, but the labels are those of {settings.dataset}; its scores mean nothing unless both "
+            "have the same list of classes"
+        )
+    return None
+
+
+def import_network(run: Path, seed: int, *, path: Path, classes: Sequence[str], data: str) -> None:
+    """Write `model.pt`, `model.sha256`, an empty `history.parquet` and `run.json` of a run that imports its network.
+
+    Args:
+        run: Folder of the run, with its `settings.json`.
+        seed: Seed whose folder the files go to; the network is the same for each seed.
+        path: The file to import.
+        classes: Class names of the labels, in index order.
+        data: Digest of the data.
+
+    Raises:
+        UserError: The network is not the one that the run describes; see `read_network`.
+    """
+    settings, code = read_run(run)
+    check_key(run, settings)
+    checkpoint, network = read_network(path, settings, classes)
+    sha256 = file_digest(path)
+    if not sha256.startswith(str(settings.weights)):
+        raise UserError(f"{path}: changed after {run.name} was planned; run snakemake again")
+    folder, digest = run / f"seed{seed}", tensors_digest(network.state_dict())
+    save_checkpoint(
+        folder / "model.pt", network, class_names=checkpoint.class_names, dataset=checkpoint.dataset
+    )
+    write_text(folder / "model.sha256", digest + "\n")
+    with replacing(folder / "history.parquet") as temporary:
+        pd.DataFrame({"epoch": pd.array([], dtype="int64")}).to_parquet(temporary, index=False)
+    write_json(
+        folder / "run.json",
+        {
+            "run": run.name,
+            "seed": seed,
+            "settings": settings.model_dump(mode="json"),
+            "data": data,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "model": digest,
+            "code": code,
+            "imported": {
+                "path": str(path),
+                "sha256": sha256,
+                "source": checkpoint.source,
+                "kind": checkpoint.kind,
+                "architecture": network.architecture,
+            },
+            **provenance(torch.device("cpu")),
+        },
+    )
+    logger.info("%s: imported %s (%s)", run.name, checkpoint.describe(), path)
