@@ -2,8 +2,10 @@
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,10 +15,13 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.video import r3d_18
 
 from ffnrepro import make_frame_flexible
+from ffnrepro.data.decode import open_video
 from ffnrepro.errors import UserError
+from ffnrepro.recipe.clips import ClipDataset, collate_clips
 from ffnrepro.recipe.methods.ffn import Ffn
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.temporal_shift import temporal_shift
+from ffnrepro.recipe.transforms import normalise
 from ffnrepro.residual_branches import branch_entries
 
 FRAMES = (4, 8, 16)
@@ -162,8 +167,8 @@ def test_resnet50_with_our_shift_is_our_ffn() -> None:
     ]  # fmt: skip
     flexible.network.load_state_dict(dict(zip(names, ours.state_dict().values(), strict=True)))
     # Temporal distillation: the same terms, gradients and running statistics.
-    inputs, labels = clips(*FRAMES, dtype=torch.float64), torch.tensor([1, 3])
-    method = Ffn(method="ffn", train_frames=FRAMES)
+    inputs, labels = clips(4, 8, dtype=torch.float64), torch.tensor([1, 3])
+    method = Ffn(method="ffn", train_frames=(4, 8))
     for network in (ours, flexible):
         for term in method.terms(network.train(), inputs, labels, torch.Generator()):
             term.loss.backward()
@@ -176,6 +181,32 @@ def test_resnet50_with_our_shift_is_our_ffn() -> None:
     with torch.no_grad():
         for clip in clips(*FRAMES, 6, dtype=torch.float64).values():
             torch.testing.assert_close(flexible.eval()(clip), ours.eval()(clip))
+
+
+@pytest.mark.parametrize("three_d", [True, False], ids=["r3d_18", "resnet50"])
+def test_learns_the_demo_by_temporal_distillation(three_d: bool, data: Path) -> None:
+    """In a few steps on the same clips."""
+    torch.manual_seed(0)
+    plain = (r3d_18 if three_d else resnet50)(num_classes=12)
+    network = make_frame_flexible(plain, (2, 4), shift=not three_d).train()
+    manifest = pd.read_parquet(data / "results/manifest/train.parquet")
+    dataset = ClipDataset(
+        manifest=manifest, videos=data / "data/videos", open_video=open_video, frame_counts=(2, 4),
+        size=24, short_side=40, crop="centre",
+    )  # fmt: skip
+    batch, labels = collate_clips([dataset[index] for index in range(4)])
+    assert len(set(labels.tolist())) > 1
+    inputs = {frames: normalise(clip) for frames, clip in batch.items()}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.005, momentum=0.9)
+    method = Ffn(method="ffn", train_frames=(2, 4))
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        terms = list(method.terms(network, inputs, labels, torch.Generator()))
+        sum(term.loss for term in terms).backward()
+        optimizer.step()
+        losses.append([term.loss.item() for term in terms])
+    assert sum(losses[-1]) < 0.5 * sum(losses[0]), losses
 
 
 # --- The selection of the sub-network ----------------------------------------------------------------------------
