@@ -6,12 +6,17 @@ table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
-from ffnrepro.tables import Published, Records, TableRow, published_accuracy, read_records
+from ffnrepro.statistics import bootstrap_interval
+from ffnrepro.tables import Published, Records, TableRow, published_accuracy, read_correct, read_records
+
+CurveScores = Mapping[tuple[Path, int], "pd.Series[int]"]
+"""Which videos an evaluation gets right at a frame count, by id of the video; by path of the record and frame count."""
 
 PUBLISHED_ON = "something-something-v1"
 """The data set on which the paper publishes accuracy at any frame count."""
@@ -39,31 +44,54 @@ def _is_at_any_frame(row: TableRow) -> bool:
     return all(path.stem.endswith("_any_frame") for paths in row.evaluations.values() for path in paths)
 
 
+def read_curve_scores(rows: Sequence[TableRow], records: Records) -> CurveScores:
+    """Read which videos each evaluation of a curve gets right, from the predictions beside its record.
+
+    Raises:
+        UserError: predictions do not give the top-1 of their record.
+    """
+    return {
+        (path, frames): read_correct(
+            path, f"class_{frames}f" if _is_at_any_frame(row) else "class_1", _top1(records[path], frames)
+        )
+        for row in rows
+        for frames, paths in row.evaluations.items()
+        for path in paths
+    }
+
+
+def _top1(record: Mapping[str, Any], frames: int) -> float:
+    """Top-1 accuracy at a frame count; an evaluation at any frame has one for each of its frame counts."""
+    top1 = record["top1"]
+    return float(top1[str(frames)] if isinstance(top1, Mapping) else top1)
+
+
 def assemble_curve(
-    rows: Sequence[TableRow], records: Records, *, published: Published, dataset: str
+    rows: Sequence[TableRow], records: Records, scores: CurveScores, *, published: Published, dataset: str
 ) -> pd.DataFrame:
     """Make the curves of a table, one line per row and frame count.
 
     Args:
         rows: rows of the table.
         records: records of its evaluations.
+        scores: `read_curve_scores` of these rows.
         published: `resources/published.csv`.
         dataset: data set that was evaluated.
 
     Returns:
-        `method` (the row's label), `run`, `frames`, `top1`, `videos`, `published` (method and setting that the row is
+        `method` (the row's label), `run`, `frames`, `top1` with its 95 % interval from `low` to `high`, `videos`, `published` (method and setting that the row is
         compared with), `published_top1` (None where the data set has no such figure), `difference`, `published_on_v1`
         (the figure on Something-Something V1, if another data set was evaluated) and `checkpoint` (digests of the
         networks, one per seed). Accuracy is in percent. With n seeds, `top1` is the mean, `deviation` the sample
         standard deviation (n - 1), and `seeds` is n.
     """
     return pd.DataFrame(
-        [line for row in rows for line in _lines(row, records, published=published, dataset=dataset)]
+        [line for row in rows for line in _lines(row, records, scores, published=published, dataset=dataset)]
     )
 
 
 def _lines(
-    row: TableRow, records: Records, *, published: Published, dataset: str
+    row: TableRow, records: Records, scores: CurveScores, *, published: Published, dataset: str
 ) -> Iterator[dict[str, Any]]:
     figures, on_v1 = (
         published_accuracy(published, name, *row.published) if row.published else {}
@@ -73,7 +101,10 @@ def _lines(
         on_v1 = {}
     for frames, paths in row.evaluations.items():
         cell = [records[path] for path in paths]
-        top1 = [record["top1"][str(frames)] if _is_at_any_frame(row) else record["top1"] for record in cell]
+        top1 = [_top1(record, frames) for record in cell]
+        low, high = bootstrap_interval(
+            pd.concat([scores[path, frames] for path in paths], axis=1).to_numpy().T
+        )
         mean, figure = fmean(top1), figures.get(frames)
         several = {"deviation": round(stdev(top1), 2), "seeds": len(top1)} if len(top1) > 1 else {}
         yield {
@@ -81,6 +112,8 @@ def _lines(
             "run": cell[0]["run"],
             "frames": frames,
             "top1": round(mean, 2),
+            "low": round(low, 2),
+            "high": round(high, 2),
             **several,
             "videos": cell[0]["videos"],
             "published": ", ".join(filter(None, row.published)) if row.published else None,

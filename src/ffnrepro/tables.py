@@ -174,17 +174,33 @@ def read_scores(rows: Sequence[TableRow], records: Records) -> pd.DataFrame:
     Raises:
         UserError: predictions do not give the top-1 of their record.
     """
-    scores: dict[Path, pd.Series[int]] = {}
-    for path in [path for row in rows for paths in row.evaluations.values() for path in paths]:
-        file = path.with_suffix(".parquet")
-        predictions = pd.read_parquet(file, columns=["id", "label", "class_1"]).set_index("id")
-        right = scores[path] = (predictions["class_1"] == predictions["label"]).astype("int8")
-        if (top1 := 100 * int(right.sum()) / len(right)) != records[path]["top1"]:
-            raise UserError(
-                f"{file}: its top-1 is {top1} and should be {records[path]['top1']}, as in {path.name}; make both again, with "
-                f"the --directory and --configfile of your call: snakemake --cores 1 --force {path}"
-            )
-    return pd.DataFrame(scores)
+    paths = [path for row in rows for paths in row.evaluations.values() for path in paths]
+    return pd.DataFrame({path: read_correct(path, "class_1", records[path]["top1"]) for path in paths})
+
+
+def read_correct(record: Path, column: str, top1: float) -> "pd.Series[int]":
+    """Read which videos an evaluation gets right.
+
+    Args:
+        record: record of the evaluation; the predictions lie beside it.
+        column: column of the predictions.
+        top1: top-1 accuracy in percent, as recorded.
+
+    Returns:
+        1 if the prediction is right, else 0; by id of the video.
+
+    Raises:
+        UserError: the predictions have another top-1.
+    """
+    file = record.with_suffix(".parquet")
+    predictions = pd.read_parquet(file, columns=["id", "label", column]).set_index("id")
+    right = (predictions[column] == predictions["label"]).astype("int8")
+    if (found := 100 * int(right.sum()) / len(right)) != top1:
+        raise UserError(
+            f"{file}: its top-1 is {found} and should be {top1}, as in {record.name}; make both again, with "
+            f"the --directory and --configfile of your call: snakemake --cores 1 --force {record}"
+        )
+    return right
 
 
 def assemble_table(

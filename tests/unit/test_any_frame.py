@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
-from ffnrepro.curves import assemble_curve, read_curve_records
+from ffnrepro.curves import assemble_curve, read_curve_records, read_curve_scores
 from ffnrepro.data.decode import open_video
 from ffnrepro.errors import UserError
 from ffnrepro.recipe.clips import ClipDataset, Video, collate_clips
@@ -108,9 +109,24 @@ def write_evaluation(run: str, name: str, frames: Any, top1: Any, seed: int = 0)
     model = f"{run}{seed}"
     (folder / "model.sha256").write_text(model)
     (folder / "run.json").write_text(json.dumps({"model": model, "data": INPUTS["data"]}))
-    record = {"run": run, "seed": seed, "frames": frames, "model": model, "videos": 9, "top1": top1, **INPUTS}
+    record = {
+        "run": run,
+        "seed": seed,
+        "frames": frames,
+        "model": model,
+        "videos": 200,
+        "top1": top1,
+        **INPUTS,
+    }
     path = folder / f"validation_{name}.json"
     path.write_text(json.dumps(record))
+    # Of 200 videos with the class 1, the first ones are right.
+    columns = (
+        {f"class_{n}f": value for n, value in top1.items()} if name == "any_frame" else {"class_1": top1}
+    )
+    right = {column: [1] * int(2 * value) + [0] * (200 - int(2 * value)) for column, value in columns.items()}
+    frame = pd.DataFrame({"id": [str(n) for n in range(200)], "label": 1, **right})
+    frame.to_parquet(path.with_suffix(".parquet"))
     return path
 
 
@@ -131,7 +147,8 @@ def make_rows(seeds: int = 1) -> list[TableRow]:
 
 def curve_of(rows: list[TableRow], dataset: str) -> pd.DataFrame:
     records = read_curve_records(rows, INPUTS, (2, 4, 6))
-    return assemble_curve(rows, records, published=PUBLISHED, dataset=dataset)
+    scores = read_curve_scores(rows, records)
+    return assemble_curve(rows, records, scores, published=PUBLISHED, dataset=dataset)
 
 
 def test_a_line_per_row_and_frame_count_beside_the_published_figures() -> None:
@@ -139,6 +156,10 @@ def test_a_line_per_row_and_frame_count_beside_the_published_figures() -> None:
     assert curve["method"].tolist() == ["FFN"] * 3 + ["ST"] * 2
     assert curve["frames"].tolist() == [2, 4, 6, 4, 8]
     assert curve["top1"].tolist() == [30, 40, 46.5, 41.5, 41.5]
+    # Quantiles of the binomial distribution of 200 videos.
+    for name, share in (("low", 0.025), ("high", 0.975)):
+        expected = [stats.binom.ppf(share, 200, top1 / 100) / 2 for top1 in curve["top1"]]
+        assert curve[name].tolist() == pytest.approx(expected, abs=0.5)
     # Of Table 7.
     assert curve["published_top1"].fillna(0).tolist() == [0, 42.85, 46.57, 39.71, 45.63]
     assert curve["difference"].fillna(0).tolist() == [0, -2.85, -0.07, 1.79, -4.13]
@@ -160,6 +181,15 @@ def test_several_seeds_are_averaged() -> None:
     # By hand: 40 and 42 deviate by 1 from 41, and sqrt((1 + 1) / (2 - 1)) = 1.41.
     assert curve["deviation"].tolist() == [0, 1.41, 0]
     assert curve["seeds"].tolist() == [2, 2, 2]
+
+
+def test_predictions_that_do_not_give_their_top_1_are_refused() -> None:
+    rows = make_rows()
+    path = rows[0].evaluations[2][0]
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "top1": {**record["top1"], "6": 46}}))
+    with pytest.raises(UserError, match=rf"any_frame\.parquet: its top-1 is 46\.5 and should be 46.*{path}$"):
+        curve_of(rows, V1)
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,33 @@ def test_frame_counts_of_steps_have_their_probability(
     assert all(torch.equal(clip_of_step(method, step), drawn[step]) for step in range(20))
 
 
+def test_the_steps_that_do_not_mix_may_train_on_both_clips() -> None:
+    method = Mixed(method="mixed", train_frames=(4, 16), rho=0.5, unmixed="both")
+    seen: list[Tensor] = []
+
+    def network(clip: Tensor) -> Tensor:
+        seen.append(clip)
+        return torch.tensor(LOGITS[clip.shape[2]])
+
+    clips = numbered_clips()
+    for step in range(40):
+        seen.clear()
+        (term,) = method.terms(network, clips, torch.tensor(LABELS), _method_generator(5, 0, step))
+        assert term.logits is not None
+        mixes = clip_of_step(mixed(0.5), step).shape[2] == 4
+        if mixes:
+            assert [clip.shape[2] for clip in seen] == [4]
+            assert term.loss.item() == pytest.approx(cross_entropy(4))
+        else:
+            assert torch.equal(seen[0], clips[16])
+            assert torch.equal(seen[1], clips[4])
+            assert term.loss.item() == pytest.approx((cross_entropy(16) + cross_entropy(4)) / 2)
+            assert term.logits.tolist() == torch.tensor(LOGITS[16]).tolist()
+    # If all steps mix, it has no effect, and is no part of the run's key.
+    assert method.model_copy(update={"rho": 1.0}).effective() == mixed(1.0)
+    assert method.effective() == method
+
+
 def test_mixed_and_proportional_sampling_train_a_tsm() -> None:
     for method in (mixed(0.5), proportional(0.5)):
         assert type(method.build(5, SMALL)) is TSM
@@ -263,7 +290,7 @@ def test_mixed_and_proportional_sampling_train_a_tsm() -> None:
 def test_mixed_clips_keep_the_channels_last_in_memory() -> None:
     """Else folding the frames into the batch would copy them."""
     clips = {n: torch.rand(2, n, 6, 6, 3).permute(0, 4, 1, 2, 3) for n in (4, 16)}
-    mix = mixed(1.0)._draw(clips, torch.Generator())
+    (mix,) = mixed(1.0)._draw(clips, torch.Generator())
     folded = mix.transpose(1, 2).reshape(8, 3, 6, 6)
     assert folded.data_ptr() == mix.data_ptr()
     assert folded.is_contiguous(memory_format=torch.channels_last)

@@ -152,9 +152,9 @@ def evaluations_of_table(name):
     return sorted(records | {str(member) for path in records for member in member_records(Path(path))})
 
 
-def predictions_of_table(name):
-    """Predictions that the records of a table belong to."""
-    return [path.replace(".json", ".parquet") for path in evaluations_of_table(name)]
+def predictions_of(records):
+    """Predictions that records of evaluations belong to."""
+    return [path.replace(".json", ".parquet") for path in records]
 
 
 def files_of_table(name):

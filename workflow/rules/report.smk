@@ -13,7 +13,7 @@ rule assemble_table:
     input:
         evaluations=lambda wildcards: evaluations_of_table(wildcards.table),
         # They are written together with the records above, which are newer.
-        predictions=ancient(lambda wildcards: predictions_of_table(wildcards.table)),
+        predictions=ancient(lambda wildcards: predictions_of(evaluations_of_table(wildcards.table))),
         data="results/manifest/manifest.sha256",
         # The digest below counts, not the file's time: a clone gives the file a new time.
         published=ancient(PUBLISHED),
@@ -73,6 +73,7 @@ rule plot_accuracy:
 rule assemble_curve:
     input:
         evaluations=lambda wildcards: evaluations_of_curve(wildcards.table),
+        predictions=ancient(lambda wildcards: predictions_of(evaluations_of_curve(wildcards.table))),
         data="results/manifest/manifest.sha256",
         published=ancient(PUBLISHED),
     output:

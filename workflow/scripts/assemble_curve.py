@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from ffnrepro.curves import assemble_curve, read_curve_records
+from ffnrepro.curves import assemble_curve, read_curve_records, read_curve_scores
 from ffnrepro.figures import curve_figure, save_figure
 from ffnrepro.files import replacing
 from ffnrepro.logs import run
@@ -51,9 +51,11 @@ def main(
             code=scoring_code(),
         )
         row_list = read_rows(rows)
+        records = read_curve_records(row_list, inputs, frames)
         curve = assemble_curve(
             row_list,
-            read_curve_records(row_list, inputs, frames),
+            records,
+            read_curve_scores(row_list, records),
             published=read_published(published),
             dataset=dataset,
         )

@@ -1,7 +1,7 @@
 """Mixed Sampling: a TSM that is trained at a high frame count and on mixtures of a high and a low one (Table 1)."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -22,8 +22,10 @@ class Mixed(Method):
 
     method: Literal["mixed"]
     rho: Annotated[float, Field(ge=0, le=1)]
-    """For `mixed`: probability that a step trains on mixed clips of the low frame count; the other steps train at the
-    high one."""
+    """For `mixed`: probability that a step trains on mixed clips of the low frame count."""
+    unmixed: Literal["high", "both"] = "high"
+    """For `mixed`: what the other steps train on: `high`: clips of the high frame count; `both`: also those of the low one,
+    with the mean of the two losses."""
 
     @field_validator("train_frames")
     @classmethod
@@ -31,6 +33,10 @@ class Mixed(Method):
         if len(train_frames) != 2:
             raise ValueError("mixed trains at two frame counts, such as [4, 16]")
         return train_frames
+
+    def effective(self) -> Self:
+        """A copy in which each value that has no effect is the default."""
+        return self.model_copy(update={"unmixed": "high"}) if self.rho == 1 else self
 
     def build(self, classes: int, network: NetworkSettings) -> "nn.Module":
         """Make the network (see `Method.build`)."""
@@ -48,11 +54,12 @@ class Mixed(Method):
         """Yield the cross entropy of this step's clips (see `Method.terms`)."""
         from torch.nn import functional as F
 
-        logits = network(self._draw(clips, generator))
-        yield Term("cross_entropy", F.cross_entropy(logits, labels), logits=logits.detach())
+        logits = [network(clip) for clip in self._draw(clips, generator)]
+        losses = [F.cross_entropy(each, labels) for each in logits]
+        yield Term("cross_entropy", sum(losses[1:], losses[0]) / len(losses), logits=logits[0].detach())
 
-    def _draw(self, clips: "Mapping[int, Tensor]", generator: "torch.Generator") -> "Tensor":
-        """The clips of the high frame count or, with probability `rho`, mixed clips of the low one.
+    def _draw(self, clips: "Mapping[int, Tensor]", generator: "torch.Generator") -> "list[Tensor]":
+        """With probability `rho`, mixed clips of the low frame count; else the clips that `unmixed` names.
 
         All clips of a step have the same window of frames and the same weight. Both clips of a pair show one video, so
         the label is not mixed.
@@ -61,10 +68,10 @@ class Mixed(Method):
 
         low, high = self.train_frames
         if float(torch.rand((), generator=generator)) >= self.rho:
-            return clips[high]
+            return [clips[high]] if self.unmixed == "high" else [clips[high], clips[low]]
         first = int(torch.randint(high - low + 1, (), generator=generator))
         weight = float(torch.rand((), generator=generator))
-        return torch.lerp(clips[low], clips[high][:, :, first : first + low], weight)
+        return [torch.lerp(clips[low], clips[high][:, :, first : first + low], weight)]
 
 
 METHOD = Mixed
