@@ -263,11 +263,11 @@ def runs_command(
             print(tabulate(rows, headers="keys"))
             done, unknown = (
                 sum(row[key] == value for row in rows)
-                for key, value in (("basis", "trained"), ("GPU hours", "unknown"))
+                for key, value in (("basis", "trained"), (runs.hours_of, "unknown"))
             )
             rest = f" (without {unknown} whose hours are unknown)" if unknown else ""
             print(
-                f"{plan} needs {len(rows)} trainings; finished: {done}; the others take about {hours:.1f} GPU hours{rest}."
+                f"{plan} needs {len(rows)} trainings; finished: {done}; the others take about {hours:.1f} {runs.hours_of}{rest}."
             )
         else:
             print(tabulate(runs.rows(), headers="keys") or "no runs yet")

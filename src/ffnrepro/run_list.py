@@ -36,12 +36,14 @@ class RunList:
 
     Attributes:
         selected: The run of each experiment, with the current configuration and code.
+        hours_of: What the hours of a training are called: `GPU hours`, or `hours` on a CPU.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.selected = {experiment: run_name(config, experiment) for experiment in config.experiments}
         self._on_gpu = config.runtime.device != "cpu"
+        self.hours_of = "GPU hours" if self._on_gpu else "hours"
 
     # --- list
 
@@ -171,7 +173,7 @@ class RunList:
                         "run": run,
                         "seed": str(seed),
                         "epoch": "",
-                        "GPU hours": "0.0",
+                        self.hours_of: "0.0",
                         "basis": "imported, not trained",
                     }
                 )
@@ -184,7 +186,7 @@ class RunList:
                     "run": run,
                     "seed": str(seed),
                     "epoch": f"{done}/{epochs}",
-                    "GPU hours": "unknown" if hours is None else f"{hours:.1f}",
+                    self.hours_of: "unknown" if hours is None else f"{hours:.1f}",
                     "basis": basis,
                 }
             )

@@ -491,7 +491,7 @@ def test_the_command(
     assert main(["runs", "--plan", "table1", *place]) == 0
     # On a CPU nothing is known of TSM, which has not been trained here.
     assert capsys.readouterr().out.endswith(
-        "table1 needs 2 trainings; finished: 1; the others take about 0.0 GPU hours (without 1 whose hours are unknown).\n"
+        "table1 needs 2 trainings; finished: 1; the others take about 0.0 hours (without 1 whose hours are unknown).\n"
     )
     assert main(["runs", "prune", "tsm", *place]) == 1
     assert (
