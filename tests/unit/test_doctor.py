@@ -90,12 +90,15 @@ def test_the_command_ends_in_one_line(
 @pytest.mark.usefixtures("little_disk_space")
 def test_too_little_disk_space() -> None:
     assert "disk: 1 MB free" in problems(settings())
-    # 4 clips of 28 frames of 40 x 40 in 3 bytes, two of them for each worker
+    # 4 clips of 28 frames of 40 x 40 in 3 bytes for training and as many for validation, two of each for each worker
     found = problems(settings(runtime={"workers": 4}))
-    assert "shared memory: 1 MB free in /dev/shm, 4 MB needed; lower runtime.workers" in found
-    # 16 clips of 28 frames of 40 x 40 in 3 bytes, two of their halves for each of two workers of two processes
+    assert "shared memory: 1 MB free in /dev/shm, 9 MB needed; lower runtime.workers" in found
+    # 16 clips, two of their halves for each of two workers of two processes, and as many for validation
     found = problems(settings(training={"batch_size": 16, "gpus": 2}, runtime={"workers": 3}))
-    assert "shared memory: 1 MB free in /dev/shm, 9 MB needed" in found
+    assert "shared memory: 1 MB free in /dev/shm, 17 MB needed" in found
+    # Validation has the clips of a micro-batch: 2 x 28 frames of 40 x 40 in 3 bytes of 20 clips for each of 3 workers
+    found = problems(settings(training={"batch_size": 16, "micro_batch": 4}, runtime={"workers": 3}))
+    assert "shared memory: 1 MB free in /dev/shm, 16 MB needed" in found
 
 
 @pytest.mark.usefixtures("little_disk_space")

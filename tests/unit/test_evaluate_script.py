@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from ffnrepro import checks
 from ffnrepro.runs import RUNS, run_name, run_settings, write_run
@@ -94,6 +95,16 @@ def test_a_damaged_network_can_be_written_again(work: Path, monkeypatch: pytest.
     content = (work / "model.pt").read_bytes()
     (work / "model.pt").write_bytes(content[: len(content) // 2])
     assert refusal(work, monkeypatch).startswith(f"{work}/model.pt is damaged; delete it and run snakemake")
+
+
+def test_a_gpu_that_is_full(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("ffnrepro.evaluation.predict", full)
+    assert refusal(work, monkeypatch) == (
+        f"{work.parent.name}: 8 videos at a time do not fit into the memory of the GPU; lower evaluation.batch_size, now 8"
+    )
 
 
 @pytest.mark.parametrize("gone", [False, True])

@@ -173,8 +173,8 @@ def test_damage_is_found_where_it_is_read(videos, decoded, caplog):
     with pytest.raises(DecodeError) as error:
         cache(Path("10.webm")).frames([0, 11])
     assert re.fullmatch(
-        r".*cache/0-of-1\.arrow: cannot be used for 10\.webm \(frame 11 is damaged; rm .*0-of-1\.arrow "
-        r".*part-0\.json, and run snakemake again\)",
+        r".*cache/0-of-1\.arrow: cannot be used for 10\.webm \(frame 11 is damaged\); rm .*0-of-1\.arrow "
+        r".*part-0\.json, and run snakemake again",
         str(error.value),
     )
     # Nor is it copied.

@@ -55,6 +55,8 @@ class Numbers:
         index = key if isinstance(key, int) else key[1]
         if self._has("bad", index):
             raise DecodeError(self.path_of(index))
+        if self._has("damaged", index):
+            raise DecodeError("0.arrow", "cannot be used", fix="rm 0.arrow")
         if self._has("hangs", index):
             ctypes.PyDLL(None).pause()  # native code that keeps the interpreter lock and never returns
         if self._has("kills", index):
@@ -185,6 +187,20 @@ def test_evaluation_stops_with_the_name_of_the_video(
     assert read(make(data, workers=workers, seconds=1)) == keys_of(6)
     with pytest.raises(UserError, match=rf"videos/5\.webm: {words}.*; evaluation must count every video"):
         read(make(Numbers(6, tmp_path, **{fault: (5,)}), workers=workers, seconds=1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("allowed", [None, 0.0, 0.5])
+def test_what_fixes_a_cache_is_the_only_advice(
+    tmp_path: Path, make: Any, workers: int, allowed: float | None
+) -> None:
+    data = Numbers(8, tmp_path, damaged=(4, 5, 6, 7))
+    with pytest.raises(UserError) as caught:
+        read(make(data, workers=workers, max_bad_fraction=allowed))
+    text = str(caught.value)
+    assert "0.arrow: cannot be used; rm 0.arrow" in text
+    assert "data.videos" not in text
+    assert "restore" not in text
 
 
 @pytest.mark.parametrize("fault", ["hangs", "kills"])

@@ -144,6 +144,11 @@ def main(
                 )
             except UnreadableVideo as error:
                 raise UserError(f"{error} ({training_time(folder)})") from error
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"{run.name}: {videos_of_batch} videos at a time do not fit into the memory of the GPU; lower "
+                    f"evaluation.batch_size, now {batch_size}"
+                ) from error
         scores = {count: accuracy(of_count) for count, of_count in predictions.items()}
         results: dict[str, Any]
         if any_frame:

@@ -53,17 +53,24 @@ _TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")
 
 
 class DecodeError(Exception):
-    """A video that cannot be read: ``reason`` says why in a few words, ``detail`` gives details."""
+    """A video that cannot be read: ``reason`` says why in a few words, ``detail`` gives details.
 
-    def __init__(self, path: Path | str, reason: str = DOES_NOT_DECODE, detail: str = "") -> None:
+    ``fix`` says what helps if the video is not to blame.
+    """
+
+    def __init__(
+        self, path: Path | str, reason: str = DOES_NOT_DECODE, detail: str = "", fix: str = ""
+    ) -> None:
         # A loader worker sends the error to the main process, which rebuilds it from these arguments.
-        super().__init__(str(path), reason, detail)
+        super().__init__(str(path), reason, detail, fix)
         self.reason = reason
         self.detail = detail
+        self.fix = fix
 
     def __str__(self) -> str:
-        path, reason, detail = self.args
-        return f"{path}: {reason} ({detail})" if detail else f"{path}: {reason}"
+        path, reason, detail, fix = self.args
+        text = f"{path}: {reason} ({detail})" if detail else f"{path}: {reason}"
+        return f"{text}; {fix}" if fix else text
 
 
 @dataclass(frozen=True)

@@ -332,7 +332,7 @@ class FrameCache:
         """
         number = int(np.searchsorted(self._paths, path.name))
         if number == len(self._paths) or self._paths[number] != path.name:
-            raise DecodeError(path, "not in the frame cache", "run snakemake again")
+            raise DecodeError(path, "not in the frame cache", fix="run snakemake again")
         shard, row = self._places[number].tolist()
         try:
             if shard not in self._opened:
@@ -345,7 +345,7 @@ class FrameCache:
         except (OSError, ValueError) as error:
             file, record = self._files[shard], self._records / f"part-{shard}.json"
             fix = f"rm {shlex.quote(str(file))} {shlex.quote(str(record))}, and run snakemake again"
-            raise DecodeError(file, f"cannot be used for {path.name}", f"{error}; {fix}") from error
+            raise DecodeError(file, f"cannot be used for {path.name}", str(error), fix) from error
         return pictures
 
 

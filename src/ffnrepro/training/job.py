@@ -171,11 +171,14 @@ def check_shared_memory_of(job: Job, settings: RunSettings) -> str:
     Raises:
         UserError: There is too little.
     """
+    recipe = settings.training
+    # During validation the workers hold its clips and the first ones of the next epoch.
+    clips = recipe.batch_size + recipe.gpus * (recipe.micro_batch or recipe.batch_size // recipe.gpus)
     # The processes share the batch and the workers.
     return check_shared_memory(
-        frames=settings.training.batch_size * sum(settings.method.frame_counts),
+        frames=clips * sum(settings.method.frame_counts),
         size=settings.crop_size,
-        workers=-(-job.runtime.workers // settings.training.gpus),
+        workers=-(-job.runtime.workers // recipe.gpus),
     )
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -30,8 +30,18 @@ logger = logging.getLogger(__name__)
 
 NO_SAMPLE = -1
 
-_Loaded = tuple[Batch | None, list[str]]
+
+class _Unreadable(NamedTuple):
+    """Why a sample cannot be read, and whether the text says what helps, because the video is not to blame."""
+
+    reason: str
+    has_fix: bool = False
+
+
+_Loaded = tuple[Batch | None, list[_Unreadable]]
 """The batch of the readable samples, None if there are none, and the reasons of the others."""
+
+_CHECK_DISK = "; check the disk of `data.videos` and run again"
 
 
 class VideoBatches:
@@ -87,8 +97,8 @@ class VideoBatches:
 
         Raises:
             UnreadableVideo: A video is unreadable, and none may be left out.
-            UserError: More videos are unreadable than allowed, all videos of a batch are unreadable, or workers die and no
-                file is to blame.
+            UserError: More videos are unreadable than allowed, all videos of a batch are unreadable, the frame cache is
+                damaged and no video may be left out, or workers die and no file is to blame.
         """
         self.bad_videos = 0
         if self._samples_of_dead(timeout=0):
@@ -107,9 +117,10 @@ class VideoBatches:
                         self._count(unreadable)
                         # Each step of an epoch needs a batch: a resumed run counts them.
                         if batch is None:
+                            reason, has_fix = unreadable[-1]
                             raise UserError(
-                                f"no video of a batch could be read; the last error is {unreadable[-1]}; check the disk of "
-                                "`data.videos` and run again"
+                                f"no video of a batch could be read; the last error is {reason}"
+                                f"{'' if has_fix else _CHECK_DISK}"
                             )
                         yield batch
                 except _WorkerDied:
@@ -190,9 +201,11 @@ class VideoBatches:
         # If all workers hang at the same time, the disk is to blame.
         return not blamed or len(blamed) == self._workers > 1
 
-    def _count(self, unreadable: list[str]) -> None:
-        for reason in unreadable:
+    def _count(self, unreadable: list[_Unreadable]) -> None:
+        for reason, has_fix in unreadable:
             if self._max_bad_fraction is None:
+                if has_fix:
+                    raise UserError(f"{reason} (evaluation must count every video, so it stops)")
                 raise UnreadableVideo(
                     f"{reason}; evaluation must count every video, so it stops: restore this file, then run again. If the index "
                     "excludes it instead (a missing file at the next run, a damaged one with `data.watch: stat`), the data is "
@@ -204,8 +217,8 @@ class VideoBatches:
             if self.bad_videos > allowed:
                 raise UserError(
                     f"{self.bad_videos} of {len(self.dataset)} videos could not be read in this epoch, more than "
-                    f"`data.max_bad_fraction` {self._max_bad_fraction:g} allows; the last error is {reason}; check the disk of "
-                    "`data.videos` and run again"
+                    f"`data.max_bad_fraction` {self._max_bad_fraction:g} allows; the last error is {reason}"
+                    f"{'' if has_fix else _CHECK_DISK}"
                 )
 
 
@@ -218,7 +231,7 @@ class _WorkerDied(Exception):
 
 
 class _GuardedSamples(Dataset[Any]):
-    """Samples; if one cannot be read, the reason (text) in its place.
+    """Samples; if one cannot be read, the reason in its place.
 
     Args:
         dataset: Data set of clips.
@@ -244,7 +257,7 @@ class _GuardedSamples(Dataset[Any]):
         index = key if isinstance(key, int) else key[1]
         if self.deaths[index] > 1:
             path = self._dataset.path_of(index)
-            return f"{path}: the decoder did not finish in {self._seconds:g} s, or crashed"
+            return _Unreadable(f"{path}: the decoder did not finish in {self._seconds:g} s, or crashed")
         with Path(os.devnull).open("wb") as nowhere:
             self.current[worker.id] = index
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=nowhere)
@@ -261,13 +274,13 @@ class _GuardedSamples(Dataset[Any]):
             try:
                 return self._dataset[key]
             except DecodeError as error:
-                return str(error)
+                return _Unreadable(str(error), bool(error.fix))
 
 
 def _collate(samples: list[Any]) -> _Loaded:
-    readable = [sample for sample in samples if not isinstance(sample, str)]
-    reasons = [sample for sample in samples if isinstance(sample, str)]
-    return collate_clips(readable) if readable else None, reasons
+    readable = [sample for sample in samples if not isinstance(sample, _Unreadable)]
+    unreadable = [sample for sample in samples if isinstance(sample, _Unreadable)]
+    return collate_clips(readable) if readable else None, unreadable
 
 
 def _ignore_signals(worker: int) -> None:  # noqa: ARG001
