@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ffnrepro.cost import gflops
 from ffnrepro.data.decode import DecodeError, open_video
-from ffnrepro.data.isolation import examine_in_child
+from ffnrepro.data.isolation import Refusal, examine_in_child
 from ffnrepro.data.video_index import printable
 from ffnrepro.errors import UserError
 from ffnrepro.logs import logger
@@ -118,7 +118,9 @@ def within_budget(source: Source, frame_counts: Sequence[int], budget: float) ->
             "--budget: the file does not say at which frame counts its network was trained; give the ones to choose from, such as "
             "--frames 4,8,16"
         )
-    costs = {frames: gflops(source.network, frames=frames, size=source.crop_size) for frames in counts}
+    # Each frame of a clip costs the same.
+    of_frame = gflops(source.network, frames=1, size=source.crop_size)
+    costs = {frames: frames * of_frame for frames in counts}
     listed = ", ".join(f"{cost:.4g} at {frames} frames" for frames, cost in costs.items())
     fitting = [frames for frames, cost in costs.items() if cost <= budget]
     if not fitting:
@@ -194,8 +196,8 @@ def predict_videos(
         device = torch.accelerator.current_accelerator() or device
     network = place(source.network, device)
     for video, outcome in examine_in_child(videos):
-        if isinstance(outcome, str):
-            yield Prediction(video, error=outcome)
+        if isinstance(outcome, Refusal):
+            yield Prediction(video, error=_error(*outcome))
             continue
         dataset = ClipDataset(
             # No label is known, and none is used.
@@ -210,10 +212,14 @@ def predict_videos(
         try:
             clips, _ = collate_clips([dataset[0]])
         except DecodeError as error:
-            yield Prediction(video, error=error.reason)
+            yield Prediction(video, error=_error(error.reason, error.detail))
             continue
         logits = clip_logits(network, {frames: move(clip, device) for frames, clip in clips.items()})
         yield Prediction(video, {n: torch.softmax(of_n[0].cpu().double(), 0) for n, of_n in logits.items()})
+
+
+def _error(reason: str, detail: str) -> str:
+    return f"{reason} ({detail})" if detail else reason
 
 
 # --- Output ----------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_folding_changes_no_logit(network, frames):
     assert tensors_digest(network.state_dict()) == before
 
 
-@pytest.mark.parametrize("frames", [4, 8, 16])
+@pytest.mark.parametrize("frames", [8, 16])  # 4: below
 def test_the_onnx_file_agrees_with_the_network(frames, tmp_path):
     import onnxruntime  # noqa: PLC0415
 
@@ -101,9 +101,10 @@ def test_the_example_of_the_card_says_what_predict_says(
     where = tmp_path / "an export"
     assert main(["export", "ffn", "--frames", "4", "--output", str(where), *workflow]) == 0
     differences = re.findall(
-        r"^(\S+): largest difference .* \d\.\de-\d\d$", capsys.readouterr().out, re.MULTILINE
+        r"^(\S+): largest difference .* (\d\.\de-\d\d)$", capsys.readouterr().out, re.MULTILINE
     )
-    assert differences == ["folded", "model.pt2", "model.onnx"]
+    assert [name for name, _ in differences] == ["folded", "model.pt2", "model.onnx"]
+    assert max(float(value) for _, value in differences) <= 1e-4
     assert "validation_8f.json: not in the model card, because it is of another network" in caplog.text
     assert sorted(path.name for path in where.iterdir()) == [
         "README.md",
