@@ -269,6 +269,18 @@ def test_other_files_are_ignored(tmp_path):
     check(read_labels(tmp_path)[1], [None, None])
 
 
+def test_lists_of_frames_beside_the_official_files_are_ignored(tmp_path, caplog):
+    """SlowFast brings them."""
+    write(tmp_path, "something-something-v2-")
+    for name in ("train.csv", "val.csv"):
+        (tmp_path / name).write_text(
+            'original_vido_id video_id frame_id path labels\n11 0 0 11/11_000001.jpg ""\n'
+        )
+    check(read_labels(tmp_path)[1], [None, None])
+    for name in ("train.csv", "val.csv"):
+        assert f"{name}: ignored, because it lists frames" in caplog.text
+
+
 def test_two_releases_in_one_folder_are_refused(tmp_path):
     write(tmp_path)
     write(tmp_path, "something-something-v2-")
@@ -427,6 +439,31 @@ def test_lists_take_class_names_in_any_form(tmp_path, name, text):
     classes, table = read_labels(put(tmp_path, **VIDEO_LIST, **{name: text}))
     assert classes == NAMES
     assert found_rows(table) == TRAINED + VALIDATED
+
+
+@pytest.mark.parametrize(
+    ("train", "names"),
+    [
+        ("1;turn, y\n2;walk\n", ["turn, y", "walk"]),
+        ("1,y\n2,n\n", ["n", "y"]),
+        ("1;action\n2;name\n", ["action", "name"]),
+        ("1\tname\n2\taction\n", ["action", "name"]),
+    ],
+)
+def test_a_class_may_be_called_as_a_column_is(tmp_path, train, names):
+    put(tmp_path, **{"classes.txt": "\n".join(names), "train.csv": train, "val.csv": "3;0\n4;1\n"})
+    classes, table = read_labels(tmp_path)
+    assert classes == names
+    assert [row[0] for row in found_rows(table)] == ["1", "2", "3", "4"]
+
+
+def test_a_few_videos_of_many_classes(tmp_path):
+    """Such as the first rows of Kinetics."""
+    rows = [f"{number}.mp4,class {number % 120:03d},train\n" for number in range(150)]
+    put(tmp_path, **{"mine.csv": "path,label,split\n" + "".join(rows) + "v.mp4,class 007,val\n"})
+    classes, table = read_labels(tmp_path)
+    assert len(classes) == 120
+    assert table["class"].iloc[-1] == 7
 
 
 def test_kinetics_ids_are_the_names_of_its_files(tmp_path):
@@ -752,7 +789,7 @@ WRONG_TEXT = {
     "descriptions": (
         {
             "train.json": json.dumps([{"id": str(i), "label": f"text {i}"} for i in range(200)]),
-            "val.json": '[{"id": "x", "label": "text 1"}]',
+            "val.json": '[{"id": "x", "label": "text x"}]',
         },
         ["train.json", "200 classes for 200 training videos", "'text 0'", "descriptions"],
     ),

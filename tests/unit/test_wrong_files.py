@@ -249,7 +249,7 @@ def write_frames(folder: Path, pictures: Any, pattern: str = "{:05d}.jpg", start
     ("pattern", "start"),
     [
         ("{:05d}.jpg", 1), ("img_{:05d}.jpg", 1), ("{}.JPEG", 0), ("{}.jpg", 95), ("frame{:06d}.jpg", 1),
-        ("v_Run_g01_c02_{:04d}.jpg", 1), ("image_{:05d}.PNG", 0), ("{}.png", 1),
+        ("v_Run_g01_c02_{:04d}.jpg", 1), ("v_{:05d}.jpg", 1), ("image_{:05d}.PNG", 0), ("{}.png", 1),
     ],
 )  # fmt: skip
 def test_a_folder_of_frames_is_a_video(numbered_frames, tmp_path, pattern, start):

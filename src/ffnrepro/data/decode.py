@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +47,8 @@ _MATROSKA = b"\x1a\x45\xdf\xa3"
 # The element of Matroska that holds a rotation, which decord ignores.
 _PROJECTION = b"\x76\x70"
 _PICTURE = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)\.(?P<ending>jpe?g|png)", re.IGNORECASE)
-_FLOW = re.compile(r"(.*flow_?)?[xyuv]_\*")
+_FLOW = re.compile(r"(?P<flow>.*flow_?)?[xyuv]_\*")
+_OTHER_AXIS = str.maketrans("xyuv", "yxvu")
 # FFmpeg opens text files with certain endings in these formats, and draws the text as a picture.
 _TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")
 
@@ -338,7 +339,7 @@ def frame_files(folder: Path) -> tuple[list[Path], list[str]]:
         if match := _PICTURE.fullmatch(name):
             ending = match["ending"].lower().replace("jpeg", "jpg")
             kinds.setdefault(f"{match['prefix']}*.{ending}", []).append((int(match["number"]), name))
-    flow = [kind for kind in kinds if _FLOW.match(kind)]
+    flow = [kind for kind in kinds if _is_flow(kind, kinds)]
     frames = [kind for kind in kinds if kind not in flow]
     if not frames:
         found = f"only optical flow: {', '.join(flow)}" if flow else _what_it_holds(folder, names)
@@ -358,6 +359,12 @@ def frame_files(folder: Path) -> tuple[list[Path], list[str]]:
         between = f"between {numbered[0][1]} and {numbered[-1][1]}"
         raise DecodeError(folder, FRAMES_MISSING, f"no number {_shortened(map(str, missing))} {between}")
     return [folder / name for _, name in numbered], [*frames, *flow]
+
+
+def _is_flow(kind: str, kinds: Collection[str]) -> bool:
+    """Check for optical flow. A prefix such as `v_` may be of frames, so there must be the other axis, too."""
+    match = _FLOW.match(kind)
+    return match is not None and (bool(match["flow"]) or kind[0].translate(_OTHER_AXIS) + kind[1:] in kinds)
 
 
 def _what_it_holds(folder: Path, names: Sequence[str]) -> str:

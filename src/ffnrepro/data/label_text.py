@@ -121,8 +121,9 @@ def _read_table(file: Path, lines: list[Line]) -> LabelRows | None:
     if any(map(is_path, header)) or len(header) < 2 or not (columns.video or columns.label):
         return None
     if not (columns.video and (columns.label or columns.split)):
-        # Names of classes may be words of a header, too.
-        if delimiter == " " or (split_in(file.stem) is None and not columns.split):
+        # Names of classes may be words of a header, too: `12,y`.
+        is_row = delimiter == " " or re.search(r"\d", lines[0][1])
+        if is_row or (split_in(file.stem) is None and not columns.split):
             return None
         if columns.video is None:
             raise UserError(
@@ -236,7 +237,8 @@ def _other_form(file: Path, row: int, line: str, form: str) -> UserError:
 
 
 def _delimiter(line: str) -> str:
-    return next((delimiter for delimiter in (",", ";", "\t") if delimiter in line), " ")
+    # Names of classes may hold commas.
+    return next((delimiter for delimiter in (";", "\t", ",") if delimiter in line), " ")
 
 
 def _is_header(line: str, *, columns: int) -> bool:
