@@ -300,8 +300,8 @@ def predict_command(
             --frames or of those that were trained.
         workflow: Folder and configuration of the workflow, for --run.
         seed: Seed of the training, for --run.
-        labels: Names of the classes: a classes.csv, or a text file with a name in each line. Default with --run: the
-            workflow's results/labels/classes.csv; with --checkpoint: the numbers of the classes.
+        labels: Names of the classes: a classes.csv, or a text file with a name in each line. Default: those in the
+            network's file; else, with --run, the workflow's results/labels/classes.csv; else the numbers of the classes.
         short_side: Short side of the resized frames in pixels; default: that of the run, or 256.
         crop_size: Height and width of the clips in pixels; default: that of the run, or 224.
         as_json: Print a JSON list with an object for each video, frame count and class.
@@ -309,6 +309,8 @@ def predict_command(
     """
     from ffnrepro import prediction  # noqa: PLC0415
 
+    if not videos:
+        raise UserError("ffnrepro predict: give videos, or folders of videos")
     if (run is None) == (checkpoint is None):
         raise UserError("ffnrepro predict: give either --run or --checkpoint")
     if as_json and as_csv:
@@ -317,13 +319,12 @@ def predict_command(
         raise UserError("ffnrepro predict: give --frames, such as --frames 8, or --budget")
     counts = () if frames is None else prediction.read_frame_counts(frames)
     if checkpoint is not None:
-        source = prediction.source_of_checkpoint(checkpoint)
+        source, classes = prediction.source_of_checkpoint(checkpoint), None
     else:
         source = prediction.source_of_run(_run_folder(workflow, str(run)), seed)
-        labels = labels or workflow.directory / CLASSES
+        classes = workflow.directory / CLASSES
     source = source.resized(short_side, crop_size)
-    classes = source.network.architecture["classes"]
-    names = prediction.read_classes(labels, classes) if labels else [str(index) for index in range(classes)]
+    names = prediction.names_of_classes(source, labels, classes)
     if budget is not None:
         counts = (prediction.within_budget(source, counts, budget),)
     files = [file for path in videos for file in _videos_of(path)]
@@ -354,6 +355,7 @@ def export_command(
     output: Path | None = None,
     workflow: OmitArgPrefixes[Workflow] = Workflow(),
     seed: int = 0,
+    labels: Path | None = None,
 ) -> None:
     """Write the sub-network of one frame count as a plain network, for PyTorch and ONNX, with a model card.
 
@@ -363,15 +365,19 @@ def export_command(
         output: Folder to write to; default: results/exports/RUN-seed0-8f of the workflow.
         workflow: Folder and configuration of the workflow.
         seed: Seed of the training.
+        labels: Names of the classes: a classes.csv, or a text file with a name in each line. Default: those in the
+            network's file; else the workflow's results/labels/classes.csv.
     """
     from ffnrepro.export import check_packages, export_run  # noqa: PLC0415
-    from ffnrepro.prediction import read_frame_counts  # noqa: PLC0415
+    from ffnrepro.prediction import names_of_classes, read_frame_counts, source_of_run  # noqa: PLC0415
 
     check_packages()
     read_frame_counts(str(frames))
     folder = _run_folder(workflow, run)
     output = output or workflow.directory / f"results/exports/{folder.name}-seed{seed}-{frames}f"
-    differences = export_run(folder, output, seed=seed, frames=frames, labels=workflow.directory / CLASSES)
+    source = source_of_run(folder, seed)
+    names = names_of_classes(source, labels, workflow.directory / CLASSES)
+    differences = export_run(folder, output, network=source.network, seed=seed, frames=frames, names=names)
     for name, difference in differences.items():
         print(f"{name}: largest difference of a logit from the network's {difference:.1e}")
     print(f"{output}: model.onnx, model.pt2, labels.txt; README.md says how to use them")

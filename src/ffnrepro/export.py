@@ -7,6 +7,7 @@ TSM: convolutions with a bias, shifts, and a classifier.
 import importlib.util
 import io
 import re
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest, read_record, replacing, write_text
 from ffnrepro.logs import logger
 from ffnrepro.model_card import ModelCard
-from ffnrepro.prediction import read_classes
 from ffnrepro.recipe.models.ffn import SeparateNetworks, nearest
 from ffnrepro.recipe.models.specialized_norm import SpecializedBatchNorm2d
 from ffnrepro.recipe.models.temporal_shift import SHIFT_FRACTION
@@ -30,7 +30,7 @@ from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
 from ffnrepro.recipe.transforms import normalise
 from ffnrepro.runs import read_run
 from ffnrepro.statistics import bootstrap_interval
-from ffnrepro.weights import Network, load_checkpoint, tensors_digest
+from ffnrepro.weights import Network, tensors_digest
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that rounding explains, relative to the largest logit if that is above 1."""
@@ -185,29 +185,29 @@ def write_programs(network: Network, folder: Path, *, frames: int, crop_size: in
     return differences
 
 
-def export_run(run: Path, output: Path, *, seed: int, frames: int, labels: Path) -> dict[str, float]:
+def export_run(
+    run: Path, output: Path, *, network: Network, seed: int, frames: int, names: Sequence[str]
+) -> dict[str, float]:
     """Write the sub-network of one frame count with its model card: `model.pt2`, `model.onnx`, `labels.txt`, `README.md`.
 
     Args:
         run: folder of the run.
         output: the folder to write to; it is made if necessary.
+        network: the network of the run.
         seed: seed of the training.
         frames: frame count T.
-        labels: the names of the classes; see `read_classes`.
+        names: names of the classes.
 
     Returns:
         The largest differences; see `write_programs`.
 
     Raises:
-        UserError: a package, the network or a class name is missing, an evaluation cannot be read, or a file differs from the
-            network.
+        UserError: a package is missing, the settings or an evaluation cannot be read, or a file differs from the network.
     """
     check_packages()
     folder = run / f"seed{seed}"
     settings, _ = read_run(run)
-    network = load_checkpoint(folder / "model.pt")
     digest = tensors_digest(network.state_dict())
-    names = read_classes(labels, network.architecture["classes"])
     scores = read_scores(folder, digest)
     differences = write_programs(network, output, frames=frames, crop_size=settings.crop_size)
     write_text(output / "labels.txt", "\n".join(names) + "\n")
@@ -216,7 +216,7 @@ def export_run(run: Path, output: Path, *, seed: int, frames: int, labels: Path)
         settings=settings,
         record=read_record(folder / "run.json"),
         frames=frames,
-        subnetwork=nearest(getattr(network, "frame_counts", (frames,)), frames),
+        subnetwork=None if isinstance(network, TSM) else nearest(network.frame_counts, frames),
         parameters=sum(parameter.numel() for parameter in fold(network, frames).parameters()),
         classes=len(names),
         scores=scores,

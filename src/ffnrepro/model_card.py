@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from tabulate import tabulate
@@ -19,7 +20,7 @@ class ModelCard:
         settings: settings of the run.
         record: `run.json` of the training.
         frames: frame count T of the exported network.
-        subnetwork: the trained frame count whose sub-network it is.
+        subnetwork: the trained frame count whose sub-network it is; None for TSM, which has one set of weights.
         parameters: number of weights of the exported network.
         classes: number of classes.
         scores: a row for each evaluation of the run.
@@ -31,7 +32,7 @@ class ModelCard:
     settings: RunSettings
     record: Mapping[str, Any]
     frames: int
-    subnetwork: int
+    subnetwork: int | None
     parameters: int
     classes: int
     scores: Sequence[Mapping[str, str]]
@@ -42,32 +43,19 @@ class ModelCard:
         """The card as Markdown."""
         settings, record, frames = self.settings, self.record, self.frames
         short_side, size = settings.short_side, settings.crop_size
-        network = settings.network
-        origin = f"It is a TSM (Lin et al., ICCV 2019) on a ResNet-{network.depth}, trained at {_plain(settings.method.train_frames)} frames"
-        if settings.method.family == "ffn":
+        depth, trained = settings.network.depth, settings.method.train_frames
+        origin = f"It is a TSM (Lin et al., ICCV 2019) on a ResNet-{depth}"
+        if trained:
+            origin += f", trained at {_plain(trained)} frames"
+        folded = "BatchNorm is"
+        if self.subnetwork is not None:
             nearest = "" if self.subnetwork == frames else f" (the nearest to {frames} that was trained)"
             origin = (
                 f"It is the sub-network of {self.subnetwork} frames{nearest} of a Frame Flexible Network (Zhang et al., CVPR 2023) on a "
-                f"ResNet-{network.depth}, written as a plain TSM (Lin et al., ICCV 2019)"
+                f"ResNet-{depth}, written as a plain TSM (Lin et al., ICCV 2019)"
             )
-        folded = "Weight alteration and BatchNorm are" if settings.method.family == "ffn" else "BatchNorm is"
+            folded = "Weight alteration and BatchNorm are"
         others = " and from other weights, named above" if settings.weights or settings.start else ""
-        method = ", ".join(
-            f"{key} {_plain(value)}"
-            for key, value in settings.method.effective().model_dump(mode="json").items()
-        )
-        videos = (
-            f"{record['videos']:,} training videos"
-            if "videos" in record
-            else "number of training videos not recorded"
-        )
-        weights = "random weights"
-        if settings.start:
-            weights = f"the network of the run {settings.start}"
-        elif settings.weights:
-            weights = f"the file {record.get('start') or ''} (SHA-256 {settings.weights}...)".replace(
-                "  ", " "
-            )
         scores = "The run had no evaluations when it was exported."
         if self.scores:
             scores = tabulate(self.scores, headers="keys", tablefmt="pipe", disable_numparse=True)
@@ -110,9 +98,8 @@ With `pip install onnxruntime numpy av pillow`, this prints the class of `video.
 
 ## Data and training
 
-- Data set: {settings.dataset}, {videos}; digest of the data `{record.get("data", "not recorded")}`.
-- Method: {method}.
-- Started from: {weights}.
+- Data set: {settings.dataset}; digest of the data `{record.get("data", "not recorded")}`.
+{_made_by(settings, record)}
 - Run: `{self.name}`, seed {record.get("seed", "not recorded")}; code at revision {record.get("git_revision") or "not recorded"}.
 
 ## Scores
@@ -154,6 +141,25 @@ clip = clip.transpose(3, 0, 1, 2)[None].astype("float32")  # (1, 3, T, SIZE, SIZ
 logits = onnxruntime.InferenceSession("model.onnx").run(["logits"], {{"clip": clip}})[0][0]
 print(pathlib.Path("labels.txt").read_text(encoding="utf-8").split("\\n")[logits.argmax()])
 """
+
+
+def _made_by(settings: RunSettings, record: Mapping[str, Any]) -> str:
+    """How the network came to be, as items of a list."""
+    if imported := record.get("imported"):
+        return (
+            f"- Imported, not trained here: from {PurePath(imported['path']).name}, in the format of {imported['source']}, SHA-256 "
+            f"`{imported['sha256']}`."
+        )
+    method = settings.method.effective().model_dump(mode="json")
+    start = "random weights"
+    if settings.start:
+        start = f"the network of the run with the key {settings.start}"
+    elif settings.weights:
+        start = f"{PurePath(record.get('start') or 'a file').name}, SHA-256 `{settings.weights}...`"
+    return (
+        f"- Training: {', '.join(f'{key} {_plain(value)}' for key, value in method.items())}; {record.get('videos', 'unknown')} videos.\n"
+        f"- Started from: {start}."
+    )
 
 
 def _plain(value: Any) -> str:

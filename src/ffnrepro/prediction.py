@@ -16,9 +16,11 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from ffnrepro.checkpoint_formats import read_checkpoint
 from ffnrepro.cost import gflops
 from ffnrepro.data.decode import DecodeError, open_video
 from ffnrepro.data.isolation import Refusal, examine_in_child
+from ffnrepro.data.labels import read_classes
 from ffnrepro.data.video_index import printable
 from ffnrepro.errors import UserError
 from ffnrepro.logs import logger
@@ -27,7 +29,7 @@ from ffnrepro.recipe.scoring import best_classes, clip_logits
 from ffnrepro.runs import read_run
 from ffnrepro.settings import MAX_FRAMES
 from ffnrepro.training.devices import move, place
-from ffnrepro.weights import Network, load_checkpoint
+from ffnrepro.weights import Network, build_network
 
 # --- Network, frame counts and classes -------------------------------------------------------------------------------
 
@@ -39,12 +41,14 @@ class Source:
     Attributes:
         network: the network, on the CPU.
         trained: frame counts that it was trained at; empty if its file does not tell.
+        names: names of its classes; None if its file does not tell.
         short_side: short side of the resized frames in pixels.
         crop_size: height and width of the clips in pixels.
     """
 
     network: Network
     trained: tuple[int, ...]
+    names: tuple[str, ...] | None
     short_side: int
     crop_size: int
 
@@ -67,11 +71,19 @@ def source_of_run(run: Path, seed: int) -> Source:
     """The network of a run.
 
     Raises:
-        UserError: its settings or its network cannot be read.
+        UserError: its settings or its network cannot be read, or there is none for this seed.
     """
+    path = run / f"seed{seed}/model.pt"
+    if not path.exists():
+        others = sorted(other.parent.name for other in run.glob("seed*/model.pt"))
+        raise UserError(
+            f"{path}: is not there; {run.name} has a network for {', '.join(others) or 'no seed'}; run snakemake, or change --seed"
+        )
     settings, _ = read_run(run)
-    network = load_checkpoint(run / f"seed{seed}/model.pt")
-    return Source(network, settings.method.train_frames, settings.short_side, settings.crop_size)
+    source = source_of_checkpoint(path)
+    # The file of a TSM does not tell them.
+    trained = source.trained or settings.method.train_frames
+    return replace(source, trained=trained, short_side=settings.short_side, crop_size=settings.crop_size)
 
 
 def source_of_checkpoint(path: Path) -> Source:
@@ -80,8 +92,10 @@ def source_of_checkpoint(path: Path) -> Source:
     Raises:
         UserError: it cannot be read.
     """
-    network = load_checkpoint(path)
-    return Source(network, getattr(network, "frame_counts", ()), short_side=256, crop_size=224)
+    checkpoint = read_checkpoint(path)
+    network = build_network(path, checkpoint)
+    trained = getattr(network, "frame_counts", ())
+    return Source(network, trained, checkpoint.class_names, short_side=256, crop_size=224)
 
 
 def read_frame_counts(text: str) -> tuple[int, ...]:
@@ -129,21 +143,31 @@ def within_budget(source: Source, frame_counts: Sequence[int], budget: float) ->
     return max(fitting)
 
 
-def read_classes(path: Path, classes: int) -> list[str]:
-    """Read the names of a network's classes, in the order of its logits.
+def names_of_classes(source: Source, labels: Path | None, default: Path | None = None) -> list[str]:
+    """The names of a network's classes, in the order of its logits.
 
     Args:
-        path: `classes.csv` of the workflow, or a text file with one name in each line (`labels.txt` of an export).
-        classes: number of classes of the network.
+        source: the network.
+        labels: file of the names that the user gives: `classes.csv` of the workflow, or a text file with a name in each
+            line (`labels.txt` of an export).
+        default: file that is read if there are no `labels` and the network's own file has no names.
+
+    Returns:
+        The names; the numbers of the classes, from 0, if they have no names.
 
     Raises:
         UserError: the file cannot be read, or holds another number of names.
     """
+    classes = source.network.architecture["classes"]
+    path = labels or (None if source.names else default)
+    if path is None:
+        return list(source.names or map(str, range(classes)))
     try:
-        if path.suffix == ".csv":
-            names = [str(name) for name in pd.read_csv(path, keep_default_na=False)["class"]]
-        else:
-            names = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        names = (
+            read_classes(path)
+            if path.suffix == ".csv"
+            else path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        )
     except KeyError:
         raise UserError(
             f"{path}: has no column `class`; give the workflow's results/labels/classes.csv"

@@ -16,12 +16,14 @@ from ffnrepro.cli import main
 from ffnrepro.errors import UserError
 from ffnrepro.evaluation import accuracy, write_predictions
 from ffnrepro.files import write_json
+from ffnrepro.model_card import ModelCard
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork, SeparateNetworks
 from ffnrepro.recipe.models.tsm import TSM
+from ffnrepro.runs import run_settings
 from ffnrepro.statistics import bootstrap_interval
 from ffnrepro.weights import load_checkpoint, tensors_digest
 
-from ..trainings import CONFIG, trained, write_network
+from ..trainings import CONFIG, configuration, trained, write_network
 
 
 @pytest.fixture
@@ -145,3 +147,25 @@ def test_a_missing_package_is_one_line(workflow, monkeypatch, caplog):
     assert main(["export", "ffn", "--frames", "4", *workflow]) == 1
     assert "ffnrepro export needs onnxscript" in caplog.text
     assert "pip install -e '.[export]'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("experiment", "record", "subnetwork", "expected"),
+    [
+        ({"method": "tsm", "train_frames": [16]}, {"videos": 24}, None,
+         ["a TSM (Lin et al., ICCV 2019) on a ResNet-10, trained at 16 frames.\nBatchNorm is folded", "24 videos"]),
+        ({"method": "ffn", "train_frames": [4, 8]}, {"videos": 24}, 8,
+         ["sub-network of 8 frames (the nearest to 12 that was trained) of", "train_frames 4 8", "random weights"]),
+        ({"method": "checkpoint", "path": "somewhere/a.pth"}, {"imported": {"path": "somewhere/a.pth", "source": "x", "sha256": "12ab"}}, None,
+         ["on a ResNet-10.\n", "Imported, not trained here: from a.pth, in the format of x, SHA-256 `12ab`"]),
+    ],
+)  # fmt: skip
+def test_the_card_tells_where_a_network_comes_from(experiment, record, subnetwork, expected):
+    settings = run_settings(configuration(experiments={"own": experiment}), "own")
+    text = ModelCard(
+        name="own-1", settings=settings, record=record, frames=12, subnetwork=subnetwork, parameters=1, classes=2,
+        scores=[], differences={}, digests={},
+    ).text()  # fmt: skip
+    for part in expected:
+        assert part in text
+    assert "no evaluations" in text

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ffnrepro.cli import main
 from ffnrepro.data.decode import open_video
 from ffnrepro.errors import UserError
 from ffnrepro.evaluation import predict
-from ffnrepro.prediction import Source, read_classes, read_frame_counts, within_budget
+from ffnrepro.prediction import Source, names_of_classes, read_frame_counts, within_budget
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.tsm import TSM
@@ -120,8 +121,10 @@ def test_a_checkpoint_without_a_class_list(seed, options, data, tmp_path, capsys
 def test_a_budget_chooses_the_frame_count():
     """ResNet-50 at 224 pixels; the paper has 16.4, 32.7 and 65.4 GFLOPs for TSM (Table 1)."""
     with torch.device("meta"):
-        ffn = Source(FrameFlexibleNetwork(classes=174), trained=(4, 8, 16), short_side=256, crop_size=224)
-        tsm = Source(TSM(classes=174), trained=(), short_side=256, crop_size=224)
+        ffn = Source(
+            FrameFlexibleNetwork(classes=174), trained=(4, 8, 16), names=None, short_side=256, crop_size=224
+        )
+        tsm = Source(TSM(classes=174), trained=(), names=None, short_side=256, crop_size=224)
     assert [within_budget(ffn, (), budget) for budget in (20, 40)] == [4, 8]
     assert [within_budget(tsm, (4, 8, 16), budget) for budget in (65.3, 65.5)] == [8, 16]
     with pytest.raises(
@@ -156,6 +159,15 @@ def test_wrong_options_are_one_line(arguments, message, caplog):
     assert len(caplog.records) == 1
 
 
+def test_neither_videos_nor_a_network(options, caplog):
+    assert main(["predict", "--run", "ffn", "--frames", "8"]) == 1
+    assert main(["predict", "video.webm", "--frames", "8", "--seed", "3", *options]) == 1
+    first, second = caplog.messages
+    assert "give videos" in first
+    assert "seed3/model.pt: is not there; " in second
+    assert "has a network for seed0" in second
+
+
 def test_frame_counts_in_any_order():
     assert read_frame_counts("16,4, 8,4") == (4, 8, 16)
     for text in ("0", "257", "", "4.5"):
@@ -163,21 +175,28 @@ def test_frame_counts_in_any_order():
             read_frame_counts(text)
 
 
-def test_a_class_list_of_another_network_is_refused(tmp_path):
+def test_names_of_classes(tmp_path):
+    source = Source(TSM(classes=2, depth=10, width=8), trained=(), names=None, short_side=40, crop_size=32)
+    of_file = replace(source, names=("a", "b"))
     path = tmp_path / "classes.csv"
-    path.write_text("class\nNull\nNA\n")
-    assert read_classes(path, 2) == ["Null", "NA"]
-    with pytest.raises(UserError, match=r"classes.csv: has 2 classes, but the network has 3"):
-        read_classes(path, 3)
+    path.write_text("class\nNull\n007\n")
+    assert names_of_classes(source, path) == ["Null", "007"]
+    assert names_of_classes(source, None) == ["0", "1"]
+    assert names_of_classes(source, None, path) == ["Null", "007"]
+    assert names_of_classes(of_file, None, path) == ["a", "b"]
+    assert names_of_classes(of_file, path, None) == ["Null", "007"]
     with pytest.raises(UserError, match="cannot be read"):
-        read_classes(tmp_path / "missing.txt", 3)
+        names_of_classes(source, tmp_path / "missing.txt")
+    path.write_text("class\na\n")
+    with pytest.raises(UserError, match=r"classes.csv: has 1 classes, but the network has 2"):
+        names_of_classes(source, path)
     path.write_text("name\nx\n")
     with pytest.raises(UserError, match="no column `class`"):
-        read_classes(path, 1)
+        names_of_classes(source, path)
 
 
 def test_a_crop_that_does_not_fit():
-    source = Source(TSM(classes=2, depth=10, width=8), trained=(), short_side=40, crop_size=32)
+    source = Source(TSM(classes=2, depth=10, width=8), trained=(), names=None, short_side=40, crop_size=32)
     assert (source.resized(None, 36).crop_size, source.resized(64, None).short_side) == (36, 64)
     with pytest.raises(UserError, match="a crop of 32 pixels does not fit into a short side of 30"):
         source.resized(30, None)
