@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 NO_SAMPLE = -1
 
 _Loaded = tuple[Batch | None, list[str]]
-"""The batch of the readable samples, None if there are none, and the reasons of the others."""
+"""The batch of the readable samples, None if there are none, and why the others are unreadable."""
 
 
 class VideoBatches:
@@ -195,8 +195,8 @@ class VideoBatches:
             if self._max_bad_fraction is None:
                 raise UnreadableVideo(
                     f"{reason}; evaluation must count every video, so it stops: restore this file, then run again. If the index "
-                    "excludes it instead (a missing file at the next run, a damaged one with `data.watch: stat`), the data is "
-                    "another, and every network is trained again"
+                    "excludes it instead (a missing file at the next run, a damaged one with `data.watch: stat`), the data has "
+                    "changed, and every network is trained again"
                 )
             self.bad_videos += 1
             logger.warning("left out of its batch: %s", reason)
