@@ -1,8 +1,8 @@
 """What the frame cache could be made of: JPEG libraries, file formats, and the time to make it.
 
-Formats are read with a cold cache of the system (the file's pages are dropped first) and with a warm one, by one process
-and by four, 16 or 4 random frames of a video at a time, in random order. LMDB and PyTurboJPEG are measured if they are
-there: pip install lmdb 'PyTurboJPEG<2', apt-get install libturbojpeg0.
+Each format is read with a cold page cache (the file's pages are dropped first) and with a warm one, by one process and by
+four processes. They read 16 or 4 random frames of one video after the other, with the videos in random order. LMDB and
+PyTurboJPEG are measured if they are installed: pip install lmdb 'PyTurboJPEG<2', apt-get install libturbojpeg0.
 
 Goal: making the cache runs at 80 % or more of bare decoding and bare encoding.
 """
@@ -33,7 +33,7 @@ from results import write_section
 from torchvision.io import decode_jpeg, encode_jpeg
 
 from ffnrepro.data.decode import open_video
-from ffnrepro.data.frame_cache import _Shard, _State, encode_video
+from ffnrepro.data.frame_cache import _Shard, _Video, encode_video
 
 WORK = Path(__file__).parent / "work/cache"
 VIDEOS = 400
@@ -46,7 +46,7 @@ def main() -> int:
     """Measure, print tables, write them to RESULTS.md and compare with the goal."""
     torch.set_num_threads(1)
     paths = make_clips(WORK / "videos", 24)
-    jpegs = [encode_video(_State(path.name, FRAMES, 0, 0), folder=path.parent, quality=90) for path in paths]
+    jpegs = [encode_video(_Video(path.name, FRAMES, 0, 0), folder=path.parent, quality=90) for path in paths]
     libraries, formats = libraries_table(paths[0], jpegs[0]), formats_table(jpegs)
     ratio, making = making_text(paths)
     text = f"`python benchmarks/cache.py`: clips of {FRAMES} frames of 427x240, quality 90, one core.\n\n"
@@ -151,7 +151,7 @@ class FrameCacheFile(Arrow):
         """Write the file."""
         from ffnrepro.data.frame_cache import _write  # noqa: PLC0415
 
-        rows = ((_State(str(n), len(jpegs), 0, 0), jpegs) for n, jpegs in enumerate(videos))
+        rows = ((_Video(str(n), len(jpegs), 0, 0), jpegs) for n, jpegs in enumerate(videos))
         _write(cls.file, rows, b"", 0, 0)
 
     def open(self) -> None:
@@ -295,7 +295,7 @@ def bytes_from_disk() -> int:
 
 
 def making_text(paths: list[Path]) -> tuple[float, str]:
-    """Videos a second of the workflow's script, against bare decoding and encoding of the same videos, before and after."""
+    """Videos a second of the workflow's script, against bare decoding and encoding, which are measured before and after it."""
     names = [link(path, number) for number in range(25) for path in paths]
     table = pd.DataFrame({"path": names, "frames": FRAMES, "class": 0})
     manifest = WORK / "train.parquet"

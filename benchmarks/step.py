@@ -1,7 +1,7 @@
 """Time and peak memory of a training step of TSM and of FFN, computed in several ways.
 
 The ways are: all terms of the loss at once (their sum in one graph), term by term (as in training), with activations
-computed again in backward (`training.recompute`), and in micro-batches (`training.micro_batch`). Each is measured in a
+computed again in the backward pass (`training.recompute`), and in micro-batches (`training.micro_batch`). Each is measured in a
 process of its own, on random clips: on a GPU at the published size, on the CPU with fewer and smaller clips on one core.
 The memory is that of tensors on a GPU; on the CPU (Linux only) it is what a step takes in addition to the network.
 """

@@ -89,7 +89,7 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
                 temporary, network, class_names=checkpoint.class_names, dataset=checkpoint.dataset
             )
         else:
-            torch.save({"state_dict": theirs(network, to)}, temporary)
+            torch.save({"state_dict": tensors_by_their_names(network, to)}, temporary)
         written = read_checkpoint(temporary)
         if tensors_digest(written.tensors) != tensors_digest(network.state_dict()):
             raise RuntimeError(f"{target}: its tensors are not those of {path}")
@@ -97,7 +97,7 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
 
 
 def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Format) -> None:
-    """Refuse a network that a format of other people's code cannot hold, and warn of what it leaves out."""
+    """Refuse a network that the format of other people's code cannot hold, and warn of what that format leaves out."""
     settings, shift = network.architecture, network.architecture["shift"]
     switches = ("specialized_normalization", "weight_alteration")
     kept = "ours keeps it (--to ours)"
@@ -132,7 +132,7 @@ def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Form
         )
 
 
-def theirs(network: Network, to: Literal["authors", "mit-han-lab"]) -> dict[str, Tensor]:
+def tensors_by_their_names(network: Network, to: Literal["authors", "mit-han-lab"]) -> dict[str, Tensor]:
     """The tensors of a network by the names of FFN's authors, or of mit-han-lab's TSM, as `DataParallel` saves them."""
     is_ffn = "frame_counts" in network.architecture
     marked: Shift = network.architecture["shift"] if to == "mit-han-lab" else "none"
@@ -161,4 +161,4 @@ _FFN_NAMES = (
     (r"\.downsample\.1\.(\d+)\.", r".downsample_bn_\1."),
     (r"(^|\.)bn(\d)\.(\d+)\.", r"\1bn\2_\3."),
 )
-"""Our names and those of the authors' FFN: the other direction of `checkpoint_formats`."""
+"""Our names, and the names in the authors' FFN; `checkpoint_formats` has the other direction."""

@@ -41,7 +41,7 @@ class Checkpoint:
     Attributes:
         kind: TSM, FFN, FFN without weight sharing, or a ResNet that is no video network.
         source: Whose format the file has.
-        architecture: Arguments of the network. Of another code's file, `classes` is missing if there is no classifier,
+        architecture: Arguments of the network. In a file of other people's code, `classes` is missing if there is no classifier,
             and `shift` if the keys do not tell which blocks shift.
         tensors: The tensors by our names.
         class_names: The names of the classes, which only our own files and those of mmaction2 and mmpretrain may hold.
@@ -135,14 +135,14 @@ def _load(path: Path) -> Mapping[str, Any]:
                 "can run code; if you trust the file, load it where that class is installed, and torch.save its state_dict alone"
             ) from error
         raise UserError(
-            f"{path}: torch.load cannot read it ({reason.splitlines()[0].split('. ')[0][:160]}), so it is incomplete, damaged or no "
-            "file of torch.save; fetch it again"
+            f"{path}: torch.load cannot read it ({reason.splitlines()[0].split('. ')[0][:160]}), so it is incomplete, damaged or not "
+            "a file of torch.save; fetch it again"
         ) from error
     return content if isinstance(content, Mapping) else {"content": content}
 
 
 def _what_else(path: Path) -> str | None:
-    """What a file is, and what to do, if it is something else than a file of `torch.save`."""
+    """What a file is, and what to do, if `torch.save` did not write it."""
     with path.open("rb") as file:
         head = file.read(512)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -170,7 +170,7 @@ def _what_else(path: Path) -> str | None:
 
 
 def _what_archive(path: Path) -> str | None:
-    """What a zip archive is, if it is something else than a file of `torch.save`."""
+    """What a zip archive is, if `torch.save` did not write it."""
     if not zipfile.is_zipfile(path):
         return f"incomplete: its end is missing after {path.stat().st_size} bytes; fetch it again"
     with zipfile.ZipFile(path) as archive:
@@ -187,7 +187,7 @@ def _what_archive(path: Path) -> str | None:
 # --- Keys ------------------------------------------------------------------------------------------------------
 
 _STATE_KEYS = ("state_dict", "model_state", "model_state_dict", "model")
-"""Where a training's checkpoint holds the tensors: most codes, PySlowFast, others, torchvision's references."""
+"""Where a training's checkpoint holds the tensors, in most code, PySlowFast, other code and torchvision's references."""
 
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
 """Prefixes of DataParallel, Lightning and torch.compile."""

@@ -12,7 +12,7 @@ PREFETCHED = 2
 """Batches that each loader worker holds ready: PyTorch's default."""
 
 
-def pass_all(work: str, checks: Mapping[str, Callable[[], str]]) -> list[str]:
+def run_checks(work: str, checks: Mapping[str, Callable[[], str]]) -> list[str]:
     """Make all checks and return a line for each.
 
     Args:

@@ -175,8 +175,8 @@ class TrainingConfig(TrainingSettings):
     """The training recipe, and how a training uses memory."""
 
     recompute: bool = False
-    """Keep only the input of each residual block and compute the rest again in backward: less memory, more time, the
-    same numbers. So a training continues when this is changed."""
+    """Keep only the input of each residual block and compute the rest again in the backward pass: less memory, more time,
+    the same numbers. So a training continues when this is changed."""
 
 
 class Experiment(Settings):
@@ -346,7 +346,7 @@ class Config(Settings):
         return TrainingSettings.model_validate(recipe).effective()
 
     def recompute_of(self, experiment: str) -> bool:
-        """Whether an experiment's training computes activations again in backward."""
+        """Whether an experiment's training computes activations again in the backward pass."""
         return self._all_training_of(experiment).recompute
 
     def _all_training_of(self, experiment: str) -> TrainingConfig:
@@ -392,7 +392,7 @@ class Config(Settings):
                 for name in (start, chain[-1])
             )
             if start in self.imports:
-                # Its kind is not known before its file is read.
+                # The kind of an imported network is not known before its file is read.
                 of_start = (own[0], of_start[1])
             if of_start != own:
                 raise UserError(

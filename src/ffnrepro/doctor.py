@@ -19,7 +19,7 @@ from ffnrepro.checks import (
     check_disk,
     check_folder_of_videos,
     existing,
-    pass_all,
+    run_checks,
     size_text,
 )
 from ffnrepro.config import Config
@@ -69,7 +69,9 @@ def examine(job: Job, settings: RunSettings, *, steps: int) -> str:
         checks["hours"] = _estimate_hours
     if steps:
         checks = {"device": _check_device, "shared memory": check_shared_memory_of, **checks}
-    lines = pass_all("this training", {name: partial(check, job, settings) for name, check in checks.items()})
+    lines = run_checks(
+        "this training", {name: partial(check, job, settings) for name, check in checks.items()}
+    )
     if steps:
         lines.append(f"ok  steps: {_try_steps(job, settings, steps)}")
     return "\n".join(lines)

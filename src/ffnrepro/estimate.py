@@ -96,7 +96,7 @@ def _seconds(settings: RunSettings, videos: int, cores: float) -> float:
     # Cost of a frame, relative to a frame through ResNet-50 at 224 px.
     cost = GFLOPS[network.depth] / GFLOPS[50] * (network.width / 64 * settings.crop_size / 224) ** 2
     computing = sum(counts) * cost / FRAMES_PER_SECOND[settings.method.family] / settings.training.gpus
-    # A frame is left out if no clip has it; a clip of T frames has one of each T-th part of the video.
+    # A frame is not read if no clip has it; a clip of T frames has one of each T-th part of the video.
     left_out = math.prod(max(0.0, 1 - count / FRAMES_OF_VIDEO) for count in counts)
     cached = SECONDS_PER_CACHED_FRAME * FRAMES_OF_VIDEO * (1 - left_out)
     reading = (SECONDS_PER_VIDEO if settings.cache == "none" else cached) / cores

@@ -9,7 +9,7 @@ Scores = npt.NDArray[np.integer[Any]]
 """(seeds, videos): 1 where the network of a seed predicts the class of a video, else 0; or a difference of two of these."""
 
 RESAMPLES = 5000
-"""With so many, the bounds of an interval vary by about 2 % of its width if it is computed with other random numbers."""
+"""Number of resamples. With other random numbers, the bounds of an interval change by about 2 % of its width."""
 
 
 def bootstrap_interval(scores: Scores) -> tuple[float, float]:
@@ -19,7 +19,7 @@ def bootstrap_interval(scores: Scores) -> tuple[float, float]:
     seeds, seeds are also drawn with replacement, as many as there are. For a difference, the scores of two networks are
     subtracted beforehand, so that a drawn video (and a drawn seed) counts for both: the comparison is paired.
 
-    The same scores give the same interval. For one seed it is the interval of a binomial proportion. Of few seeds the
+    The same scores give the same interval. For one seed it is the interval of a binomial proportion. With few seeds the
     spread is underestimated (docs/method.md).
 
     Args:

@@ -16,7 +16,7 @@ from ffnrepro.files import network_digest, read_record
 from ffnrepro.statistics import Scores, bootstrap_interval
 
 REFERENCES = ("something-something-v2", "something-something-v1")
-"""Data sets whose published figures stand apart where the evaluated data set has none. The ablations are on the second."""
+"""Data sets whose published figures are shown apart where the evaluated data set has none. The ablations are on the second."""
 
 Published = Sequence[Mapping[str, str]]
 """The rows of `resources/published.csv`."""

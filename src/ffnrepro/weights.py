@@ -179,7 +179,7 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
     if digest is None:
         network = load_checkpoint(path)
         _require_match(path, model.state_dict(), network.state_dict())
-        # Of an imported network; any other was trained with network.shift.
+        # An imported network may shift other blocks; any other network was trained with network.shift.
         shifts = (each.architecture["shift"] for each in (network, cast("Network", model)))
         _warn_of_shift(path, *shifts)
         model.load_state_dict(network.state_dict())

@@ -117,9 +117,9 @@ def test_the_new_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
         convert(source, source, to="ours")
     assert source.read_bytes() == content
 
-    wrong = dict(checkpoint_files.theirs(load_checkpoint(source), "authors"))
+    wrong = dict(checkpoint_files.tensors_by_their_names(load_checkpoint(source), "authors"))
     wrong["module.new_fc.bias"] = wrong["module.new_fc.bias"] + 1
-    monkeypatch.setattr(checkpoint_files, "theirs", lambda *_: wrong)
+    monkeypatch.setattr(checkpoint_files, "tensors_by_their_names", lambda *_: wrong)
     with pytest.raises(RuntimeError, match="its tensors are not those of"):
         convert(source, tmp_path / "y.pth", to="authors")
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]

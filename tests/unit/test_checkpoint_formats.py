@@ -172,7 +172,7 @@ NO_CHECKPOINT: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut": (lambda: saved_bytes(LARGE)[:20_000], "is incomplete: its end is missing after 20000 bytes; fetch it"),
     "old and cut": (
         lambda: saved_bytes(LARGE, _use_new_zipfile_serialization=False)[:20_000],
-        r"torch\.load cannot read it \(unexpected EOF, .*\), so it is incomplete, damaged or no file of torch\.save",
+        r"torch\.load cannot read it \(unexpected EOF, .*\), so it is incomplete, damaged or not a file of torch\.save",
     ),
     "noise": (lambda: bytes(range(1, 256)) * 9, r"torch\.load cannot read it \(.*; fetch it again"),
     "zip": (lambda: zip_of(**{"r50.pth": b"x"}), r"is a zip archive of r50\.pth, not of torch\.save; unpack it"),

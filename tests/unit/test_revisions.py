@@ -66,7 +66,7 @@ def make_manifest(*_):
 def make_frame_cache(folder, write_video, numbered_frames):
     """Cache a video: the grey of each frame, quantisation and sampling of the JPEGs."""
     path = write_video(folder / "1.webm", numbered_frames(6, height=30, width=46))
-    state = frame_cache._State(path.name, 6, 0, 0)
+    state = frame_cache._Video(path.name, 6, 0, 0)
     jpegs = frame_cache.encode_video(state, folder=folder, quality=90)
     pictures = [Image.open(io.BytesIO(jpeg)) for jpeg in jpegs]
     videos = pd.DataFrame({"path": [path.name], "frames": [6]})

@@ -1,6 +1,6 @@
-# Manifest -> trained networks, or imported ones. A training depends on the digest of the manifest, so a manifest that is written again with
-# the same content trains nothing. Large files with a digest file beside them are `ancient`, and so are files whose content
-# is already part of the run's name.
+# Manifest -> trained networks, or imported ones. A training depends on the digest of the manifest, so a manifest that is
+# written again with the same content trains nothing. Large files with a digest file beside them are `ancient`, and so are
+# files whose content is already part of the run's name.
 
 
 localrules:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from ffnrepro.checks import check_disk, check_folder_of_videos, check_shared_memory, pass_all
+from ffnrepro.checks import check_disk, check_folder_of_videos, check_shared_memory, run_checks
 from ffnrepro.cost import gflops, record_speeds
 from ffnrepro.data.decode import find_decord
 from ffnrepro.data.frame_cache import opener
@@ -89,7 +89,7 @@ def main(
         chosen_device = choose_device(device)
         # A batch holds the clips of all frame counts: with 2 to 20 frames, 13 times as many frames as at 16 alone.
         videos_of_batch = max(1, batch_size // 4) if any_frame else batch_size
-        pass_all(
+        run_checks(
             "this evaluation",
             {
                 "videos": partial(check_folder_of_videos, videos),

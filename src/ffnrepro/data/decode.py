@@ -327,8 +327,8 @@ def frame_files(folder: Path) -> tuple[list[Path], list[str]]:
         those that are left out.
 
     Raises:
-        DecodeError: The folder cannot be listed, has no such file, has several kinds of them, or a number is missing or twice
-            there.
+        DecodeError: The folder cannot be listed, has no such file, has several kinds of them, or a number is missing or
+            appears twice.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))

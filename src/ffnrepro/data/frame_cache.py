@@ -1,12 +1,12 @@
 """The frame cache: the frames of each usable video as JPEG, in one file for each shard of the index.
 
-To decode some frames of a video, all frames before them have to be decoded. A JPEG stands for itself, so a clip
-of 16 frames takes a quarter of the time, and one of 4 frames a tenth (benchmarks/RESULTS.md).
+To decode some frames of a video, all frames before them have to be decoded. A JPEG is decoded by itself, so a clip
+of 16 frames takes about 0.3 of the time, and one of 4 frames about 0.1 (benchmarks/RESULTS.md).
 
 A shard is an Arrow IPC file with a record batch of one row for each video. It is read from a memory map, and only the
 frames that are asked for are fetched from the disk. Each frame has a CRC-32, which is checked whenever the frame is
-read. An Arrow file can only be opened once it is complete, and it is written beside its place and renamed. So a job that
-was killed leaves nothing that could be taken for a shard.
+read. A shard is written under a temporary name, and renamed once it is complete; an incomplete Arrow file cannot be opened.
+So a job that was killed leaves nothing that could be taken for a shard.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ _SCHEMA = pa.schema(
 _NO_JPEGS = pa.ipc.IpcReadOptions(included_fields=list(range(len(_SCHEMA) - 1)), use_threads=False)
 
 
-class _State(NamedTuple):
+class _Video(NamedTuple):
     """A video: name, number of frames, and size in bytes and modification time in ns of its file."""
 
     path: str
@@ -78,19 +78,19 @@ class _Shard:
     def __init__(self, file: Path) -> None:
         with file.open("rb") as opened:
             self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        # Without this the system would read on after each frame: of 4 frames, it would read the whole video.
+        # Without this the system reads ahead after each frame: for 4 frames it would read the whole video.
         self._map.madvise(mmap.MADV_RANDOM)
         buffer = pa.py_buffer(self._map)
         self._start: int = buffer.address
         self._reader = pa.ipc.open_file(buffer, options=pa.ipc.IpcReadOptions(use_threads=False))
         self.made_with: bytes = (self._reader.schema.metadata or {}).get(b"made_with", b"")
 
-    def videos(self) -> Iterator[tuple[_State, list[int]]]:
+    def videos(self) -> Iterator[tuple[_Video, list[int]]]:
         """Each video, in order, with the checksums of its frames."""
         rows = pa.ipc.open_file(pa.py_buffer(self._map), options=_NO_JPEGS).read_all().to_pylist()
         for row in rows:
             checksums = row.pop("checksums")
-            yield _State(**row), checksums
+            yield _Video(**row), checksums
 
     def jpegs(self, row: int, positions: Iterable[int], path: str) -> list[memoryview]:
         """The frames of the video in a row of the file.
@@ -99,7 +99,7 @@ class _Shard:
             ValueError: The row holds another video, or a frame is damaged or does not exist.
         """
         batch = self._reader.get_batch(row)
-        # Damaged offsets would lead Arrow out of its memory.
+        # With damaged offsets, Arrow would read outside its buffer.
         batch.validate()
         if batch.column(0)[0].as_py() != path:
             raise ValueError("it holds another video")
@@ -152,14 +152,14 @@ def write_shard(
     """
     made_with = _made_with(quality)
     rows = videos[["path", "frames"]].sort_values("path").itertuples(index=False)
-    wanted = {_State(path, int(frames), *size_and_time(folder / path)) for path, frames in rows}
-    # What earlier attempts left that were killed.
+    wanted = {_Video(path, int(frames), *size_and_time(folder / path)) for path, frames in rows}
+    # Temporary files of earlier attempts that were killed.
     for left in file.parent.glob(f".{file.stem}-*"):
         left.unlink(missing_ok=True)
     old = None
     with suppress(OSError, ValueError):
         old = _Shard(file)
-    known: dict[_State, int] = {}
+    known: dict[_Video, int] = {}
     if old is not None and old.made_with == made_with:
         known = {state: row for row, (state, _) in enumerate(old.videos())}
     if old is None or known.keys() != wanted:
@@ -191,7 +191,7 @@ def _made_with(quality: int) -> bytes:
 
 def _write(
     file: Path,
-    videos: Iterable[tuple[_State, Sequence[bytes | memoryview]]],
+    videos: Iterable[tuple[_Video, Sequence[bytes | memoryview]]],
     made_with: bytes,
     sample: int,
     frames_of_all: int,
@@ -213,8 +213,8 @@ def _write(
 
 
 def _encoded(
-    old: _Shard | None, kept: dict[_State, int], new: list[_State], folder: Path, quality: int
-) -> Iterator[tuple[_State, Sequence[bytes | memoryview]]]:
+    old: _Shard | None, kept: dict[_Video, int], new: list[_Video], folder: Path, quality: int
+) -> Iterator[tuple[_Video, Sequence[bytes | memoryview]]]:
     """The frames of kept videos from their rows of the old shard, then those of new videos, and of damaged ones."""
     damaged = []
     for state, row in kept.items():
@@ -234,8 +234,8 @@ def _encoded(
         yield state, jpegs
 
 
-def encode_video(state: _State, *, folder: Path, quality: int) -> list[bytes]:
-    """Decode all frames of a video and encode each as JPEG; the colours are halved, as in the videos.
+def encode_video(state: _Video, *, folder: Path, quality: int) -> list[bytes]:
+    """Decode all frames of a video and encode each as JPEG, with colours at half the resolution, as in the videos.
 
     Raises:
         DecodeError: The video cannot be decoded.
@@ -298,14 +298,14 @@ class FrameCache:
             else:
                 places |= {path: (shard, row) for row, path in enumerate(record["paths"])}
                 continue
-            # Snakemake sees the records only. Without them it calls all jobs, and those of sound shards take a second.
+            # Snakemake sees the records only. Without them it calls all jobs, and those of intact shards take a second.
             raise UserError(f"{file}: {problem}; rm -r {shlex.quote(str(records))}, and run snakemake again")
         # Arrays of fixed width, not a dict: forked workers would copy each memory page whose reference counts they change.
         self._paths = np.array(sorted(places), dtype=np.str_)
         self._places = np.array([places[path] for path in self._paths.tolist()])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the memory maps: a spawned worker opens its own."""
+        """Pickle without the memory maps: a spawned worker opens its own."""
         return self.__dict__ | {"_opened": {}}
 
     def __call__(self, path: Path) -> VideoReader:

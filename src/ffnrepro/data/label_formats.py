@@ -1,4 +1,4 @@
-"""What all formats of label files share: classes, rows of videos, names of columns, and the words that tell a split."""
+"""What all formats of label files share: classes, rows of videos, names of columns, and the words that name a split."""
 
 import re
 from collections import Counter

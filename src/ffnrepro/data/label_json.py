@@ -1,4 +1,4 @@
-"""Label files in JSON: lists of rows as in Something-Something V2 or Diving48, classes with their indices, and relatives."""
+"""Label files in JSON: lists of rows as in Something-Something V2 or Diving48, and classes with their indices."""
 
 import json
 import logging

@@ -23,10 +23,10 @@ from ffnrepro.errors import UserError
 log = logging.getLogger(__name__)
 
 _MOST_FOLDERS = 200
-"""Folders beside and below `data.videos` that are searched for videos at most."""
+"""If there are more folders beside or below `data.videos`, they are not searched for videos."""
 
 _SAMPLE = 2000
-"""Names at most that are compared in search of a prefix or a suffix."""
+"""Number of names that are compared in search of a prefix or a suffix."""
 
 _ONLY_DIGITS = re.compile(r"[0-9]+")
 _NUMBER_AT_END = re.compile(r"(?:^|[^0-9])0*([0-9]+)$")
@@ -41,8 +41,8 @@ def ids_by_number(ids: Iterable[str], names: Sequence[str]) -> tuple[dict[int, s
         names: Names of the files, without their endings.
 
     Returns:
-        The id of each such file, by its position in `names`; and for each file whose number another file has, too, the id
-        that it would have.
+        The id of each such file, by its position in `names`. Then, in the same way, the id that a file would have if no
+        other file had the same number.
     """
     known, named = dict.fromkeys(ids), set(names)
     taken: dict[str, str] = {}
@@ -82,8 +82,8 @@ def compare_names(
         max_excluded: Fraction of the labelled videos that may be unusable.
 
     Raises:
-        UserError: More ids than that have no file, or all ids of train (if it has labels) or of validation. The message has examples and the
-            likeliest reason.
+        UserError: More ids than `max_excluded` allows have no file, or no id of train (if it has labels) or of validation
+            has one. The message has examples and the likeliest reason.
     """
     shown = [printable(name) for name in names]
     stems = shown if layout == "frames" else [name.rpartition(".")[0] for name in shown]

@@ -89,14 +89,14 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
 
 
 def _instead(folder: Path, layout: Layout) -> str:
-    """Say what a folder without videos holds instead, and the fix."""
+    """Say what a folder without videos holds instead, and how to fix it."""
     if layout == "frames":
         if holds_frames(folder):
             return "these are the frames of one video; set `data.videos` to the folder above"
         if _holds_videos(folder):
             return "it holds video files; set `data.layout: videos`"
     else:
-        # Many more are folders of frames, not classes.
+        # There are never so many folders of classes; more than that are folders of frames.
         some = subfolders(folder)[:1000]
         inside = [place for place in some if _holds_videos(place)]
         if len(inside) == 1:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ffnrepro.checks import check_shared_memory, pass_all
+from ffnrepro.checks import check_shared_memory, run_checks
 from ffnrepro.config import RuntimeSettings, TrainingSettings
 from ffnrepro.data.decode import find_decord
 from ffnrepro.data.frame_cache import opener
@@ -54,7 +54,7 @@ class Job:
         cache_records: Folder of the records of the frame cache.
         state: Folder of all resumable states.
         max_bad_fraction: Fraction of an epoch's samples that may be left out as unreadable.
-        recompute: Whether activations are computed again in backward, to save memory. It changes no number.
+        recompute: Whether activations are computed again in the backward pass, to save memory. It changes no number.
     """
 
     run: Path
@@ -96,7 +96,7 @@ def run_job(job: Job) -> None:
     device = choose_device(runtime.device)
     check_precision(recipe.precision, device)
     # On a cluster, `check_training` has run on another machine.
-    pass_all("this training", {"shared memory": partial(check_shared_memory_of, job, settings)})
+    run_checks("this training", {"shared memory": partial(check_shared_memory_of, job, settings)})
     torch.set_num_threads(runtime.threads)
     processes, device = start_processes(device, recipe.gpus)
     # Read these before the training, because checkout and data may change during it.

@@ -208,8 +208,8 @@ class VideoBatches:
                     raise UserError(f"{reason} (evaluation must count every video, so it stops)")
                 raise UnreadableVideo(
                     f"{reason}; evaluation must count every video, so it stops: restore this file, then run again. If the index "
-                    "excludes it instead (a missing file at the next run, a damaged one with `data.watch: stat`), the data is "
-                    "another, and every network is trained again"
+                    "excludes it instead (a missing file at the next run, a damaged one with `data.watch: stat`), the data has "
+                    "changed, and every network is trained again"
                 )
             self.bad_videos += 1
             logger.warning("left out of its batch: %s", reason)

@@ -165,7 +165,7 @@ class ShiftedResNet(nn.Module):
     Attributes:
         architecture: the arguments that build this network again, as plain values.
         recompute: whether training keeps only the input of each residual block (and of the layers before them), and
-            computes the rest again in backward; False at first. It changes memory and time, and no number.
+            computes the rest again in the backward pass; False at first. It changes memory and time, and no number.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ class ShiftedResNet(nn.Module):
         """Run a part of the network, whose BatchNorms are in `norms`; with `recompute`, keep only its arguments."""
         if not (self.recompute and self.training):
             return part(*arguments)
-        # Forward has already changed the running statistics, so that the second run in backward must not.
+        # The forward pass has already changed the running statistics, so the second run, in the backward pass, must not.
         out: Tensor = checkpoint(
             part,
             *arguments,
