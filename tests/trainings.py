@@ -1,18 +1,23 @@
 """A tiny data set, and trainings on it as the workflow would start them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from ffnrepro.config import Config, read_config, read_files
 from ffnrepro.data.demo import make_demo_data
 from ffnrepro.data.labels import read_labels
 from ffnrepro.data.manifest import build_manifest
 from ffnrepro.data.video_index import index_videos, list_videos
+from ffnrepro.files import write_json
+from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
 from ffnrepro.runs import RUNS, run_name, run_settings, write_run
 from ffnrepro.training.loop import TIMES
+from ffnrepro.weights import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +63,42 @@ def arguments_of(data: Path, folder: Path, experiment: str, **training: Any) -> 
         "--classes", str(data / "results/labels/classes.csv"), "--manifest", str(data / "results/manifest"),
         "--device", "cpu", "--threads", "1", "--workers", "0", "--cache-decoded",
     ]  # fmt: skip
+
+
+@torch.no_grad()
+def trained(network: nn.Module) -> nn.Module:
+    """Give a new network weights such that all sub-networks differ, and logits of about 1."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.uniform_(0.3, 1.0)
+            module.bias.normal_(0, 0.1)
+        elif isinstance(module, AlteredConv2d):
+            for alteration in module.alteration.values():
+                alteration.normal_(0, 0.3)
+        elif isinstance(module, nn.Linear):
+            module.weight.normal_(0, 0.2)
+            module.bias.normal_(0, 0.2)
+    return network.eval()
+
+
+def write_network(folder: Path, data: Path, experiment: str) -> Path:
+    """Write the run of an experiment as if it were trained, and the class list; return the folder of its seed 0.
+
+    Args:
+        folder: Where `results` is.
+        data: Of `make_data`.
+        experiment: Of config.yaml or paper.yaml.
+    """
+    shutil.copytree(data / "results/labels", folder / "results/labels")
+    config = configuration()
+    run, settings = folder / RUNS / run_name(config, experiment), run_settings(config, experiment)
+    write_run(run, settings)
+    save_checkpoint(run / "seed0/model.pt", trained(settings.method.build(12, settings.network)))
+    write_json(run / "seed0/run.json", {"data": "5e1f", "seed": 0, "videos": 24, "best_epoch": 3})
+    return run / "seed0"
 
 
 def newest_state(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from tabulate import tabulate
+from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ffnrepro.config import Config, read_config, read_files
@@ -21,8 +22,12 @@ from ffnrepro.data.isolation import Refusal, examine_in_child
 from ffnrepro.data.unpack import SOMETHING_SOMETHING_V2, unpack
 from ffnrepro.data.video_index import NAME_NOT_UTF8, Layout, holds_frames, list_videos, printable
 from ffnrepro.errors import UserError
-from ffnrepro.logs import logger, run
+from ffnrepro.logs import logger
+from ffnrepro.logs import run as run_logged
 from ffnrepro.recipe.network import Shift
+
+CLASSES = Path("results/labels/classes.csv")
+"""The names of the classes, in a folder of the workflow."""
 
 # Torch is imported only by the commands that use it, so that the others, and the processes of `inspect`, start quickly.
 
@@ -37,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "provenance": provenance_command,
         "doctor": doctor_command,
         "checkpoint": checkpoint_command,
+        "predict": predict_command,
+        "export": export_command,
     }
-    return run(
+    return run_logged(
         partial(
             tyro.extras.subcommand_cli_from_dict, commands, prog="ffnrepro", description=__doc__, args=argv
         )
@@ -105,7 +112,7 @@ def inspect_command(
     """
     files = [file for path in paths for file in _videos_of(path)]
     rows = []
-    try:
+    with _reader_may_end():
         for path, examined in examine_in_child(files):
             outcome = examined if printable(path.name) == path.name else Refusal(NAME_NOT_UTF8)
             row: dict[str, Any] = {"path": printable(str(path)), "status": "ok", "reason": "", "detail": ""}
@@ -119,8 +126,16 @@ def inspect_command(
                 print(_describe(row), flush=True)
         if as_json:
             print(json.dumps(rows, indent=2), flush=True)
+
+
+@contextlib.contextmanager
+def _reader_may_end() -> Iterator[None]:
+    """A context for printing; it is left quietly when the reader of the output, such as `head`, has ended."""
+    try:
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output, such as `head`, has ended. At exit Python would still write its buffer to it.
+        # At exit Python would still write its buffer to the reader.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -257,6 +272,121 @@ def runs_command(
             )
         else:
             print(tabulate(runs.rows(), headers="keys") or "no runs yet")
+
+
+def predict_command(
+    videos: Positional[tuple[Path, ...]],
+    run: str | None = None,
+    checkpoint: Path | None = None,
+    frames: str | None = None,
+    budget: float | None = None,
+    workflow: OmitArgPrefixes[Workflow] = Workflow(),
+    seed: int = 0,
+    labels: Path | None = None,
+    short_side: int | None = None,
+    crop_size: int | None = None,
+    as_json: Annotated[bool, arg(name="json")] = False,
+    as_csv: Annotated[bool, arg(name="csv")] = False,
+) -> None:
+    """Print the five likeliest classes of videos, with their probabilities.
+
+    The exit code is 1 if a video cannot be read; the other videos are predicted all the same.
+
+    Args:
+        videos: Videos, folders of frames, or folders of either.
+        run: Name of a run, or of an experiment, which stands for its selected run.
+        checkpoint: File of a network, instead of a run.
+        frames: Frame count of the clips, such as 8; or several to compare, such as 4,8,16.
+        budget: GFLOPs of a video (10^9 multiply-adds, as in the paper): the largest frame count within it is taken, of
+            --frames or of those that were trained.
+        workflow: Folder and configuration of the workflow, for --run.
+        seed: Seed of the training, for --run.
+        labels: Names of the classes: a classes.csv, or a text file with a name in each line. Default with --run: the
+            workflow's results/labels/classes.csv; with --checkpoint: the numbers of the classes.
+        short_side: Short side of the resized frames in pixels; default: that of the run, or 256.
+        crop_size: Height and width of the clips in pixels; default: that of the run, or 224.
+        as_json: Print a JSON list with an object for each video, frame count and class.
+        as_csv: Print the same as CSV.
+    """
+    from ffnrepro import prediction  # noqa: PLC0415
+
+    if (run is None) == (checkpoint is None):
+        raise UserError("ffnrepro predict: give either --run or --checkpoint")
+    if as_json and as_csv:
+        raise UserError("ffnrepro predict: give --json or --csv, not both")
+    if frames is None and budget is None:
+        raise UserError("ffnrepro predict: give --frames, such as --frames 8, or --budget")
+    counts = () if frames is None else prediction.read_frame_counts(frames)
+    if checkpoint is not None:
+        source = prediction.source_of_checkpoint(checkpoint)
+    else:
+        source = prediction.source_of_run(_run_folder(workflow, str(run)), seed)
+        labels = labels or workflow.directory / CLASSES
+    source = source.resized(short_side, crop_size)
+    classes = source.network.architecture["classes"]
+    names = prediction.read_classes(labels, classes) if labels else [str(index) for index in range(classes)]
+    if budget is not None:
+        counts = (prediction.within_budget(source, counts, budget),)
+    files = [file for path in videos for file in _videos_of(path)]
+    predictions = []
+    for predicted in tqdm(
+        prediction.predict_videos(source, files, counts),
+        total=len(files),
+        unit="video",
+        leave=False,
+        disable=None,
+    ):
+        predictions.append(predicted)
+        if predicted.error:
+            logger.warning("%s: cannot be read: %s", printable(str(predicted.video)), predicted.error)
+    with _reader_may_end():
+        if as_json or as_csv:
+            rows = prediction.rows_of(predictions, names)
+            print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else prediction.csv_of(rows))
+        else:
+            print(prediction.table_of(predictions, names, counts))
+    if bad := sum(bool(predicted.error) for predicted in predictions):
+        raise UserError(f"{bad} of {len(files)} videos cannot be read; the lines above say why")
+
+
+def export_command(
+    run: Positional[str],
+    frames: int,
+    output: Path | None = None,
+    workflow: OmitArgPrefixes[Workflow] = Workflow(),
+    seed: int = 0,
+) -> None:
+    """Write the sub-network of one frame count as a plain network, for PyTorch and ONNX, with a model card.
+
+    Args:
+        run: Name of a run, or of an experiment, which stands for its selected run.
+        frames: Frame count of the clips.
+        output: Folder to write to; default: results/exports/RUN-seed0-8f of the workflow.
+        workflow: Folder and configuration of the workflow.
+        seed: Seed of the training.
+    """
+    from ffnrepro.export import check_packages, export_run  # noqa: PLC0415
+    from ffnrepro.prediction import read_frame_counts  # noqa: PLC0415
+
+    check_packages()
+    read_frame_counts(str(frames))
+    folder = _run_folder(workflow, run)
+    output = output or workflow.directory / f"results/exports/{folder.name}-seed{seed}-{frames}f"
+    differences = export_run(folder, output, seed=seed, frames=frames, labels=workflow.directory / CLASSES)
+    for name, difference in differences.items():
+        print(f"{name}: largest difference of a logit from the network's {difference:.1e}")
+    print(f"{output}: model.onnx, model.pt2, labels.txt; README.md says how to use them")
+
+
+def _run_folder(workflow: Workflow, name: str) -> Path:
+    """The folder of a run, or of an experiment's selected run."""
+    from ffnrepro.run_list import RunList  # noqa: PLC0415
+    from ffnrepro.runs import RUNS  # noqa: PLC0415
+
+    config = workflow.config()
+    with workflow.enter():
+        run = RunList(config).resolve(name)
+    return workflow.directory / RUNS / run
 
 
 if __name__ == "__main__":

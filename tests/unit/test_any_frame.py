@@ -65,7 +65,7 @@ def test_all_frame_counts_from_one_decoding_are_those_of_single_evaluations(
         return open_video(path)
 
     evaluate: Callable[..., int] = runpy.run_path(str(ROOT / "workflow/scripts/evaluate.py"))["main"]
-    evaluate.__globals__["open_video"] = open_and_count
+    evaluate.__globals__["opener"] = lambda *_, **__: open_and_count
     options: dict[str, Any] = {
         "run": run, "seed": 0, "split": "validation", "videos": data / "data/videos", "device": "cpu",
         "manifest": data / "results/manifest", "batch_size": 8,

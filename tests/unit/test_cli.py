@@ -52,13 +52,14 @@ def test_inspect_of_a_folder_of_folders_of_frames(folder, numbered_frames, capsy
     both = folder.parent / "v1"
     write_frames(both / "1", numbered_frames(3))
     (both / "2").mkdir()
+    expected = "expected files such as 00001.jpg or img_00001.png"
     main(["inspect", str(both), str(folder.parent)])
     assert capsys.readouterr().out.splitlines() == [
         f"{both / '1'}: ok: 3 frames, 64x64, jpeg",
-        f"{both / '2'}: excluded: no frames (such as 00001.jpg)",
+        f"{both / '2'}: excluded: no frames (an empty folder; {expected})",
         f"{folder.parent / 'frames'}: ok: 5 frames, 64x64, jpeg",
-        f"{folder}: excluded: no frames (such as 00001.jpg)",
-        f"{both}: excluded: no frames (such as 00001.jpg)",
+        f"{folder}: excluded: no frames (it holds files such as 1.webm; {expected})",
+        f"{both}: excluded: no frames (it holds the folder 1; {expected})",
     ]
 
 

@@ -103,7 +103,7 @@ def test_a_video_that_goes_bad_later_is_named_with_what_the_advice_costs(
     path = Path("data/videos") / pd.read_parquet("results/manifest/validation.parquet")["path"][3]
     path.unlink() if gone else path.write_bytes(path.read_bytes()[:1500])
     line = refusal(work, monkeypatch)
-    assert line.startswith(f"{path}: {'no such file' if gone else 'too few frames'} (")
+    assert line.startswith(f"{path}: {'no such file;' if gone else 'too few frames ('}")
     assert "restore this file, then run again." in line
     run = work.parent.name
     assert line.endswith(f"every network is trained again ({run}, seed0, took 18 GPU hours)")

@@ -336,15 +336,23 @@ def second_is(change: Callable[[Path], object]) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("spoil", "reason", "detail"),
     [
-        (second_is(Path.unlink), "frames missing", "3 files, numbered 1 to 4"),
+        (second_is(Path.unlink), "frames missing", "no number 2 between 00001.jpg and 00004.jpg"),
         (second_is(lambda file: cut(file, 0.5)), "does not decode", "00002.jpg: "),
         (
             second_is(lambda file: file.write_bytes(b"")),
             "does not decode",
-            "cannot identify image file '2/00002.jpg'",
+            "00002.jpg: cannot identify image file '2/00002.jpg'",
         ),
-        (second_is(lambda file: Image.new("RGB", (8, 8)).save(file)), "frames change size", "00002.jpg"),
-        (lambda folder: [file.unlink() for file in folder.iterdir()], "no frames", "such as 00001.jpg"),
+        (
+            second_is(lambda file: Image.new("RGB", (8, 8)).save(file)),
+            "frames change size",
+            "from 00001.jpg to 00002.jpg",
+        ),
+        (
+            lambda folder: [file.unlink() for file in folder.iterdir()],
+            "no frames",
+            "an empty folder; expected",
+        ),
     ],
     ids=["gap", "cut", "empty", "size", "none"],
 )

@@ -67,10 +67,7 @@ def _examine(
         return examine_one(path, verify)
     except DecodeError as error:
         # Without the folder, so that an index is the same wherever the videos are.
-        place, detail = Path(error.args[0]), error.detail.replace(f"{path.parent}{os.sep}", "")
-        # In a folder of frames, the error may be about one of them.
-        is_frame = place != path and place.name not in detail
-        return Refusal(error.reason, ": ".join(part for part in (place.name * is_frame, detail) if part))
+        return Refusal(error.reason, error.detail.replace(f"{path.parent}{os.sep}", ""))
 
 
 def in_child(

@@ -1,0 +1,160 @@
+"""The model card of an exported network: what it is, how to run it without this package, its scores and its origin."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from ffnrepro.recipe.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ffnrepro.runs import RunSettings
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model card tells.
+
+    Attributes:
+        name: name of the run.
+        settings: settings of the run.
+        record: `run.json` of the training.
+        frames: frame count T of the exported network.
+        subnetwork: the trained frame count whose sub-network it is.
+        parameters: number of weights of the exported network.
+        classes: number of classes.
+        scores: a row for each evaluation of the run.
+        differences: largest difference of a logit from the run's network, by file.
+        digests: SHA-256 by file.
+    """
+
+    name: str
+    settings: RunSettings
+    record: Mapping[str, Any]
+    frames: int
+    subnetwork: int
+    parameters: int
+    classes: int
+    scores: Sequence[Mapping[str, str]]
+    differences: Mapping[str, float]
+    digests: Mapping[str, str]
+
+    def text(self) -> str:
+        """The card as Markdown."""
+        settings, record, frames = self.settings, self.record, self.frames
+        short_side, size = settings.short_side, settings.crop_size
+        network = settings.network
+        origin = f"It is a TSM (Lin et al., ICCV 2019) on a ResNet-{network.depth}, trained at {_plain(settings.method.train_frames)} frames"
+        if settings.method.family == "ffn":
+            nearest = "" if self.subnetwork == frames else f" (the nearest to {frames} that was trained)"
+            origin = (
+                f"It is the sub-network of {self.subnetwork} frames{nearest} of a Frame Flexible Network (Zhang et al., CVPR 2023) on a "
+                f"ResNet-{network.depth}, written as a plain TSM (Lin et al., ICCV 2019)"
+            )
+        folded = "Weight alteration and BatchNorm are" if settings.method.family == "ffn" else "BatchNorm is"
+        others = " and from other weights, named above" if settings.weights or settings.start else ""
+        method = ", ".join(
+            f"{key} {_plain(value)}"
+            for key, value in settings.method.effective().model_dump(mode="json").items()
+        )
+        videos = (
+            f"{record['videos']:,} training videos"
+            if "videos" in record
+            else "number of training videos not recorded"
+        )
+        weights = "random weights"
+        if settings.start:
+            weights = f"the network of the run {settings.start}"
+        elif settings.weights:
+            weights = f"the file {record.get('start') or ''} (SHA-256 {settings.weights}...)".replace(
+                "  ", " "
+            )
+        scores = "The run had no evaluations when it was exported."
+        if self.scores:
+            scores = tabulate(self.scores, headers="keys", tablefmt="pipe", disable_numparse=True)
+            if "best_epoch" in record and any(score["split"] == "validation" for score in self.scores):
+                scores += "\n\nThe epoch that is kept is the best one on the validation videos, so scores on them are somewhat too high."
+        differences = "\n".join(
+            f"- `{name}`: {value:.1e}" for name, value in self.differences.items() if name != "folded"
+        )
+        digests = "\n".join(f"- `{name}`: `{value}`" for name, value in self.digests.items())
+        return f"""\
+# {self.name}, {frames} frames
+
+A network that says what happens in a short video, as one of {self.classes} classes. It sees {frames} frames of the video.
+{origin}.
+{folded} folded into the convolutions, which leaves {self.parameters:,} weights.
+
+| file | content |
+|---|---|
+| `model.onnx` | the network for ONNX runtimes |
+| `model.pt2` | the same for PyTorch: `torch.export.load("model.pt2").module()` |
+| `labels.txt` | names of the classes, one in each line, in the order of the logits |
+
+Both networks take `clip`, float32 of shape (N, 3, {frames}, {size}, {size}) for any N, and give `logits` (N, {self.classes}). The
+softmax of the logits gives the probabilities.
+
+## Example
+
+With `pip install onnxruntime numpy av pillow`, this prints the class of `video.webm`:
+
+```python
+{example(frames, short_side, size)}```
+
+## Preprocessing
+
+1. Decode all n frames of the video, as shown (rotated, without what an edit list cuts away; the example does not rotate).
+2. Take {frames} of them: frame `(2 i + 1) n // {2 * frames}` for i = 0 ... {frames - 1}, counted from 0.
+3. Resize to a short side of {short_side} pixels, bilinear with antialiasing, the long side rounded down.
+4. Cut a square of {size} pixels from the centre.
+5. RGB, divided by 255; minus mean {_plain(IMAGENET_MEAN)}, divided by standard deviation {_plain(IMAGENET_STD)}.
+
+## Data and training
+
+- Data set: {settings.dataset}, {videos}; digest of the data `{record.get("data", "not recorded")}`.
+- Method: {method}.
+- Started from: {weights}.
+- Run: `{self.name}`, seed {record.get("seed", "not recorded")}; code at revision {record.get("git_revision") or "not recorded"}.
+
+## Scores
+
+Accuracy in percent of the whole run at each frame count. This export is the network for {frames} frames only. The
+interval of top-1 is a 95 % interval by the bootstrap over videos; it does not include the spread between trainings.
+
+{scores}
+
+## Digests
+
+Largest difference of a logit from the run's network, on two random clips:
+
+{differences}
+
+SHA-256 of the files, and of the tensors of the run's network:
+
+{digests}
+
+## Licence
+
+The code of ffnrepro has the MIT licence. This card gives no licence to the weights: they were made from the videos of
+{settings.dataset}{others}, whose terms apply. Read them before you use the network commercially or pass it on.
+"""
+
+
+def example(frames: int, short_side: int, crop_size: int) -> str:
+    """Python that classifies `video.webm` with `model.onnx` and `labels.txt`, without this package."""
+    return f"""\
+import av, numpy, onnxruntime, pathlib
+T, SHORT, SIZE = {frames}, {short_side}, {crop_size}
+video = [frame.to_image() for frame in av.open("video.webm").decode(video=0)]
+chosen = [video[(2 * i + 1) * len(video) // (2 * T)] for i in range(T)]  # the centres of T segments
+w, h = (SHORT * side // min(video[0].size) for side in video[0].size)
+x, y = round((w - SIZE) / 2), round((h - SIZE) / 2)
+clip = [numpy.array(picture.resize((w, h), 2))[y : y + SIZE, x : x + SIZE] for picture in chosen]  # 2: bilinear
+clip = (numpy.array(clip) / 255 - {list(IMAGENET_MEAN)}) / {list(IMAGENET_STD)}
+clip = clip.transpose(3, 0, 1, 2)[None].astype("float32")  # (1, 3, T, SIZE, SIZE)
+logits = onnxruntime.InferenceSession("model.onnx").run(["logits"], {{"clip": clip}})[0][0]
+print(pathlib.Path("labels.txt").read_text(encoding="utf-8").split("\\n")[logits.argmax()])
+"""
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,282 @@
+"""The likeliest classes of any videos, by a trained network at one or several frame counts.
+
+Frames, crop and network are those of the evaluation. Only the videos need not be in a manifest: their frames are counted
+here, as the index does.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from ffnrepro.cost import gflops
+from ffnrepro.data.decode import DecodeError, open_video
+from ffnrepro.data.isolation import examine_in_child
+from ffnrepro.data.video_index import printable
+from ffnrepro.errors import UserError
+from ffnrepro.logs import logger
+from ffnrepro.recipe.clips import ClipDataset, collate_clips
+from ffnrepro.recipe.scoring import best_classes, clip_logits
+from ffnrepro.runs import read_run
+from ffnrepro.settings import MAX_FRAMES
+from ffnrepro.training.devices import move, place
+from ffnrepro.weights import Network, load_checkpoint
+
+# --- Network, frame counts and classes -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network and the clips that it takes.
+
+    Attributes:
+        network: the network, on the CPU.
+        trained: frame counts that it was trained at; empty if its file does not tell.
+        short_side: short side of the resized frames in pixels.
+        crop_size: height and width of the clips in pixels.
+    """
+
+    network: Network
+    trained: tuple[int, ...]
+    short_side: int
+    crop_size: int
+
+    def resized(self, short_side: int | None, crop_size: int | None) -> "Source":
+        """The same with clips of another size; None keeps a length.
+
+        Raises:
+            UserError: the crop does not fit into the frames.
+        """
+        new = replace(self, short_side=short_side or self.short_side, crop_size=crop_size or self.crop_size)
+        if not 1 <= new.crop_size <= new.short_side:
+            raise UserError(
+                f"a crop of {new.crop_size} pixels does not fit into a short side of {new.short_side}; give other values of "
+                "--short-side and --crop-size"
+            )
+        return new
+
+
+def source_of_run(run: Path, seed: int) -> Source:
+    """The network of a run.
+
+    Raises:
+        UserError: its settings or its network cannot be read.
+    """
+    settings, _ = read_run(run)
+    network = load_checkpoint(run / f"seed{seed}/model.pt")
+    return Source(network, settings.method.train_frames, settings.short_side, settings.crop_size)
+
+
+def source_of_checkpoint(path: Path) -> Source:
+    """The network of any file that `load_checkpoint` reads; clips as in the paper.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    network = load_checkpoint(path)
+    return Source(network, getattr(network, "frame_counts", ()), short_side=256, crop_size=224)
+
+
+def read_frame_counts(text: str) -> tuple[int, ...]:
+    """Read frame counts such as `8` or `4,8,16`.
+
+    Raises:
+        UserError: the text is something else.
+    """
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1 or max(counts) > MAX_FRAMES:
+        raise UserError(
+            f"--frames {text}: give whole numbers from 1 to {MAX_FRAMES} with commas between them, such as 8 or 4,8,16"
+        )
+    return tuple(sorted(set(counts)))
+
+
+def within_budget(source: Source, frame_counts: Sequence[int], budget: float) -> int:
+    """The largest frame count whose clip takes no more than a number of GFLOPs.
+
+    Args:
+        source: the network and the size of its clips.
+        frame_counts: the frame counts to choose from; if there are none, those that were trained.
+        budget: GFLOPs of a clip, as the paper counts them: 10^9 multiply-adds.
+
+    Raises:
+        UserError: none is small enough, or there are none to choose from.
+    """
+    counts = frame_counts or source.trained
+    if not counts:
+        raise UserError(
+            "--budget: the file does not say at which frame counts its network was trained; give the ones to choose from, such as "
+            "--frames 4,8,16"
+        )
+    costs = {frames: gflops(source.network, frames=frames, size=source.crop_size) for frames in counts}
+    listed = ", ".join(f"{cost:.4g} at {frames} frames" for frames, cost in costs.items())
+    fitting = [frames for frames, cost in costs.items() if cost <= budget]
+    if not fitting:
+        raise UserError(f"--budget {budget:g}: every frame count takes more GFLOPs ({listed}); raise it")
+    logger.info("%d frames: GFLOPs of a video are %s", max(fitting), listed)
+    return max(fitting)
+
+
+def read_classes(path: Path, classes: int) -> list[str]:
+    """Read the names of a network's classes, in the order of its logits.
+
+    Args:
+        path: `classes.csv` of the workflow, or a text file with one name in each line (`labels.txt` of an export).
+        classes: number of classes of the network.
+
+    Raises:
+        UserError: the file cannot be read, or holds another number of names.
+    """
+    try:
+        if path.suffix == ".csv":
+            names = [str(name) for name in pd.read_csv(path, keep_default_na=False)["class"]]
+        else:
+            names = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except KeyError:
+        raise UserError(
+            f"{path}: has no column `class`; give the workflow's results/labels/classes.csv"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: the names of the classes cannot be read ({error}); give a classes.csv, or a text file with a name in each line, "
+            "as --labels"
+        ) from error
+    if len(names) != classes:
+        raise UserError(
+            f"{path}: has {len(names)} classes, but the network has {classes}; give the class list of its training as --labels"
+        )
+    return names
+
+
+# --- Prediction -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about a video.
+
+    Attributes:
+        video: the file, or the folder of frames.
+        probabilities: class probabilities (classes,), float64, by frame count; empty if the video cannot be read.
+        error: why the video cannot be read; empty if it can.
+    """
+
+    video: Path
+    probabilities: Mapping[int, Tensor] = field(default_factory=dict)
+    error: str = ""
+
+
+def predict_videos(
+    source: Source, videos: Iterable[Path], frame_counts: Sequence[int]
+) -> Iterator[Prediction]:
+    """Predict the classes of videos, on the GPU if there is one.
+
+    Args:
+        source: the network, which is moved to the device, and the size of its clips.
+        videos: video files, or folders of frames.
+        frame_counts: frame counts T of the clips, which are made from one decoding.
+
+    Yields:
+        The prediction of each video, in the given order.
+    """
+    device = torch.device("cpu")
+    if torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator() or device
+    network = place(source.network, device)
+    for video, outcome in examine_in_child(videos):
+        if isinstance(outcome, str):
+            yield Prediction(video, error=outcome)
+            continue
+        dataset = ClipDataset(
+            # No label is known, and none is used.
+            manifest=pd.DataFrame({"path": [str(video)], "frames": [outcome[1]], "class": [0]}),
+            videos=Path(),
+            open_video=open_video,
+            frame_counts=frame_counts,
+            size=source.crop_size,
+            short_side=source.short_side,
+            crop="centre",
+        )
+        try:
+            clips, _ = collate_clips([dataset[0]])
+        except DecodeError as error:
+            yield Prediction(video, error=error.reason)
+            continue
+        logits = clip_logits(network, {frames: move(clip, device) for frames, clip in clips.items()})
+        yield Prediction(video, {n: torch.softmax(of_n[0].cpu().double(), 0) for n, of_n in logits.items()})
+
+
+# --- Output ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(predictions: Iterable[Prediction], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The five likeliest classes at each frame count as rows, for JSON and CSV.
+
+    Args:
+        predictions: of `predict_videos`.
+        names: names of the classes.
+
+    Returns:
+        `video`, `frames`, `rank` (1: the likeliest), `class`, `index` (of the class, from 0), `probability` and `error`.
+        A video that cannot be read has one row, with only `video` and `error`.
+    """
+    rows: list[dict[str, Any]] = []
+    for prediction in predictions:
+        empty = dict.fromkeys(("frames", "rank", "class", "index", "probability"))
+        start = {"video": printable(str(prediction.video)), **empty, "error": prediction.error}
+        if prediction.error:
+            rows.append(start)
+        for frames, probabilities in prediction.probabilities.items():
+            for rank, index in enumerate(best_classes(probabilities[None])[0].tolist(), start=1):
+                probability = round(float(probabilities[index]), 6)
+                found = {"class": names[index], "index": index, "probability": probability}
+                rows.append(start | {"frames": frames, "rank": rank, **found})
+    return rows
+
+
+def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `rows_of` as CSV, without the last line break."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().removesuffix("\n")
+
+
+def table_of(predictions: Iterable[Prediction], names: Sequence[str], frame_counts: Sequence[int]) -> str:
+    """The same for a reader: the probabilities at each frame count side by side.
+
+    Args:
+        predictions: of `predict_videos`.
+        names: names of the classes.
+        frame_counts: frame counts of the columns.
+
+    Returns:
+        A line for each class that is among the five likeliest at any of the frame counts, sorted by the probability at
+        the last one.
+    """
+    lines: list[list[str]] = []
+    for prediction in predictions:
+        video = printable(str(prediction.video))
+        if prediction.error:
+            lines.append([video, f"cannot be read: {prediction.error}"])
+            continue
+        by_count = [prediction.probabilities[frames] for frames in frame_counts]
+        best = {index for scores in by_count for index in best_classes(scores[None])[0].tolist()}
+        for index in sorted(best, key=lambda index: -float(by_count[-1][index])):
+            lines.append([video, names[index], *(f"{float(scores[index]):.3f}" for scores in by_count)])
+            video = ""
+    header = ["video", "class", *(f"{frames} frames" for frames in frame_counts)]
+    return tabulate(
+        lines, header, disable_numparse=True, colalign=["left", "left", *["right"] * len(frame_counts)]
+    )
