@@ -40,9 +40,7 @@ def batchnorm_statistics(network: nn.Module) -> pd.DataFrame:
         for layer, frames, norm in _private_norms(network)
     ]
     if not parts:
-        raise UserError(
-            "the network has no private BatchNorms; give one of method ffn with specialized_normalization: true"
-        )
+        raise UserError("the network has no private BatchNorms; give an FFN with specialised normalisation")
     return pd.concat(parts, ignore_index=True)
 
 

@@ -261,13 +261,14 @@ def runs_command(
         elif plan is not None:
             rows, hours = runs.plan(plan)
             print(tabulate(rows, headers="keys"))
+            imports = sum(row["run"].rpartition("-")[0] in config.imports for row in rows)
             done, unknown = (
                 sum(row[key] == value for row in rows)
                 for key, value in (("basis", "trained"), (runs.hours_of, "unknown"))
             )
             rest = f" (without {unknown} whose hours are unknown)" if unknown else ""
             print(
-                f"{plan} needs {len(rows)} trainings; finished: {done}; the others take about {hours:.1f} {runs.hours_of}{rest}."
+                f"{plan} needs {len(rows) - imports} trainings; finished: {done}; the others take about {hours:.1f} {runs.hours_of}{rest}."
             )
         else:
             print(tabulate(runs.rows(), headers="keys") or "no runs yet")

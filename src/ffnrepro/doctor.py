@@ -117,7 +117,7 @@ def _check_weights(job: Job, settings: RunSettings) -> str:
     if not job.start.exists():
         if settings.weights and job.start.parent != Path("results/weights"):
             raise UserError(f"{job.start}: no such file; set network.weights to a file, imagenet or null")
-        rules = "fetch_weights" if settings.weights else "train_tsm train_ffn"
+        rules = "fetch_weights" if settings.weights else "train_tsm train_ffn import_checkpoint"
         raise UserError(f"{job.start} does not exist yet; snakemake --cores 1 --until {rules} makes it")
     if settings.weights is None:
         return f"{job.start} exists"

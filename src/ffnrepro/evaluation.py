@@ -134,6 +134,8 @@ def training_time(folder: Path) -> str:
     """
     record = read_record(folder / "run.json")
     name = f"{folder.parent.name}, {folder.name}"
+    if "imported" in record:
+        return f"{name}, was imported, not trained"
     if "wall_seconds" not in record:
         return f"{name}, took an unknown time"
     hours = record["wall_seconds"] / 3600 * record["settings"]["training"]["gpus"]

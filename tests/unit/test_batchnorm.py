@@ -41,5 +41,5 @@ def test_numbers_are_those_of_the_state_dict(kind: type) -> None:
 
 def test_a_network_without_private_norms_is_refused() -> None:
     for network in (TSM(**SMALL), FrameFlexibleNetwork(specialized_normalization=False, **SMALL)):
-        with pytest.raises(UserError, match="no private BatchNorms; give one of method ffn with"):
+        with pytest.raises(UserError, match="no private BatchNorms; give an FFN with"):
             batchnorm_statistics(network)

@@ -254,13 +254,15 @@ def test_the_key_depends_on_the_file_and_on_what_scores_depend_on(
 
     first = name()
     assert first == name("b.pth") == name(training={"epochs": 7}) == name(network={"dropout": 0.2})
+    assert first == name(data={"jpeg_quality": 50})
     others = [
         name("c.pth"),
         name("missing.pth"),
         name(data={"crop_size": 24}),
+        name(data={"cache": "jpeg"}),
         name(network={"shift": "none"}),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 6
     assert "ffnrepro.recipe.models.specialized_norm" in method_code("checkpoint")
     assert "ffnrepro.recipe.step" not in method_code("checkpoint")
 
@@ -299,7 +301,7 @@ def test_a_training_may_start_from_an_imported_network_of_its_depth(tmp_path: Pa
 
 
 def test_imports_in_the_plan_of_a_table_and_in_the_doctor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = {"x": {"method": "checkpoint", "path": "a.pth"}}
@@ -309,6 +311,10 @@ def test_imports_in_the_plan_of_a_table_and_in_the_doctor(
     assert [(row["basis"], row["GPU hours"]) for row in rows] == [("imported, not trained", "0.0")]
     assert hours == 0
     Path("x.yaml").write_text(json.dumps({"dataset": "d", "data": {"labels": "l", "videos": "v"}, "experiments": text, "tables": {"published": table}}))  # fmt: skip
+    assert main(["runs", "--plan", "published", "--configfile", "x.yaml"]) == 0
+    assert (
+        "published needs 0 trainings; finished: 0; the others take about 0.0 GPU" in capsys.readouterr().out
+    )
     assert main(["doctor", "x", "--configfile", "x.yaml"]) == 1
     assert "x is imported, not trained; ffnrepro checkpoint show a.pth" in caplog.text
 

@@ -627,6 +627,8 @@ def test_warnings_of_splits_and_classes():
         "all videos of the split validation have the class 'b'",
         "no training video for 1 of 3 classes, such as 'c'",
     ]
+    # For networks that are imported, labels without a training split are enough.
+    assert class_warnings(["a", "b", "c"], rows(("validation", 0), ("validation", 1))) == []
 
 
 WRONG_TEXT = {

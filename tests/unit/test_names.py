@@ -29,6 +29,8 @@ def test_names_that_fit_say_nothing(tmp_path, caplog):
     compare(tmp_path / "frames", IDS, layout="frames")
     # By number, as in the manifest.
     compare(tmp_path / "numbers", [f"video_0{n}.webm" for n in range(4)], ids=list("0123"))
+    # For networks that are imported, labels without a training split are enough.
+    compare(tmp_path / "imports", MP4[:2], ids=IDS[:2], splits=["validation"] * 2)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 

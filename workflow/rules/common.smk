@@ -279,11 +279,14 @@ def evaluations_of_curve(name):
 
 
 def network_with_private_norms(wildcards):
-    """Network of an experiment, of the first seed; an experiment without specialised normalisation is refused."""
+    """Network of an experiment, of the first seed; a training without specialised normalisation is refused."""
     experiment = wildcards.experiment
     with one_line_errors():
         check(experiment)
-        if not getattr(CONFIG.experiments[experiment].method, "specialized_normalization", False):
+        # Of an imported network, it is known once its file is read.
+        if experiment not in CONFIG.imports and not getattr(
+            CONFIG.experiments[experiment].method, "specialized_normalization", False
+        ):
             raise UserError(
                 f"config: experiments.{experiment} has no BatchNorm statistics for each frame count; ask for an experiment "
                 "of method ffn with specialized_normalization: true"

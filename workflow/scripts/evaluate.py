@@ -107,8 +107,8 @@ def main(
             network = load_checkpoint(folder / "model.pt")
         except UserError as error:
             raise UserError(
-                f"{folder / 'model.pt'} is damaged; delete it and run snakemake again: the training writes it again, in seconds "
-                "if its state is still in state/"
+                f"{folder / 'model.pt'} is damaged; delete it and run snakemake again: it is imported again, or written by the "
+                "training, in seconds if its state is still in state/"
             ) from error
         digest = tensors_digest(network.state_dict())
         cost = {count: round(gflops(network, frames=count, size=settings.crop_size), 6) for count in frames}
