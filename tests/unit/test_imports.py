@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ffnrepro.cli import main
 from ffnrepro.config import read_config, read_files
 from ffnrepro.errors import UserError
+from ffnrepro.evaluation import training_time
 from ffnrepro.files import file_digest
 from ffnrepro.imports import import_network, read_network
 from ffnrepro.methods import Imported
@@ -85,6 +86,7 @@ def test_the_authors_ffn_becomes_a_run_with_the_original_networks_logits(
     assert record["imported"]["sha256"] == file_digest(Path("theirs.pth.tar"))
     assert (record["imported"]["source"], record["imported"]["kind"]) == ("FFN's authors", "ffn")
     assert len(pd.read_parquet(run / "seed0/history.parquet")) == 0
+    assert training_time(run / "seed0") == f"{run.name}, seed0, was imported, not trained"
 
 
 def test_the_network_is_the_same_for_each_seed(tmp_path: Path) -> None:

@@ -174,11 +174,15 @@ def test_an_imported_network_is_scored_without_a_training_split(finished: Finish
         "experiments": {"theirs": {"method": "checkpoint", "path": "my weights/ffn.pth.tar"}},
         "tables": {"published": {"frame_counts": [4, 16], "rows": [row]}},
     }
-    targets = ("results/published.csv", "results/figures/class_counts.png")
+    targets = (
+        "results/published.csv",
+        "results/figures/class_counts.png",
+        "results/figures/batchnorm_theirs.png",
+    )
     jobs, _ = workflow.plan(*targets, **config)
     assert jobs == {
         "parse_labels": 1, "index_videos": 2, "build_manifest": 1, "plot_manifest": 1, "write_settings": 1,
-        "import_checkpoint": 1, "evaluate": 2, "assemble_table": 1,
+        "import_checkpoint": 1, "evaluate": 2, "assemble_table": 1, "plot_batchnorm": 1,
     }  # fmt: skip
     workflow.made(*targets, **config)
     folder = workflow.seed("theirs")
