@@ -77,6 +77,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if "format" in content:
         return _own(path, content, state)
     state = _without_wrappers(state)
+    for pattern, what in _OTHER_TSMS.items():
+        if name := next((name for name in state if re.search(pattern, name)), None):
+            raise UserError(
+                f"{path}: is a TSM {what}, such as {name}; give a TSM that shifts inside plain residual blocks"
+            )
     rules: tuple[tuple[str, str], ...]
     if any(name.startswith("base_model.") for name in state):
         source, rules = "mit-han-lab or FFN's authors", _BASE_MODEL
@@ -210,6 +215,12 @@ _MMACTION2 = (
     (r"\.conv1\.conv\.net\.", ".conv1."),
     (r"(^|\.)conv(\d)\.conv\.", r"\1conv\2."),
 )
+_OTHER_TSMS = {
+    r"layer\d\.\d+\.(block|nl|non_local_block)\.": "with non-local blocks",
+    r"layer\d\.\d+\.net\.": "that shifts before whole blocks (shift_place=block)",
+    r"layer\d\.net\.": "with temporal pooling",
+}
+"""Networks of mit-han-lab and mmaction2 that are not built here, by their keys."""
 _MMPRETRAIN = ((r"^backbone\.", ""), (r"^head\.fc\.", "fc."))
 
 

@@ -346,6 +346,18 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda _: {"module.base_model.features.0.0.weight": torch.zeros(1), "module.new_fc.weight": torch.zeros(2, 1)},
         r"holds no ResNet over single frames \(its keys: features\.0\.0\.weight, fc\.weight;",
     ),
+    "non-local blocks": (
+        lambda state: {name.replace("layer2.0.", "layer2.0.block."): x for name, x in to_mit(state).items()},
+        r"is a TSM with non-local blocks, such as base_model\.layer2\.0\.block\..*; give a TSM that shifts inside plain",
+    ),
+    "shift before whole blocks": (
+        lambda state: {re.sub(r"(layer\d\.\d)\.", r"\1.net.", name): x for name, x in mmaction2(state)["state_dict"].items()},
+        r"is a TSM that shifts before whole blocks \(shift_place=block\), such as backbone\.layer1\.0\.net\.",
+    ),
+    "temporal pooling": (
+        lambda state: {name.replace("layer2.", "layer2.net."): x for name, x in to_mit(state).items()},
+        r"is a TSM with temporal pooling, such as base_model\.layer2\.net\.0",
+    ),
     "slowfast": (
         lambda _: {"model_state": {"s1.pathway0_stem.conv.weight": torch.zeros(1)}},
         r"its keys \(s1\.pathway0_stem\.conv\.weight\) are of no known format; known are",

@@ -290,7 +290,7 @@ BROKEN = {
     ),
     "shift around the block": (
         lambda state: {name.replace("layer1.0.", "layer1.0.net."): tensor for name, tensor in state.items()},
-        r"missing: layer1\.0\.conv1\.weight.*left over: layer1\.0\.net\.",
+        r"that shifts before whole blocks .*, such as base_model\.layer1\.0\.net\.",
     ),
     "another shape": (
         lambda state: state | {"module.base_model.layer2.0.conv2.weight": torch.zeros(16, 16, 1, 1)},
