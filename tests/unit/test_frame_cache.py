@@ -113,7 +113,7 @@ def test_only_new_and_changed_videos_are_decoded(videos, decoded, write_video, n
     # Another quality is another cache.
     write(videos, {"10.webm": 12}, quality=50)
     assert decoded == ["10.webm"]
-    with pytest.raises(UserError, match=r"made with quality 50, .* not with quality 90.*; rm -r .*records, "):
+    with pytest.raises(UserError, match=r"made with quality 50, .* not with quality 90.*; rm -r .*records; "):
         opened(videos)
 
 
@@ -152,11 +152,13 @@ def test_a_killed_job_leaves_nothing_that_counts(videos):
     assert write(videos)[1] == record
     opened(videos)
     file.unlink()
-    with pytest.raises(UserError, match=r"0-of-1\.arrow: no such file; rm -r .*records, and run snakemake"):
+    with pytest.raises(
+        UserError, match=r"0-of-1\.arrow: no such file; rm -r .*records; snakemake --cores 1 --until"
+    ):
         opened(videos)
     (videos.parent / "records/part-0.json").unlink()
     with pytest.raises(
-        UserError, match="records: the frame cache is not complete; snakemake --until cache_frames"
+        UserError, match="records: the frame cache is not complete; snakemake --cores 1 --until cache_frames"
     ):
         opened(videos)
 
@@ -174,7 +176,7 @@ def test_damage_is_found_where_it_is_read(videos, decoded, caplog):
         cache(Path("10.webm")).frames([0, 11])
     assert re.fullmatch(
         r".*cache/0-of-1\.arrow: cannot be used for 10\.webm \(frame 11 is damaged\); rm .*0-of-1\.arrow "
-        r".*part-0\.json, and run snakemake again",
+        r".*part-0\.json; snakemake --cores 1 --until cache_frames, and run snakemake again",
         str(error.value),
     )
     # Nor is it copied.

@@ -49,13 +49,14 @@ def test_a_cache_is_made_used_repaired_and_renewed(
     assert result.returncode != 0
     (line,) = {line for line in result.stderr.splitlines() if line.startswith("error: ")}
     fix = re.fullmatch(
-        r"error: my cache/0-of-2\.arrow: no such file; (rm -r results/frame_cache), and run snakemake again",
+        r"error: my cache/0-of-2\.arrow: no such file; (rm -r results/frame_cache); "
+        "snakemake --cores 1 (--until cache_frames), and run snakemake again",
         line,
     )
     assert fix, line
     assert copy.bash(fix[1]).returncode == 0
     records = [f"results/frame_cache/part-{shard}.json" for shard in (0, 1)]
-    copy.made(*records, **config)
+    copy.made(target, *fix[2].split(), **config)
     # The network was made from the same frames, so it is not trained again.
     jobs, output = copy.plan(target, **config)
     assert jobs == {"evaluate": 1}, output

@@ -42,6 +42,10 @@ REVISION = 1
 
 Cache = Literal["none", "jpeg"]
 
+# If the cache is made in the same call as what needs it, Snakemake calls the trainings again, too, even those that
+# are finished: an input that is `ancient` counts as updated by another job.
+_MAKE_AGAIN = "snakemake --cores 1 --until cache_frames, and run snakemake again"
+
 SAMPLE = 16
 """Videos after which a job estimates the size of the whole cache."""
 
@@ -286,9 +290,7 @@ class FrameCache:
             record = read_record(records / f"part-{shard}.json")
             made_with = _made_with(quality).decode()
             if not record:
-                raise UserError(
-                    f"{records}: the frame cache is not complete; snakemake --until cache_frames makes it"
-                )
+                raise UserError(f"{records}: the frame cache is not complete; {_MAKE_AGAIN}")
             if record["made_with"] != made_with:
                 problem = f"made with {record['made_with']}, not with {made_with}"
             elif not file.exists():
@@ -299,7 +301,7 @@ class FrameCache:
                 places |= {path: (shard, row) for row, path in enumerate(record["paths"])}
                 continue
             # Snakemake sees the records only. Without them it calls all jobs, and those of intact shards take a second.
-            raise UserError(f"{file}: {problem}; rm -r {shlex.quote(str(records))}, and run snakemake again")
+            raise UserError(f"{file}: {problem}; rm -r {shlex.quote(str(records))}; {_MAKE_AGAIN}")
         # Arrays of fixed width, not a dict: forked workers would copy each memory page whose reference counts they change.
         self._paths = np.array(sorted(places), dtype=np.str_)
         self._places = np.array([places[path] for path in self._paths.tolist()])
@@ -344,7 +346,7 @@ class FrameCache:
                 simplejpeg.decode_jpeg(jpeg, buffer=picture)
         except (OSError, ValueError) as error:
             file, record = self._files[shard], self._records / f"part-{shard}.json"
-            fix = f"rm {shlex.quote(str(file))} {shlex.quote(str(record))}, and run snakemake again"
+            fix = f"rm {shlex.quote(str(file))} {shlex.quote(str(record))}; {_MAKE_AGAIN}"
             raise DecodeError(file, f"cannot be used for {path.name}", str(error), fix) from error
         return pictures
 
