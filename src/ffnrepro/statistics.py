@@ -19,7 +19,9 @@ def bootstrap_interval(scores: Scores) -> tuple[float, float]:
     seeds, seeds are also drawn with replacement, as many as there are. For a difference, the scores of two networks are
     subtracted beforehand, so that a drawn video (and a drawn seed) counts for both: the comparison is paired.
 
-    The same scores give the same interval. For one seed it is the interval of a binomial proportion. With few seeds the
+    scipy's bootstrap draws either videos or seeds, not both; for one seed its intervals are the same (a test compares).
+
+    The same scores give the same interval. For one seed it is the interval of a binomial proportion. Of few seeds the
     spread is underestimated (docs/method.md).
 
     Args:

@@ -104,6 +104,63 @@ def test_a_table_of_the_paper_has_its_rows_and_columns(name: str, caplog: pytest
         assert known.keys() >= set(config.tables[name].frame_counts)
 
 
+SETTINGS = {
+    # Method and setting of resources/published.csv, and the settings of the experiment: those of FFN and TSM, but for these.
+    ("TSM", ""): {"method": "tsm", "train_frames": (16,)},
+    ("TSM-Mixed", "rho 0.50"): {"method": "mixed", "train_frames": (4, 16), "rho": 0.5},
+    ("TSM-Mixed", "rho 0.75"): {"method": "mixed", "train_frames": (4, 16), "rho": 0.75},
+    ("TSM-Proportional", "varrho 0.50"): {"method": "proportional", "train_frames": (4, 16), "varrho": 0.5},
+    ("TSM-Proportional", "varrho 0.75"): {"method": "proportional", "train_frames": (4, 16), "varrho": 0.75},
+    ("TSM-Fine-tuning", "16F -> 4F"): {"method": "tsm", "train_frames": (4,), "start": "tsm"},
+    ("TSM-FFN", ""): {"method": "ffn", "train_frames": (4, 8, 16)},
+    ("TSM-FFN", "with 24F"): {"method": "ffn", "train_frames": (4, 8, 16, 24)},
+    **{
+        ("TSM-FFN", f"trained at {'/'.join(map(str, counts))}F"): {"method": "ffn", "train_frames": counts}
+        for counts in ((4, 16), (4, 8, 12, 16), (4, 10, 16), (4, 12, 16))
+    },
+    **{
+        ("TSM-FFN", f"without {part.replace('_', ' ')}"): {"method": "ffn", "train_frames": (4, 8, 16), part: False}
+        for part in ("specialized_normalization", "weight_alteration", "temporal_distillation", "weight_sharing")
+    },
+    **{
+        (method, f"ResNet-{depth}"): {**settings, "depth": depth}
+        for depth in (18, 101)
+        for method, settings in (
+            ("TSM", {"method": "tsm", "train_frames": (16,)}), ("TSM-FFN", {"method": "ffn", "train_frames": (4, 8, 16)})
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["table1", *TABLES_OF_THE_PAPER])
+def test_the_networks_of_a_row_have_the_settings_that_its_published_figures_name(name: str) -> None:
+    config = read_config(read_files([FOLDER / "config.yaml", FOLDER / "paper.yaml"]))
+    for row in config.tables[name].rows:
+        assert row.published is not None
+        figures = (row.published.method, row.published.setting or "")
+        for n in config.tables[name].frame_counts:
+            expected = [SETTINGS[figures]] if figures in SETTINGS else []
+            if figures[0] == "TSM-ST":
+                depth = {"depth": int(figures[1].removeprefix("ResNet-"))} if figures[1] else {}
+                expected = [{"method": "tsm", "train_frames": (n,), **depth}]
+            elif figures[0] == "TSM-Ensemble":
+                expected = [{"method": "tsm", "train_frames": (count,)} for count in (4, 8, 16)]
+            found = []
+            for experiment in map(config.experiments.__getitem__, row.experiments_at(n)):
+                default = type(experiment.method).model_fields
+                changed = {
+                    key: value
+                    for key, value in experiment.method.model_dump().items()
+                    if value != default[key].default
+                }
+                start, depth_of = experiment.start, experiment.depth
+                found.append(
+                    changed | ({"start": start} if start else {}) | ({"depth": depth_of} if depth_of else {})
+                )
+                assert bool(experiment.training) == bool(start)
+            assert found == expected, (row.label, n)
+
+
 @pytest.mark.parametrize("name", ["something-something-v1", "kinetics-400", "hmdb51"])
 def test_a_data_set_of_the_paper_differs_in_its_data_and_its_flip_only(name: str) -> None:
     path = FOLDER / f"datasets/{name}.yaml"

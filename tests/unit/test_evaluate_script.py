@@ -60,6 +60,31 @@ def test_an_evaluation_that_would_run(work: Path, monkeypatch: pytest.MonkeyPatc
     assert json.loads((work / "validation_4f.json").read_text())["videos"] == 12
 
 
+def test_an_ensemble_costs_the_sum_where_the_cost_of_its_networks_is_known(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of networks with 30 and 60 clips per second, one after the other: 1 / (1/30 + 1/60) = 20."""
+    assert evaluate(work, monkeypatch) == 0
+    average = runpy.run_path(str(ROOT / "workflow/scripts/evaluate_ensemble.py"))["main"]
+    record = json.loads((work / "validation_4f.json").read_text())
+    members = [Path(f"{name}/seed0/validation_4f.json") for name in ("one", "two")]
+    for path, speed in zip(members, (30, 60), strict=True):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({**record, "gflops": 1.5, "clips_per_second": speed}))
+        shutil.copy(work / "validation_4f.parquet", path.with_suffix(".parquet"))
+    output = Path("one+two/seed0/validation_4f.json")
+    assert average(members, output) == 0
+    of_both = json.loads(output.read_text())
+    assert (of_both["gflops"], of_both["clips_per_second"]) == (3, pytest.approx(20))
+    assert (of_both["run"], of_both["parameters"]) == ("one+two", 2 * record["parameters"])
+    # An evaluation from before the cost was recorded.
+    members[1].write_text(
+        json.dumps({key: record[key] for key in record if key not in ("gflops", "clips_per_second")})
+    )
+    assert average(members, output) == 0
+    assert not {"gflops", "clips_per_second"} & json.loads(output.read_text()).keys()
+
+
 def test_little_shared_memory_and_disk_space_are_named_together(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,12 @@ def main(members: list[Path], output: Path, log: Path | None = None) -> int:
         )
         write_predictions(predictions, output.with_suffix(".parquet"))
         scores = accuracy(predictions)
+        cost = {}
+        # Earlier evaluations have no cost.
+        if all("gflops" in record for record in records):
+            cost["gflops"] = sum(record["gflops"] for record in records)
+            # The networks run one after the other.
+            cost["clips_per_second"] = 1 / sum(1 / record["clips_per_second"] for record in records)
         record = {
             "run": output.parts[-3],
             **{key: records[0][key] for key in SHARED},
@@ -50,9 +56,7 @@ def main(members: list[Path], output: Path, log: Path | None = None) -> int:
             "parameters": sum(record["parameters"] for record in records),
             "videos": len(predictions),
             **scores,
-            "gflops": sum(record["gflops"] for record in records),
-            # The networks run one after the other.
-            "clips_per_second": 1 / sum(1 / record["clips_per_second"] for record in records),
+            **cost,
             **provenance(torch.device("cpu")),
         }
         write_json(output, record)
