@@ -99,8 +99,10 @@ def test_the_whole_workflow(cluster: Cluster, workflow: ClusterWorkflow, local: 
         assert "device" not in checked
         run = json.loads((result_folder(workflow.folder, experiment) / "run.json").read_text())
         assert run["slurm_job"] in {job for job, _ in steps}
+    tables = [pd.read_csv(folder / TABLE) for folder in (workflow.folder, local().folder)]
+    # The measured speed of a network differs from run to run.
     pd.testing.assert_frame_equal(
-        *(pd.read_csv(folder / TABLE) for folder in (workflow.folder, local().folder))
+        *(table.drop(columns=table.filter(like="clips_per_second").columns) for table in tables)
     )
 
 
