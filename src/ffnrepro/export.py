@@ -208,7 +208,7 @@ def export_run(
     folder = run / f"seed{seed}"
     settings, _ = read_run(run)
     digest = tensors_digest(network.state_dict())
-    scores = read_scores(folder, digest)
+    scores = card_scores(folder, digest)
     differences = write_programs(network, output, frames=frames, crop_size=settings.crop_size)
     write_text(output / "labels.txt", "\n".join(names) + "\n")
     card = ModelCard(
@@ -230,7 +230,7 @@ def export_run(
     return differences
 
 
-def read_scores(folder: Path, digest: str) -> list[dict[str, str]]:
+def card_scores(folder: Path, digest: str) -> list[dict[str, str]]:
     """Read the evaluations of a network: accuracy in percent by frame count, with the 95 % interval of top-1.
 
     Args:
