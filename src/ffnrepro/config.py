@@ -285,6 +285,13 @@ class Table(Settings):
         return self
 
 
+class ReportSettings(Settings):
+    """What the report shows."""
+
+    tables: Annotated[tuple[str, ...], Field(min_length=1)] = ("table1",)
+    """Tables of `results/report.html`; `results/diagnosis.json` checks their runs."""
+
+
 class RuntimeSettings(Settings):
     """How the work is run; nothing here changes results by more than rounding (but only CUDA uses `training.precision`)."""
 
@@ -320,6 +327,7 @@ class Config(Settings):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationSettings = EvaluationSettings()
     tables: Annotated[dict[TableName, Table], Field(min_length=1)]
+    report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
     @property
@@ -447,6 +455,11 @@ def read_config(mapping: Mapping[str, Any]) -> Config:
         read_settings(TrainingConfig, experiment.training, key=key)
         if "gpus" in experiment.training:
             raise UserError(f"config: {key}.gpus is not a key; all experiments share training.gpus")
+    for name in config.report.tables:
+        if name not in config.tables:
+            raise UserError(
+                f"config: report.tables names {name!r}, which is not in tables ({', '.join(config.tables)})"
+            )
     return config
 
 

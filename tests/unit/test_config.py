@@ -53,7 +53,7 @@ def test_declared_defaults_are_the_recipe_of_the_paper_and_config_yaml_shows_the
     mapping: dict[str, Any],
 ) -> None:
     shown = read_config(mapping)
-    for section in ("network", "training", "evaluation", "runtime"):
+    for section in ("network", "training", "evaluation", "report", "runtime"):
         assert mapping.pop(section).keys() == type(getattr(shown, section)).model_fields.keys(), section
     assert mapping["data"].keys() == type(shown.data).model_fields.keys()
     mapping["data"] = {"labels": shown.data.labels, "videos": shown.data.videos}
@@ -291,6 +291,7 @@ def test_text_is_read_as_yaml_where_no_text_is_legal(mapping: dict[str, Any]) ->
         ({"experiments.ffn.depth": 10}, r"weights is imagenet, which does not fit experiments\.ffn \(depth 10"),
         ({"network.width": 32}, r"does not fit experiments\.ffn .*width 32"),
         ({"network.stem": 5}, r"does not fit experiments\.ffn .*stem 5"),
+        ({"report.tables": ["tabel1"]}, r"report\.tables names 'tabel1', which is not in tables \(table1"),
         ({"experiments.ffn.start": "tms"}, r"experiments\.ffn\.start names 'tms', which is not in experiments \(tsm, "),
         ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', whose network is of kind tsm and depth 18, but"),
         ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.start": "tsm_4f"}, r"circle: tsm_4f -> tsm -> tsm_4f"),
