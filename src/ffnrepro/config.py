@@ -246,6 +246,8 @@ class Row(Settings):
     ensemble: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """Names of experiments whose class probabilities are averaged, each network evaluated at the frame count of the column
     (Table 1); `null`: the row has `experiments`."""
+    compare_with: str | None = None
+    """Label of the row that this row is compared with on the same videos (Table 5); `null`: the first row of the table."""
     published: Published | None = None
 
     @model_validator(mode="after")
@@ -277,6 +279,10 @@ class Table(Settings):
         for i, row in enumerate(self.rows):
             if labels.count(row.label) > 1:
                 raise ValueError(f"the label {row.label!r} stands twice; give each row its own")
+            if row.compare_with is not None and row.compare_with not in {*labels} - {row.label}:
+                raise ValueError(
+                    f"rows[{i}].compare_with is {row.compare_with!r}; it must be the label of another row of the table"
+                )
             if isinstance(row.experiments, dict) and sorted(row.experiments) != list(self.frame_counts):
                 raise ValueError(
                     f"rows[{i}].experiments names the frame counts {list(row.experiments)}; it must name each of "

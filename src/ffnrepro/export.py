@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,6 +28,7 @@ from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
 from ffnrepro.recipe.transforms import normalise
 from ffnrepro.runs import read_run
 from ffnrepro.statistics import bootstrap_interval
+from ffnrepro.tables import read_correct
 from ffnrepro.weights import Network, tensors_digest
 
 TOLERANCE = 1e-4
@@ -238,7 +237,7 @@ def card_scores(folder: Path, digest: str) -> list[dict[str, str]]:
         digest: digest of the network; evaluations of another one are left out with a warning.
 
     Raises:
-        UserError: the predictions beside an evaluation cannot be read.
+        UserError: the predictions beside an evaluation cannot be read, or have another top-1.
     """
     named = ((re.fullmatch(r"(\w+?)_(\d+)f", path.stem), path) for path in folder.glob("*_*f.json"))
     rows = []
@@ -249,14 +248,8 @@ def card_scores(folder: Path, digest: str) -> list[dict[str, str]]:
                 "%s: not in the model card, because it is of another network; run snakemake again", path
             )
             continue
-        try:
-            predictions = pd.read_parquet(path.with_suffix(".parquet"), columns=["label", "class_1"])
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path.with_suffix('.parquet')}: cannot be read ({error}); delete it and run snakemake again"
-            ) from error
-        correct = (predictions["class_1"] == predictions["label"]).to_numpy().astype(np.int8)
-        low, high = bootstrap_interval(correct[None])
+        correct = read_correct(path, "class_1", record["top1"])
+        low, high = bootstrap_interval(correct.to_numpy()[None])
         rows.append(
             {
                 "frames": str(frames),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ffnrepro.files import replacing
@@ -32,7 +33,7 @@ def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) 
     frames = frame_counts(table)
     elsewhere = published_elsewhere(table, published=published, dataset=dataset)
     panels = 1 + len(elsewhere)
-    figure = Figure(figsize=(1 + 4.5 * panels, 4.2 + 0.1 * len(table)), layout="constrained")
+    figure = Figure(figsize=(1 + 4.5 * panels, 4.2), layout="constrained")
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     colours = {row: f"C{number}" for number, row in enumerate(table["method"])}
     for row in table.to_dict("records"):
@@ -60,15 +61,27 @@ def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) 
         panel.set_xticks(frames, [str(n) for n in frames])
         panel.set_xlabel("frames at inference")
         panel.grid(alpha=0.3)
-    # The legend lies outside the panels, where it covers no line.
-    figure.legend(loc="outside lower center", ncols=2 * panels, fontsize=8)
+    _add_legend(figure)
     return figure
+
+
+def _add_legend(figure: Figure) -> None:
+    """Name the rows below the panels, where the legend covers no line; the published figures share an entry."""
+    entries: dict[str, Any] = {str(row.get_label()): row for row in figure.axes[0].containers}
+    if any(line.get_linestyle() == "--" for axes in figure.axes for line in axes.lines):
+        entries["published"] = Line2D([], [], linestyle="--", color="grey")
+    # In points: a letter of this font is about 5 wide, and the sample of a line takes 40.
+    columns = int(72 * figure.get_figwidth() / (40 + 5 * max(map(len, entries)))) or 1
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(entries) // columns))
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=columns, fontsize=8
+    )
 
 
 def curve_figure(curve: pd.DataFrame, *, dataset: str) -> Figure:
     """Draw top-1 accuracy at any frame count, and the published figures dashed.
 
-    A row with one network is a line, a row with a network for each frame count a set of points. Where another data
+    A row with one network is a line; a row with several (TSM-ST, an ensemble) is a set of points. Where another data
     set was evaluated, the figures published on Something-Something V1 have a panel of their own.
 
     Args:
@@ -78,20 +91,24 @@ def curve_figure(curve: pd.DataFrame, *, dataset: str) -> Figure:
     apart = bool(curve["published_on_v1"].notna().any())
     panels = 2 if apart else 1
     rows = list(curve.groupby("method", sort=False))
-    figure = Figure(figsize=(1 + 4.5 * panels, 4.2 + 0.1 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1 + 4.5 * panels, 4.2), layout="constrained")
     axes = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
     for number, (method, row) in enumerate(rows):
         colour = f"C{number}"
+        # An ensemble has the names of all its runs.
+        separate = len(set(row["run"])) > 1 or "+" in row["run"].iloc[0]
         axes[0].errorbar(
             row["frames"], row["top1"], row["deviation"] if "seeds" in row else None,
-            fmt="D" if len(set(row["run"])) > 1 else "o-", markersize=4, capsize=3, color=colour, label=method,
+            fmt="D" if separate else "o-", markersize=6 if separate else 4, capsize=3, color=colour, label=method,
+            # Points lie above the lines, on which some of them are.
+            zorder=3 if separate else 2,
         )  # fmt: skip
         for panel, column in zip(axes, ("published_top1", "published_on_v1"), strict=False):
             known = row.dropna(subset=column)
             if len(known):
                 panel.plot(
                     known["frames"], known[column], "s--", markersize=4, markerfacecolor="none", color=colour,
-                    label=f"{method} (published{'' if panel is axes[0] else ' on ' + _V1})",
+                    label=f"{method} (published)",
                 )  # fmt: skip
     axes[0].set_title(f"{dataset} (ours)" if apart else dataset)
     axes[0].set_ylabel("top-1 accuracy (%)")
@@ -101,7 +118,7 @@ def curve_figure(curve: pd.DataFrame, *, dataset: str) -> Figure:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_xlabel("frames at inference")
         panel.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=panels, fontsize=8)
+    _add_legend(figure)
     return figure
 
 

@@ -169,6 +169,27 @@ def scoring_code() -> str:
     return _digest(code_digests(["ffnrepro.recipe.scoring", "ffnrepro.recipe.clips"]))
 
 
+def evaluation_inputs(
+    *, split: str, short_side: int, crop_size: int, manifest_digest: Path
+) -> dict[str, Any]:
+    """The inputs that all evaluations of a table share, with the keys of their records; `code` is that of scoring.
+
+    Args:
+        split: split that is evaluated.
+        short_side: short side of the resized frames in pixels.
+        crop_size: height and width of the clips in pixels.
+        manifest_digest: the file `manifest.sha256`.
+    """
+    data = manifest_digest.read_text(encoding="utf-8").strip()
+    return {
+        "split": split,
+        "short_side": short_side,
+        "crop_size": crop_size,
+        "data": data,
+        "code": scoring_code(),
+    }
+
+
 def module_code(module: str) -> str:
     """Digest of the code of a module and of all modules that it imports from this package."""
     return _digest(code_digests([module], within="ffnrepro"))

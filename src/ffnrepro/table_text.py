@@ -1,5 +1,6 @@
-"""A table as Markdown and as LaTeX: accuracy, difference from the first row, published figures, cost."""
+"""A table as Markdown and as LaTeX: accuracy, difference from another row, published figures, cost."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,12 @@ def table_blocks(table: pd.DataFrame, *, published: Published, dataset: str) -> 
         caption += f" Mean ± sample standard deviation of {table['seeds'].max()} seeds."
     lines = {
         caption: [[_accuracy(row, n) for n in frames] for row in rows],
-        f"Difference from {rows[0]['method']} on the same videos, in points, with 95 % intervals.": [
-            [_gain(row, n) for n in frames] for row in rows
-        ],
+        **{
+            f"Difference from {other} on the same videos, in points, with 95 % intervals.": [
+                [_gain(row, n) if row["compared_with"] == other else "" for n in frames] for row in rows
+            ]
+            for other in table["compared_with"].dropna().unique()
+        },
         f"Published on {dataset}; in brackets: ours minus published, in points.": [
             [_published(row, n) for n in frames] for row in rows
         ],
@@ -68,8 +72,6 @@ def _accuracy(row: Mapping[Any, Any], n: int) -> str:
 
 
 def _gain(row: Mapping[Any, Any], n: int) -> str:
-    if pd.isna(row[f"gain_{n}f"]):
-        return ""
     return f"{row[f'gain_{n}f']:+.1f} [{row[f'gain_low_{n}f']:+.1f}, {row[f'gain_high_{n}f']:+.1f}]"
 
 
@@ -91,13 +93,17 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def latex(blocks: Sequence[Block]) -> str:
-    r"""The parts of a table as LaTeX tables (`\usepackage{booktabs}`)."""
+    r"""The parts of a table as LaTeX tables, for a document with `\usepackage{booktabs, graphicx}`."""
     escapes = str.maketrans(LATEX_ESCAPE_RULES)
-    return "\n".join(
+    # A part that is wider than the text is shrunk to its width.
+    fit = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}"
+    text = "\n".join(
         f"\\begin{{table}}\n\\centering\n\\caption{{{block.caption.translate(escapes)}}}\n"
-        f"{_tabulate(block, 'latex_booktabs')}\n\\end{{table}}\n"
+        f"{fit}{{%\n{_tabulate(block, 'latex_booktabs')}}}\n\\end{{table}}\n"
         for block in blocks
     )
+    # A hyphen before a number is a minus sign.
+    return "% \\usepackage{booktabs, graphicx}\n" + re.sub(r"(?<=[\s\[(])-(?=\d)", "$-$", text)
 
 
 def _tabulate(block: Block, form: str) -> str:

@@ -33,11 +33,13 @@ class TableRow:
         label: the name of the row; nothing else depends on it.
         published: method and setting (None: the plain one) of the published figures to compare with, or None.
         evaluations: frame count -> paths of the records of its evaluations, one per seed.
+        compare_with: label of the row that it is compared with; None: the first row of the table.
     """
 
     label: str
     published: tuple[str, str | None] | None
     evaluations: dict[int, list[Path]]
+    compare_with: str | None = None
 
 
 def read_rows(text: str) -> list[TableRow]:
@@ -87,22 +89,6 @@ def check_published(rows: Sequence[TableRow], published: Published) -> None:
                 f"config: tables: row {row.label!r}: published.method {method!r} with setting {setting!r} is not in "
                 f"resources/published.csv; it has {'; '.join(legal or sorted({name for name, _ in known}))}"
             )
-
-
-def evaluation_inputs(
-    *, split: str, short_side: int, crop_size: int, manifest_digest: Path, code: str
-) -> dict[str, Any]:
-    """The inputs that all evaluations of a table share, with the keys of their records.
-
-    Args:
-        split: split that is evaluated.
-        short_side: short side of the resized frames in pixels.
-        crop_size: height and width of the clips in pixels.
-        manifest_digest: the file `manifest.sha256`.
-        code: digest of the scoring code.
-    """
-    data = manifest_digest.read_text(encoding="utf-8").strip()
-    return {"split": split, "short_side": short_side, "crop_size": crop_size, "data": data, "code": code}
 
 
 def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records:
@@ -190,16 +176,17 @@ def read_correct(record: Path, column: str, top1: float) -> "pd.Series[int]":
         1 if the prediction is right, else 0; by id of the video.
 
     Raises:
-        UserError: the predictions have another top-1.
+        UserError: the predictions cannot be read, or have another top-1.
     """
     file = record.with_suffix(".parquet")
-    predictions = pd.read_parquet(file, columns=["id", "label", column]).set_index("id")
+    again = f"make both again, with the --directory and --configfile of your call: snakemake --cores 1 --force {record}"
+    try:
+        predictions = pd.read_parquet(file, columns=["id", "label", column]).set_index("id")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); {again}") from error
     right = (predictions[column] == predictions["label"]).astype("int8")
     if (found := 100 * int(right.sum()) / len(right)) != top1:
-        raise UserError(
-            f"{file}: its top-1 is {found} and should be {top1}, as in {record.name}; make both again, with "
-            f"the --directory and --configfile of your call: snakemake --cores 1 --force {record}"
-        )
+        raise UserError(f"{file}: its top-1 is {found} and should be {top1}, as in {record.name}; {again}")
     return right
 
 
@@ -222,27 +209,27 @@ def assemble_table(
           setting that the row is compared with).
         - `top1_4f` in percent, with its 95 % interval from `low_4f` to `high_4f`. With n seeds it is the mean,
           `deviation_4f` is the sample standard deviation (n - 1), and `seeds` is n.
-        - `gain_4f`: difference from the first row on the same videos, in points, with its 95 % interval from
-          `gain_low_4f` to `gain_high_4f`; empty in the first row.
+        - `compared_with` (label of another row), and `gain_4f`: difference from that row on the same videos, in points, with
+          its 95 % interval from `gain_low_4f` to `gain_high_4f`; empty in the first row.
         - `published_4f`, and `difference_4f`: ours minus published, in points.
         - `gflops_4f` (10^9 multiply-adds of a video) and `clips_per_second_4f` (through the network alone, mean of the
           seeds); empty for evaluations from before they were recorded.
         - `checkpoint`: digests of the networks, in the order of the frame counts.
     """
-    correct = [{n: scores[paths].to_numpy().T for n, paths in row.evaluations.items()} for row in rows]
+    correct = {
+        row.label: {n: scores[paths].to_numpy().T for n, paths in row.evaluations.items()} for row in rows
+    }
     lines = []
-    for row, own in zip(rows, correct, strict=True):
+    for row in rows:
+        own = correct[row.label]
+        compare_with = row.compare_with or (None if row is rows[0] else rows[0].label)
+        other = correct[compare_with] if compare_with else {}
         figures = published_accuracy(published, dataset, *row.published) if row.published else {}
         of_row = {n: [records[path] for path in paths] for n, paths in row.evaluations.items()}
         networks = {record["model"]: record["parameters"] for cell in of_row.values() for record in cell}
         of_one_seed = {cell[0]["model"] for cell in of_row.values()}
         seeds = max(map(len, of_row.values()))
-        cells = {
-            n: _cell(
-                of_row[n], own[n], first=None if row is rows[0] else correct[0][n], figure=figures.get(n)
-            )
-            for n in own
-        }
+        cells = {n: _cell(of_row[n], own[n], other=other.get(n), figure=figures.get(n)) for n in own}
         lines.append(
             {
                 "method": row.label,
@@ -250,6 +237,7 @@ def assemble_table(
                 "videos": len(scores),
                 **({"seeds": seeds} if seeds > 1 else {}),
                 "published": ", ".join(filter(None, row.published)) if row.published else None,
+                "compared_with": compare_with,
                 **{f"{name}_{n}f": cells[n][name] for name in next(iter(cells.values())) for n in cells},
                 "checkpoint": " ".join(networks),
             }
@@ -258,14 +246,14 @@ def assemble_table(
 
 
 def _cell(
-    records: Sequence[Mapping[str, Any]], own: Scores, *, first: Scores | None, figure: float | None
+    records: Sequence[Mapping[str, Any]], own: Scores, *, other: Scores | None, figure: float | None
 ) -> dict[str, float | None]:
     """The numbers of a row at one frame count: see `assemble_table`.
 
     Args:
         records: record of each seed.
         own: (seeds, videos), 1 where the prediction is right, else 0.
-        first: the same of the first row; None in that row.
+        other: the same of the row that it is compared with; None: it is compared with none.
         figure: the published top-1.
     """
     top1 = [record["top1"] for record in records]
@@ -274,9 +262,9 @@ def _cell(
     if len(top1) > 1:
         cell["deviation"] = stdev(top1)
     cell |= dict.fromkeys(("gain", "gain_low", "gain_high"))
-    if first is not None:
-        low, high = bootstrap_interval(own - first)
-        cell |= {"gain": 100 * float((own - first).mean()), "gain_low": low, "gain_high": high}
+    if other is not None:
+        low, high = bootstrap_interval(own - other)
+        cell |= {"gain": 100 * float((own - other).mean()), "gain_low": low, "gain_high": high}
     cell |= {"published": figure, "difference": None if figure is None else fmean(top1) - figure}
     speeds = [record["clips_per_second"] for record in records if "clips_per_second" in record]
     cell |= {"clips_per_second": fmean(speeds) if speeds else None}

@@ -242,6 +242,7 @@ def test_readme_has_the_table_of_keys() -> None:
         ("tables.table1.rows", [], r"tables\.table1\.rows is \[\]"),
         ("tables.table1.rows", [{"label": "A", "experiments": {4: 5}}], r"rows\[0\]\.experiments\.4 is 5; it must be text"),
         ("tables.table1.rows", [{"label": "A", "experiments": {4: "tsm"}}], r"table1: rows\[0\]\.experiments .* \[4, 8, 16\]"),
+        ("tables.table1.rows", [{"label": "A", "experiments": "tsm", "compare_with": "A"}], r"compare_with is 'A'; it must be the .* another row"),
         ("tables.table1.rows", [{"label": "A"}], r"rows\[0\]: the row 'A' needs either experiments or ensemble"),
         ("tables.table1.rows", [{"label": "A", "experiments": "tsm", "ensemble": ["tsm", "ffn"]}], r"row 'A' needs either experiments or"),
         ("tables.table1.rows", [{"label": "A", "ensemble": ["tsm", "tsm"]}], r"ensemble of the row 'A' names an experiment twice"),

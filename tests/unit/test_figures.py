@@ -36,6 +36,16 @@ def legend_covers_a_panel(figure: Figure) -> bool:
     return any(axes.get_window_extent().overlaps(box) for axes in figure.axes)
 
 
+def legend_of(figure: Figure) -> list[str]:
+    """Texts of the legend, which lies in the picture and covers no panel."""
+    assert not legend_covers_a_panel(figure)
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 <= box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 <= box.y1 <= whole.y1
+    return [text.get_text() for text in legend.get_texts()]
+
+
 def table(*labels: str) -> pd.DataFrame:
     rows = [
         {
@@ -53,7 +63,18 @@ def test_accuracy_is_drawn_beside_published_figures() -> None:
     assert {label: heights for label, (heights, _) in lines(figure).items()} == {
         "TSM": [30, 60], "B": [31, 61], "TSM (published)": [56.07],
     }  # fmt: skip
-    assert not legend_covers_a_panel(figure)
+    assert legend_of(figure) == ["TSM", "B", "published"]
+
+
+@pytest.mark.parametrize("dataset", ["something-something-v2", "demo"])
+def test_a_legend_of_many_long_labels_lies_in_the_picture(dataset: str) -> None:
+    labels = [f"{row} without specialised normalisation" for row in range(12)]
+    long = pd.concat([table(label, "").iloc[:1] for label in labels])
+    figure = accuracy_figure(long, published=PUBLISHED, dataset=dataset)
+    assert legend_of(figure) == [*labels, "published"]
+    # The panels keep their size.
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().height > 2.8 * figure.dpi
 
 
 def test_another_label_changes_no_colour() -> None:
@@ -72,40 +93,41 @@ def test_without_published_figures_there_is_a_panel_of_the_reference(tmp_path: P
     # The colour of the row that is compared with these figures.
     assert other == {"A (published)": ([56.07, 63.61], lines(figure)["A"][1])}
     assert len({colour for _, colour in lines(figure).values()}) == 2
-    assert not legend_covers_a_panel(figure)
+    assert legend_of(figure) == ["A", "B", "published"]
     save_figure(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def curve(published_on_v1: float | None) -> pd.DataFrame:
-    """One network at 2 and 3 frames; another at each of 4 and 8."""
+    """One network at 2 and 3 frames; another at each of 4 and 8; and both together."""
     return pd.DataFrame(
         {
-            "method": ["FFN", "FFN", "ST", "ST"], "run": ["ffn", "ffn", "tsm_4f", "tsm_8f"],
-            "frames": [2, 3, 4, 8], "top1": [50.0, 60.0, 55.0, 65.0], "published_top1": [None, None, 56.0, 66.0],
-            "published_on_v1": [None, published_on_v1, None, None],
+            "method": ["FFN", "FFN", "ST", "ST", "Both", "Both"],
+            "run": ["ffn", "ffn", "tsm_4f", "tsm_8f", *["tsm_4f+tsm_8f"] * 2], "frames": [2, 3, 4, 8, 4, 8],
+            "top1": [50.0, 60.0, 55.0, 65.0, 52.0, 53.0], "published_top1": [None, None, 56.0, 66.0, None, None],
+            "published_on_v1": [None, published_on_v1, None, None, None, None],
         }
     )  # fmt: skip
 
 
-def test_networks_at_any_frame_are_lines_and_separate_networks_are_points() -> None:
+def test_networks_at_any_frame_are_lines_and_several_networks_are_points() -> None:
     figure = curve_figure(curve(None), dataset="something-something-v1")
     (axes,) = figure.axes
     assert {label: heights for label, (heights, _) in lines(figure).items()} == {
-        "FFN": [50, 60], "ST": [55, 65], "ST (published)": [56, 66]
+        "FFN": [50, 60], "ST": [55, 65], "Both": [52, 53], "ST (published)": [56, 66]
     }  # fmt: skip
     containers: list[Any] = list(axes.containers)
-    assert [container[0].get_linestyle() for container in containers] == ["-", "None"]
+    assert [container[0].get_linestyle() for container in containers] == ["-", "None", "None"]
     (dashed,) = [line for line in axes.lines if line.get_label() == "ST (published)"]
     assert dashed.get_linestyle() == "--"
     assert dashed.get_color() == containers[1][0].get_color()
-    assert not legend_covers_a_panel(figure)
+    assert legend_of(figure) == ["FFN", "ST", "Both", "published"]
 
 
 def test_figures_published_on_v1_have_a_panel_of_their_own() -> None:
     figure = curve_figure(curve(45.0), dataset="something-something-v2")
     published = lines(figure, panel=1)
-    assert published["FFN (published on something-something-v1)"][0] == [45]
+    assert published["FFN (published)"][0] == [45]
     assert figure.axes[1].get_title() == "something-something-v1 (published)"
     assert not legend_covers_a_panel(figure)
 

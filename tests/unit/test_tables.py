@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 
 from ffnrepro.errors import UserError
-from ffnrepro.table_text import latex, markdown, table_blocks
+from ffnrepro.table_text import Block, latex, markdown, table_blocks
 from ffnrepro.tables import (
     Published,
     Records,
@@ -90,7 +91,7 @@ def test_columns_intervals_differences_and_checkpoints(published: Published) -> 
         "top1 low high gain gain_low gain_high published difference clips_per_second gflops".split()  # noqa: SIM905
     )
     assert table.columns.tolist() == [
-        "method", "parameters", "videos", "published",
+        "method", "parameters", "videos", "published", "compared_with",
         *(f"{kind}_{n}f" for kind in kinds for n in (4, 8, 16)), "checkpoint",
     ]  # fmt: skip
     first, second = (dict(row) for row in table.to_dict("records"))
@@ -112,6 +113,24 @@ def test_columns_intervals_differences_and_checkpoints(published: Published) -> 
     # At 16 frames both rows have the same network.
     assert [second[f"{kind}_16f"] for kind in ("gain", "gain_low", "gain_high")] == [0, 0, 0]
     assert table.loc[0].filter(like="gain").isna().all()
+
+
+def test_a_row_may_be_compared_with_another_row_than_the_first(published: Published) -> None:
+    """By hand: 66 - 60 and 50 - 60 points; the first row is compared with none."""
+    rows, records = [], {}
+    for label, top1, other in (("A", 40.0, None), ("B", 60.0, None), ("C", 66.0, "B"), ("D", 50.0, "B")):
+        row, record = make_row(label, {4: [(label, top1)]})
+        rows.append(replace(row, compare_with=other))
+        records |= record
+    table = make_table(rows, records, published=published, dataset=V2)
+    assert table["compared_with"].fillna("").tolist() == ["", "A", "B", "B"]
+    assert table["gain_4f"].fillna(0).tolist() == [0, 20, 6, -10]
+    first, second = table_blocks(table, published=published, dataset=V2)[1:3]
+    assert first.caption.startswith("Difference from A on the same videos")
+    assert second.caption.startswith("Difference from B on the same videos")
+    assert [[line[0], line[1].split()[0]] for line in [*first.lines, *second.lines]] == [
+        ["B", "+20.0"], ["C", "+6.0"], ["D", "-10.0"]
+    ]  # fmt: skip
 
 
 def test_the_text_shows_intervals_published_figures_and_the_difference_from_the_first_row(
@@ -151,6 +170,15 @@ def test_latex_is_booktabs_with_escaped_labels(published: Published) -> None:
         r"\\toprule\n method +& +4 frames \\\\\n\\midrule\n a\\_b \\& 50\\% & 50\.0 \[49\.0, 51\.0\] \\\\",
         text,
     ), text
+    assert text.startswith("% \\usepackage{booktabs, graphicx}\n")
+
+
+def test_negative_numbers_in_latex_have_a_minus_sign() -> None:
+    block = Block("Since 1-2", ["method", "4 frames"], [["x-3", "-1.0 [-2.0, +1.0]"], ["y", "31.0 (-1.0)"]])
+    lines = latex([block]).splitlines()
+    assert r" x-3 & $-$1.0 [$-$2.0, +1.0] \\" in [re.sub(" +", " ", line) for line in lines]
+    assert any("31.0 ($-$1.0)" in line for line in lines)
+    assert r"\caption{Since 1-2}" in lines
 
 
 def test_the_text_shows_the_cost_where_the_evaluation_recorded_it(published: Published) -> None:
@@ -299,6 +327,12 @@ def test_scores_are_joined_by_id_and_must_give_the_top_1_of_the_record() -> None
     with pytest.raises(
         UserError,
         match=r"validation_8f\.parquet: its top-1 is 66\.6.* and should be 50\.0, .* --force .*8f\.json$",
+    ):
+        read_scores(both, records)
+    file = Path(NAME).with_suffix(".parquet")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(
+        UserError, match=rf"^{file}: cannot be read \(.*\); make both again, .* --force {NAME}$"
     ):
         read_scores(both, records)
 

@@ -135,6 +135,7 @@ def rows_of_table(name):
     return [
         {
             "label": row.label,
+            "compare_with": row.compare_with,
             "published": row.published and [row.published.method, row.published.setting],
             "evaluations": {n: evaluations_of_row(row, n) for n in table.frame_counts},
         }

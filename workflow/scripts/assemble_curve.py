@@ -9,8 +9,8 @@ from ffnrepro.curves import assemble_curve, read_curve_records, read_curve_score
 from ffnrepro.figures import curve_figure, save_figure
 from ffnrepro.files import replacing
 from ffnrepro.logs import run
-from ffnrepro.runs import scoring_code
-from ffnrepro.tables import evaluation_inputs, read_published, read_rows
+from ffnrepro.runs import evaluation_inputs
+from ffnrepro.tables import read_published, read_rows
 
 
 def main(
@@ -48,7 +48,6 @@ def main(
             short_side=short_side,
             crop_size=crop_size,
             manifest_digest=data,
-            code=scoring_code(),
         )
         row_list = read_rows(rows)
         records = read_curve_records(row_list, inputs, frames)

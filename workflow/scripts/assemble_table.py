@@ -8,12 +8,11 @@ import tyro
 
 from ffnrepro.files import replacing, write_json, write_text
 from ffnrepro.logs import logger, run
-from ffnrepro.runs import scoring_code
+from ffnrepro.runs import evaluation_inputs
 from ffnrepro.table_text import latex, markdown, table_blocks
 from ffnrepro.tables import (
     assemble_table,
     check_published,
-    evaluation_inputs,
     read_published,
     read_records,
     read_rows,
@@ -54,7 +53,6 @@ def main(
             short_side=short_side,
             crop_size=crop_size,
             manifest_digest=data,
-            code=scoring_code(),
         )
         row_list = read_rows(rows)
         figures = read_published(published)

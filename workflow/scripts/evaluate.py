@@ -29,8 +29,7 @@ from ffnrepro.logs import logger
 from ffnrepro.logs import run as run_logged
 from ffnrepro.provenance import provenance
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
-from ffnrepro.runs import check_key, read_run, scoring_code
-from ffnrepro.tables import evaluation_inputs
+from ffnrepro.runs import check_key, evaluation_inputs, read_run
 from ffnrepro.training.devices import choose_device, place
 from ffnrepro.training.loader import UnreadableVideo, VideoBatches
 from ffnrepro.weights import load_checkpoint, tensors_digest
@@ -82,7 +81,6 @@ def main(
             short_side=settings.short_side,
             crop_size=settings.crop_size,
             manifest_digest=manifest / "manifest.sha256",
-            code=scoring_code(),
         )
         folder = run / f"seed{seed}"
         rows = read_labelled_split(manifest / f"{split}.parquet")
