@@ -6,25 +6,36 @@ docs/performance.md has a table of such estimates.
 import math
 from typing import NamedTuple
 
+from ffnrepro.methods import AnyMethod
+from ffnrepro.recipe.methods.mixed import Mixed
+from ffnrepro.recipe.methods.proportional import Proportional
 from ffnrepro.runs import RunSettings
 
 FRAMES_PER_SECOND = {"tsm": 5293, "ffn": 4758}
 """Frames that one H200 trains on per second: ResNet-50, 224 px, float16, batches of 32 videos."""
 
-SECONDS_PER_VIDEO = 1 / 16
-"""Time of one core for a training sample from a video of about 48 frames of 427x240 px, of any frame count: all frames
-before the last one are decoded."""
+SECONDS_PER_FRAME = 1 / 16 / 48
+"""Time of one core for each frame of a video, of 427x240 px. A sample takes that of all frames of its video, at any frame
+count: all frames before the last one that it needs are decoded. (16 samples a second, of videos of 48 frames.)"""
 
 SECONDS_PER_CACHED_FRAME = 0.0011
 """Time of one core for a frame from the frame cache, on the same machine. (`benchmarks/loader.py` measures the ratio.)"""
 
-FRAMES_OF_VIDEO = 48
-"""Frames of a video, to estimate how many of the frames of several clips are the same."""
+FRAMES_OF_VIDEO = {"kinetics-400": 300, "hmdb51": 95}
+"""About how many frames a video has, by data set; 48 in all others."""
+
+SINGLE_FRAMES = ("something-something-v1",)
+"""Data sets that are released as frames, which are read singly, as those of the frame cache."""
 
 GFLOPS = {10: 0.9, 18: 1.8, 50: 4.1, 101: 7.8}
 """Billions of multiply-adds per frame at 224 px, by depth."""
 
-VIDEOS = {"something-something-v1": 86_017, "something-something-v2": 168_913, "kinetics-400": 240_000}
+VIDEOS = {
+    "something-something-v1": 86_017,
+    "something-something-v2": 168_913,
+    "kinetics-400": 240_000,
+    "hmdb51": 3_570,
+}
 """Number of videos in the training split, by data set."""
 
 
@@ -82,7 +93,7 @@ def estimate(
         basis += "decoding" if settings.cache == "none" else "the frame cache"
         enough = math.ceil(cores * seconds / fastest)
         remedies = {f"with {enough} cores": fastest}
-        if settings.cache == "none":
+        if settings.cache == "none" and settings.dataset not in SINGLE_FRAMES:
             cached = _seconds(settings.model_copy(update={"cache": "jpeg"}), videos, cores)
             remedies["with data.cache: jpeg"] = cached
         savings = [f"{duration(time / 3600 * gpus, gpu=True)} {remedy}" for remedy, time in remedies.items()]
@@ -95,12 +106,30 @@ def _seconds(settings: RunSettings, videos: int, cores: float) -> float:
     network = settings.network
     # Cost of a frame, relative to a frame through ResNet-50 at 224 px.
     cost = GFLOPS[network.depth] / GFLOPS[50] * (network.width / 64 * settings.crop_size / 224) ** 2
-    computing = sum(counts) * cost / FRAMES_PER_SECOND[settings.method.family] / settings.training.gpus
+    computing = (
+        _trained_frames(settings.method)
+        * cost
+        / FRAMES_PER_SECOND[settings.method.family]
+        / settings.training.gpus
+    )
     # A frame is not read if no clip has it; a clip of T frames has one of each T-th part of the video.
-    left_out = math.prod(max(0.0, 1 - count / FRAMES_OF_VIDEO) for count in counts)
-    cached = SECONDS_PER_CACHED_FRAME * FRAMES_OF_VIDEO * (1 - left_out)
-    reading = (SECONDS_PER_VIDEO if settings.cache == "none" else cached) / cores
-    return settings.training.epochs * videos * max(computing, reading)
+    frames = FRAMES_OF_VIDEO.get(settings.dataset, 48)
+    left_out = math.prod(max(0.0, 1 - count / frames) for count in counts)
+    if settings.cache == "none" and settings.dataset not in SINGLE_FRAMES:
+        reading = SECONDS_PER_FRAME * frames
+    else:
+        reading = SECONDS_PER_CACHED_FRAME * frames * (1 - left_out)
+    return settings.training.epochs * videos * max(computing, reading / cores)
+
+
+def _trained_frames(method: AnyMethod) -> float:
+    """Number of frames of a video that a step trains on, on average."""
+    if not isinstance(method, Mixed | Proportional):
+        return sum(method.frame_counts)
+    low, high = method.train_frames
+    share = method.rho if isinstance(method, Mixed) else 1 - method.varrho
+    others = low + high if isinstance(method, Mixed) and method.unmixed == "both" else high
+    return share * low + (1 - share) * others
 
 
 def duration(hours: float, *, gpu: bool = False) -> str:

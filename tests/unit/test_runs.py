@@ -18,6 +18,8 @@ from ffnrepro.config import Config, read_files
 from ffnrepro.errors import UserError
 from ffnrepro.estimate import PastTraining, duration, estimate
 from ffnrepro.recipe.methods.ffn import Ffn
+from ffnrepro.recipe.methods.mixed import Mixed
+from ffnrepro.recipe.methods.proportional import Proportional
 from ffnrepro.recipe.methods.tsm import Tsm
 from ffnrepro.recipe.network import NetworkSettings
 from ffnrepro.run_list import RunList
@@ -140,8 +142,18 @@ FFN = Ffn(method="ffn", train_frames=(4, 8, 16))
         ({"method": TSM, "cache": "jpeg"}, 4, 10.32, "the frame cache"),
         ({"method": FFN, "cache": "jpeg"}, 4, 15.20, "the frame cache"),
         ({"method": TSM, "cache": "jpeg"}, 8, 7.09, "the GPU"),
+        # On average 0.25 * 16 + 0.75 * 4 frames, 0.75 * 16 + 0.25 * 4, and 0.25 * 20 + 0.75 * 4.
+        ({"method": Mixed(method="mixed", train_frames=(4, 16), rho=0.75)}, 64, 7.09 * 7 / 16, "the GPU"),
+        ({"method": Proportional(method="proportional", train_frames=(4, 16), varrho=0.75)}, 64, 7.09 * 13 / 16, "the GPU"),
+        ({"method": Mixed(method="mixed", train_frames=(4, 16), rho=0.75, unmixed="both")}, 64, 7.09 * 8 / 16, "the GPU"),
+        # 12,000,000 samples from videos of 300 frames instead of 48, and 178,500 from videos of 95 frames.
+        ({"method": TSM, "dataset": "kinetics-400"}, 8, 26.04 * 300 / 48, "decoding"),
+        ({"method": FFN, "dataset": "hmdb51"}, 8, 178_500 / 16 / 8 / 3600 * 95 / 48, "decoding"),
+        # Single frames, 4,300,850 times 16.
+        ({"method": TSM, "dataset": "something-something-v1"}, 4, 5.257, "decoding"),
+        ({"method": TSM, "dataset": "something-something-v1"}, 8, 3.611, "the GPU"),
     ],
-)
+)  # fmt: skip
 def test_hours_by_hand(settings: dict[str, Any], cores: int, hours: float, side: str) -> None:
     found = estimate(RunSettings(**settings), videos=None, cores=cores, gpu=True, past=None)
     assert found.hours == pytest.approx(hours, rel=2e-3)
@@ -153,6 +165,11 @@ def test_what_more_cores_or_a_cache_would_save() -> None:
     assert found.basis.partition("; ")[2] == "7.1 GPU hours with 21 cores, 10 GPU hours with data.cache: jpeg"
     found = estimate(RunSettings(method=FFN, cache="jpeg"), videos=None, cores=4, gpu=True, past=None)
     assert found.basis.partition("; ")[2] == "14 GPU hours with 5 cores"
+    # A cache of frames that are read singly saves nothing.
+    found = estimate(
+        RunSettings(method=TSM, dataset="something-something-v1"), videos=None, cores=4, gpu=True, past=None
+    )
+    assert found.basis.partition("; ")[2] == "3.6 GPU hours with 6 cores"
 
 
 def test_the_hours_of_the_documentation() -> None:
