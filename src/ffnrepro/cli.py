@@ -260,7 +260,7 @@ def runs_command(
                 print(getattr(runs, action)(name))
         elif plan is not None:
             rows, hours = runs.plan(plan)
-            print(tabulate(rows, headers="keys"))
+            print(tabulate(rows, headers="keys", floatfmt=".1f"))
             imports = sum(row["run"].rpartition("-")[0] in config.imports for row in rows)
             done, unknown = (
                 sum(row[key] == value for row in rows)
