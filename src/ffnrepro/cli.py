@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "unpack": unpack_command,
         "inspect": inspect_command,
         "runs": runs_command,
+        "watch": watch_command,
         "provenance": provenance_command,
         "doctor": doctor_command,
         "checkpoint": checkpoint_command,
@@ -272,6 +273,21 @@ def runs_command(
             )
         else:
             print(tabulate(runs.rows(), headers="keys") or "no runs yet")
+
+
+def watch_command(directory: Path = Path(), once: bool = False) -> None:
+    """Show the trainings of a folder while they run: epoch, loss, accuracy, speed, time left, process, last warning.
+
+    Ctrl-C ends the command, and no training. It only reads files, on any machine that sees the folder.
+
+    Args:
+        directory: Folder in which the workflow runs.
+        once: Print the trainings once and end, as always where the output is no terminal.
+    """
+    from ffnrepro.watch import watch  # noqa: PLC0415
+
+    with Workflow(directory=directory).enter():
+        watch(once=once)
 
 
 def predict_command(

@@ -137,4 +137,4 @@ def duration(hours: float, *, gpu: bool = False) -> str:
     unit = "GPU " if gpu else ""
     if hours >= 1:
         return f"{hours:.0f} {unit}hours" if hours >= 10 else f"{hours:.1f} {unit}hours"
-    return f"{60 * hours:.0f} {unit}minutes" if hours > 1 / 60 else f"a {unit}minute"
+    return f"{60 * hours:.0f} {unit}minutes" if hours >= 1.5 / 60 else f"a {unit}minute"

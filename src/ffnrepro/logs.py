@@ -6,11 +6,13 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ffnrepro.errors import Unfinished, UserError
+from ffnrepro.files import write_json
 
 logger = logging.getLogger("ffnrepro")
 
@@ -29,12 +31,31 @@ class _ScreenHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _LastWarning(logging.Handler):
+    def __init__(self, file: Path) -> None:
+        super().__init__(logging.WARNING)
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.exc_info and record.exc_info[1]:
+            message += f" ({record.exc_info[1]!r})"
+        # The log has the message, too.
+        with suppress(OSError):
+            write_json(self._file, {"time": f"{datetime.now():%F %T}", "message": message})
+
+
 def log_to(file: Path, *, mode: str) -> None:
     """Write all further messages to a file, too; `mode` is that of `open`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file, mode=mode, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
+
+
+def keep_last_warning(file: Path) -> None:
+    """Keep the last warning or error in a JSON file, with its time; `ffnrepro watch` shows it."""
+    logger.addHandler(_LastWarning(file))
 
 
 def stop_logging() -> None:

@@ -22,7 +22,7 @@ from ffnrepro.data.frame_cache import opener
 from ffnrepro.data.labels import read_classes
 from ffnrepro.errors import PermanentError, Unfinished, UserError
 from ffnrepro.files import read_record, replacing, write_json, write_text
-from ffnrepro.logs import log_to, logger
+from ffnrepro.logs import keep_last_warning, log_to, logger
 from ffnrepro.provenance import provenance
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
 from ffnrepro.recipe.models.tsm import ShiftedResNet
@@ -120,6 +120,7 @@ def run_job(job: Job) -> None:
             stack.enter_context(checkpoints.held(partial(stop.check, job.run.name)))
             # Snakemake deletes a job's own log before each attempt.
             log_to(checkpoints.folder / "log.txt", mode="a")
+            keep_last_warning(checkpoints.folder / "warning.json")
             stop.announce()
         processes.wait()
         model, trained = train_network(job, settings, device, checkpoints, stop, processes)

@@ -28,6 +28,7 @@ from ffnrepro.recipe.step import (
 )
 from ffnrepro.training.checkpoints import Checkpoints
 from ffnrepro.training.devices import move
+from ffnrepro.training.live import LiveProgress
 from ffnrepro.training.loader import VideoBatches
 from ffnrepro.training.processes import Processes
 from ffnrepro.training.progress import epoch_line, warnings, write_scalars
@@ -130,6 +131,14 @@ def train(
         rank=processes.rank,
         processes=processes.count,
     )
+    live = LiveProgress(
+        checkpoints.folder,
+        epochs=settings.epochs,
+        steps=len(batches_of(epoch=0)),
+        processes=processes.count,
+    )
+    if processes.first:
+        live.report(epoch=len(history), step=saved["step"], sums=sums, history=history)
     loading: Iterator[Batch] | None = None
     for epoch in range(len(history), settings.epochs):
         batches = batches_of(epoch=epoch)
@@ -173,6 +182,8 @@ def train(
             sums["seconds"] += now - requested
             sums["waited"] += received - requested
             longest = max(longest, now - requested)
+            if processes.first:
+                live.report(epoch=epoch, step=step + 1, sums=sums, history=history)
             reason = stop.reason(reserve=2 * (longest + checkpoints.save_seconds))
             stops, due = processes.any_of([reason is not None, processes.first and checkpoints.is_due()])
             if stops or due:
@@ -204,6 +215,7 @@ def train(
         sums.clear()
         save(epoch + 1, 0)
         if processes.first:
+            live.report(epoch=epoch + 1, step=0, sums=sums, history=history)
             write_scalars(checkpoints.folder / "tensorboard" / name, history[-1])
             logger.info("%s", epoch_line(name, settings.epochs, history[-1]))
             for warning in warnings(history, select_by=f"top1_{max(method.frame_counts)}f"):

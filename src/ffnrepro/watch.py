@@ -1,0 +1,209 @@
+"""The trainings of a working directory, shown in the terminal: what `ffnrepro watch` prints.
+
+Everything is read from the state folders, so a training on another machine is shown, too, and the trainings notice nothing.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ffnrepro.estimate import duration
+from ffnrepro.files import read_record
+from ffnrepro.runs import STATE
+from ffnrepro.training.lease import EXPIRY, LeaseStatus, read_lease
+
+REFRESH = 3.0
+"""Seconds between two looks at the files."""
+
+MOST_ENDED = 10
+"""Number of trainings at most that are shown although no process works on them, the latest first."""
+
+WIDTH = 160
+"""Columns of the output where it is no terminal."""
+
+COLOURS = {
+    "running": "green",
+    "no heartbeat": "yellow",
+    "killed": "red",
+    "failed": "red",
+    "stopped": "yellow",
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training, as its files describe it.
+
+    Attributes:
+        run: Name of the run.
+        seed: Its seed.
+        state: `running`, `no heartbeat`, `killed`, `failed`, `stopped` or `finished`.
+        progress: Content of `progress.json` or, where that is missing, of `about.json`.
+        process: The process that works on it, or that left its lease.
+        message: What to know or do: the last warning, or why it has ended; may be empty.
+        changed: When something in its folder changed last, as `time.time()` counts.
+    """
+
+    run: str
+    seed: str
+    state: str
+    progress: Mapping[str, Any]
+    process: str
+    message: str
+    changed: float
+
+    @property
+    def active(self) -> bool:
+        """Whether a process works on it, as far as the files tell."""
+        return self.state in ("running", "no heartbeat")
+
+
+def read_trainings(root: Path = STATE) -> list[Training]:
+    """Read all trainings below the folder of the states: those at work first, then the latest first.
+
+    Files may change or vanish meanwhile. A training on several data sets is shown with the latest.
+    """
+    latest: dict[tuple[str, str], Training] = {}
+    for folder in root.glob("*-????????/seed*-*"):
+        # It may be pruned at this moment.
+        with suppress(OSError):
+            training = _read_training(folder)
+            key = training.run, training.seed
+            if key not in latest or training.changed > latest[key].changed:
+                latest[key] = training
+    return sorted(
+        latest.values(), key=lambda each: (not each.active, 0.0 if each.active else -each.changed, each.run)
+    )
+
+
+def _read_training(folder: Path) -> Training:
+    # The lease is read first: a training that ends now has written its last save by then.
+    lease = read_lease(folder / "lease.json")
+    about, failure = read_record(folder / "about.json"), read_record(folder / "failed.json")
+    # Trainings of earlier versions wrote only about.json.
+    progress = read_record(folder / "progress.json") or about
+    state = _state(lease, about, failure)
+    run, seed = folder.parent.name, folder.name.removeprefix("seed").partition("-")[0]
+    warning = read_record(folder / "warning.json")
+    last = f"{warning['time']} {warning['message'].removeprefix(f'{run}: ')}" if warning else ""
+    silent = 0.0 if lease is None else time.time() - lease.heartbeat / 1e9
+    if state == "running" and progress.get("steps", 0) > progress.get("step", 0):
+        # Nothing is reported during a validation.
+        since = time.time() - (folder / "progress.json").stat().st_mtime
+        if since > EXPIRY:
+            last = f"no step has ended for {duration(since / 3600)}{'; ' if last else ''}{last}"
+    message = {
+        "no heartbeat": f"its process has been silent for {duration(silent / 3600)}: it is paused, or dead, or its machine "
+        "cannot reach this disk",
+        "killed": "its process has ended without a word; run snakemake again, and the training continues from its last save",
+        "failed": f"{failure.get('message', '')} (another attempt: ffnrepro runs retry {run})",
+        "stopped": f"{last}{'; ' if last else ''}run snakemake again to continue",
+        "finished": "",
+    }.get(state, last)
+    return Training(
+        run=run,
+        seed=seed,
+        state=state,
+        progress=progress,
+        process="" if lease is None else lease.name,
+        message=message,
+        changed=folder.stat().st_mtime,
+    )
+
+
+def _state(lease: LeaseStatus | None, about: Mapping[str, Any], failure: Mapping[str, Any]) -> str:
+    if lease is not None:
+        if lease.owner_is_dead():
+            return "killed"
+        # The clocks of two machines may differ by seconds, not by minutes.
+        return "no heartbeat" if time.time() - lease.heartbeat / 1e9 > EXPIRY else "running"
+    if failure:
+        return "failed"
+    return "finished" if about and about["epoch"] == about["epochs"] else "stopped"
+
+
+def view(trainings: Sequence[Training]) -> Group:
+    """A table of the trainings, with the messages below it."""
+    ended = [each for each in trainings if not each.active]
+    shown = [*(each for each in trainings if each.active), *ended[:MOST_ENDED]]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in (
+        "run",
+        "seed",
+        "state",
+        "epoch",
+        "loss",
+        "validation top-1",
+        "frames/s",
+        "time left",
+        "process",
+    ):
+        number = header in ("seed", "loss", "frames/s")
+        table.add_column(header, justify="right" if number else "left", overflow="fold")
+    for each in shown:
+        colour = COLOURS.get(each.state, "")
+        table.add_row(each.run, each.seed, Text(each.state, colour), *_cells(each), each.process)
+    parts: list[Table | Text] = [table] if shown else []
+    for each in shown:
+        if each.message:
+            name = Text(f"{each.run}, seed {each.seed}: ", COLOURS.get(each.state, ""))
+            parts.append(name + Text(each.message))
+    if hidden := max(0, len(ended) - MOST_ENDED):
+        parts.append(Text(f"{hidden} more trainings have ended; ffnrepro runs lists them"))
+    if len(ended) == len(trainings):
+        parts.append(
+            Text(
+                "No training is running here. Start snakemake, or give --directory if snakemake was given one."
+            )
+        )
+    return Group(Text(f"{datetime.now():%F %T}", "dim"), *parts)
+
+
+def _cells(training: Training) -> list[str]:
+    """Epoch, loss, scores, speed and time left of a training, as far as they are known."""
+    progress = training.progress
+    if not progress:
+        return [""] * 5
+    done, epochs, steps = progress["epoch"], progress["epochs"], progress.get("steps")
+    epoch = f"{done}/{epochs}"
+    if steps and done < epochs:
+        place = "validation" if progress["step"] == steps else f"{100 * progress['step'] // steps} %"
+        epoch = f"{done + 1}/{epochs}, {place}"
+    scores = ", ".join(
+        f"{key.removeprefix('validation_top1_')} {value:.1f}"
+        for key, value in (progress.get("last_epoch") or {}).items()
+        if key.startswith("validation_top1_")
+    )
+    loss, speed, left = (progress.get(key) for key in ("loss", "frames_per_second", "seconds_left"))
+    running = training.active
+    return [
+        epoch,
+        "" if loss is None else f"{loss:.3f}",
+        scores,
+        f"{speed:.0f}" if running and speed is not None else "",
+        duration(left / 3600) if running and left is not None else "",
+    ]
+
+
+def watch(*, once: bool = False) -> None:
+    """Show the trainings of the working directory until Ctrl-C; once if that is asked for or the output is no terminal."""
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else WIDTH)
+    if once or not terminal:
+        console.print(view(read_trainings()))
+        return
+    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(view(read_trainings()), refresh=True)
+            time.sleep(REFRESH)
