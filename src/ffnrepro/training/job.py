@@ -126,7 +126,11 @@ def run_job(job: Job) -> None:
     if processes.first:
         model.load_state_dict(trained.best_model)
         save_checkpoint(
-            job.output / "model.pt", model, class_names=read_classes(job.classes), dataset=settings.dataset
+            job.output / "model.pt",
+            model,
+            class_names=read_classes(job.classes),
+            dataset=settings.dataset,
+            train_frames=settings.method.train_frames,
         )
         digest = tensors_digest(trained.best_model)
         write_text(job.output / "model.sha256", digest + "\n")
