@@ -85,8 +85,10 @@ def test_what_only_our_files_hold_is_kept_in_ours_and_named_elsewhere(tmp_path: 
     assert not caplog.records
     convert(source, tmp_path / "y.pth", to="mit-han-lab")
     assert caplog.messages == [
-        f"{source}: the format of mit-han-lab does not hold class names, the name of the data set, the frame counts of its "
-        "training, dropout 0.2, which affects no score"
+        (
+            f"{source}: the format of mit-han-lab does not hold class names, the name of the data set, the frame counts of its "
+            "training, dropout 0.2, which affects no score"
+        )
     ]
 
 

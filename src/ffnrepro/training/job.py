@@ -241,8 +241,8 @@ def train_network(
             open_video=opener(
                 settings.cache,
                 quality=settings.jpeg_quality,
-                folder=job.cache_folder,
-                records=job.cache_records,
+                folder=job.cache_folder / split,
+                records=job.cache_records / split,
                 paths=manifest["path"],
             ),
             frame_counts=settings.method.frame_counts,
