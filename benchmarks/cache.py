@@ -152,7 +152,7 @@ class FrameCacheFile(Arrow):
         from ffnrepro.data.frame_cache import _write  # noqa: PLC0415
 
         rows = ((_Video(str(n), len(jpegs), 0, 0), jpegs) for n, jpegs in enumerate(videos))
-        _write(cls.file, rows, b"", 0, 0)
+        _write(cls.file, rows, b"", 0, lambda _: None)
 
     def open(self) -> None:
         """Open the file in this process."""

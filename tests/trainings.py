@@ -96,7 +96,8 @@ def write_network(folder: Path, data: Path, experiment: str) -> Path:
     config = configuration()
     run, settings = folder / RUNS / run_name(config, experiment), run_settings(config, experiment)
     write_run(run, settings)
-    save_checkpoint(run / "seed0/model.pt", trained(settings.method.build(12, settings.network)))
+    network = trained(settings.method.build(12, settings.network))
+    save_checkpoint(run / "seed0/model.pt", network, train_frames=settings.method.train_frames)
     write_json(run / "seed0/run.json", {"data": "5e1f", "seed": 0, "videos": 24, "best_epoch": 3})
     return run / "seed0"
 

@@ -31,7 +31,9 @@ def describe(path: Path, *, shift: Shift | None = None) -> tuple[dict[str, str],
     checkpoint = read_checkpoint(path)
     architecture = checkpoint.architecture
     names = checkpoint.class_names
-    counts = architecture.get("frame_counts")
+    counts = ", ".join(map(str, checkpoint.train_frames))
+    if checkpoint.kind in ("tsm", "image"):
+        counts = f"one set of weights for all{counts and ', trained at '}{counts}"
     shifts = {
         "all": "all blocks",
         "every_second": "blocks 0, 2, 4, ... of each stage",
@@ -43,7 +45,7 @@ def describe(path: Path, *, shift: Shift | None = None) -> tuple[dict[str, str],
         "format": checkpoint.source,
         "network": KIND_NAMES[checkpoint.kind],
         "depth": f"{architecture.get('depth')} (width {architecture.get('width')}, stem {architecture.get('stem')})",
-        "frame counts": ", ".join(map(str, counts)) if counts else "one set of weights for all",
+        "frame counts": counts,
         "classes": str(architecture.get("classes", "no classifier")),
         "shift": shifts[architecture.get("shift", shift)] if checkpoint.kind != "image" else "no block",
         "digest": f"{tensors_digest(checkpoint.tensors)} (of the tensors)",
@@ -86,7 +88,11 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
     with replacing(target) as temporary:
         if to == "ours":
             save_checkpoint(
-                temporary, network, class_names=checkpoint.class_names, dataset=checkpoint.dataset
+                temporary,
+                network,
+                class_names=checkpoint.class_names,
+                dataset=checkpoint.dataset,
+                train_frames=checkpoint.train_frames,
             )
         else:
             torch.save({"state_dict": tensors_by_their_names(network, to)}, temporary)
@@ -124,6 +130,7 @@ def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Form
     left_out = {
         "class names": checkpoint.class_names is not None,
         "the name of the data set": checkpoint.dataset is not None,
+        "the frame counts of its training": checkpoint.kind == "tsm" and bool(checkpoint.train_frames),
         f"dropout {settings['dropout']}": settings["dropout"] != NetworkSettings().dropout,
     }
     if words := [word for word, is_left_out in left_out.items() if is_left_out]:

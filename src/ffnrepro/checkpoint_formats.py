@@ -46,6 +46,8 @@ class Checkpoint:
         tensors: The tensors by our names.
         class_names: The names of the classes, which only our own files and those of mmaction2 and mmpretrain may hold.
         dataset: The data set that the network was trained on, which only our own files hold.
+        train_frames: The frame counts that the network was trained at; empty if the file does not tell. All files of an FFN
+            tell, and our own files of a TSM.
     """
 
     kind: Kind
@@ -54,6 +56,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     class_names: tuple[str, ...] | None = None
     dataset: str | None = None
+    train_frames: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """Such as "a TSM checkpoint in the format of mit-han-lab: depth 50, 400 classes"."""
@@ -106,7 +109,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         source = "mit-han-lab"
     if shift:
         architecture["shift"] = shift
-    return Checkpoint(kind, source, architecture, tensors, _class_names_of(content))
+    return Checkpoint(
+        kind,
+        source,
+        architecture,
+        tensors,
+        _class_names_of(content),
+        train_frames=tuple(architecture.get("frame_counts", ())),
+    )
 
 
 # --- The file --------------------------------------------------------------------------------------------------
@@ -283,6 +293,8 @@ def _own(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> 
     # Files from before the setting existed have no `shift`; every block shifted.
     own = {"shift": "all", **{key: value for key, value in architecture.items() if key != "method"}}
     dataset = content.get("dataset")
+    # A file from before they were saved has those of an FFN all the same, in its architecture.
+    counts = content.get("train_frames") or own.get("frame_counts")
     return Checkpoint(
         kind,
         "ffnrepro",
@@ -290,6 +302,7 @@ def _own(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> 
         tensors,
         _class_names_of(content),
         dataset if isinstance(dataset, str) else None,
+        tuple(n for n in counts if isinstance(n, int)) if isinstance(counts, list | tuple) else (),
     )
 
 

@@ -312,9 +312,8 @@ def predict_command(
         videos: Videos, folders of frames, or folders of either.
         run: Name of a run, or of an experiment, which stands for its selected run.
         checkpoint: File of a network, instead of a run.
-        frames: Frame count of the clips, such as 8; or several to compare, such as 4,8,16.
-        budget: GFLOPs of a video (10^9 multiply-adds, as in the paper): the largest frame count within it is taken, of
-            --frames or of those that were trained.
+        frames: Frame count of the clips, such as 8; or several to compare, such as 4,8,16. Default: all that were trained.
+        budget: GFLOPs of a video (10^9 multiply-adds, as in the paper): the largest of the frame counts within it is taken.
         workflow: Folder and configuration of the workflow, for --run.
         seed: Seed of the training, for --run.
         labels: Names of the classes: a classes.csv, or a text file with a name in each line. Default: those in the
@@ -332,8 +331,6 @@ def predict_command(
         raise UserError("ffnrepro predict: give either --run or --checkpoint")
     if as_json and as_csv:
         raise UserError("ffnrepro predict: give --json or --csv, not both")
-    if frames is None and budget is None:
-        raise UserError("ffnrepro predict: give --frames, such as --frames 8, or --budget")
     counts = () if frames is None else prediction.read_frame_counts(frames)
     if checkpoint is not None:
         source, classes = prediction.source_of_checkpoint(checkpoint), None
@@ -342,6 +339,11 @@ def predict_command(
         classes = workflow.directory / CLASSES
     source = source.resized(short_side, crop_size)
     names = prediction.names_of_classes(source, labels, classes)
+    if not (counts := counts or source.trained):
+        raise UserError(
+            "ffnrepro predict: the file does not say at which frame counts its network was trained; give --frames, such as "
+            "--frames 8, or --frames 4,8,16 to compare or to choose from (--budget)"
+        )
     if budget is not None:
         counts = (prediction.within_budget(source, counts, budget),)
     files = [file for path in videos for file in _videos_of(path)]
@@ -394,7 +396,15 @@ def export_command(
     output = output or workflow.directory / f"results/exports/{folder.name}-seed{seed}-{frames}f"
     source = source_of_run(folder, seed)
     names = names_of_classes(source, labels, workflow.directory / CLASSES)
-    differences = export_run(folder, output, network=source.network, seed=seed, frames=frames, names=names)
+    differences = export_run(
+        folder,
+        output,
+        network=source.network,
+        trained=source.trained,
+        seed=seed,
+        frames=frames,
+        names=names,
+    )
     for name, difference in differences.items():
         print(f"{name}: largest difference of a logit from the network's {difference:.1e}")
     print(f"{output}: model.onnx, model.pt2, labels.txt; README.md says how to use them")

@@ -1,8 +1,8 @@
 """The curve of a table: accuracy of its networks at any frame count (paper, Table 7).
 
-A row with one network is a curve over `evaluation.any_frame`, from one evaluation for all these frame counts. Every
-other row, such as TSM-ST with a network for each frame count, has the table's frame counts, from the evaluations of the
-table.
+A row with one network is a curve over `evaluation.any_frame`, from one evaluation for all these frame counts.
+Every other row, such as TSM-ST with a network for each frame count, has the table's frame counts, from the
+evaluations of the table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from ffnrepro.statistics import bootstrap_interval
 from ffnrepro.tables import Published, Records, TableRow, published_accuracy, read_correct, read_records
 
 CurveScores = Mapping[tuple[Path, int], "pd.Series[int]"]
-"""Which videos an evaluation gets right at a frame count, by id of the video; by path of the record and frame count."""
+"""Which videos an evaluation gets right at a frame count, by id; by path of the record and frame count."""
 
 PUBLISHED_ON = "something-something-v1"
 """The data set on which the paper publishes accuracy at any frame count."""
@@ -79,11 +79,12 @@ def assemble_curve(
         dataset: data set that was evaluated.
 
     Returns:
-        `method` (the row's label), `run`, `frames`, `top1` with its 95 % interval from `low` to `high`, `videos`, `published` (method and setting that the row is
-        compared with), `published_top1` (None where the data set has no such figure), `difference`, `published_on_v1`
-        (the figure on Something-Something V1, if another data set was evaluated) and `checkpoint` (digests of the
-        networks, one per seed). Accuracy is in percent. With n seeds, `top1` is the mean, `deviation` the sample
-        standard deviation (n - 1), and `seeds` is n.
+        `method` (the row's label), `run`, `frames`, `top1` with its 95 % interval from `low` to `high`,
+        `videos`, `published` (method and setting that the row is compared with), `published_top1` (None where
+        the data set has no such figure), `difference`, `published_on_v1` (the figure on Something-Something
+        V1, if another data set was evaluated) and `checkpoint` (digests of the networks, one per seed).
+        Accuracy is in percent. With n seeds, `top1` is the mean, `deviation` the sample standard deviation
+        (n - 1), and `seeds` is n.
     """
     return pd.DataFrame(
         [line for row in rows for line in _lines(row, records, scores, published=published, dataset=dataset)]

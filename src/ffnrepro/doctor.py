@@ -134,8 +134,8 @@ def _check_videos(job: Job, settings: RunSettings) -> str:
     open_frames = opener(
         settings.cache,
         quality=settings.jpeg_quality,
-        folder=job.cache_folder,
-        records=job.cache_records,
+        folder=job.cache_folder / "train",
+        records=job.cache_records / "train",
         paths=[row["path"]],
     )
     started = time.perf_counter()

@@ -185,7 +185,14 @@ def write_programs(network: Network, folder: Path, *, frames: int, crop_size: in
 
 
 def export_run(
-    run: Path, output: Path, *, network: Network, seed: int, frames: int, names: Sequence[str]
+    run: Path,
+    output: Path,
+    *,
+    network: Network,
+    trained: Sequence[int],
+    seed: int,
+    frames: int,
+    names: Sequence[str],
 ) -> dict[str, float]:
     """Write the sub-network of one frame count with its model card: `model.pt2`, `model.onnx`, `labels.txt`, `README.md`.
 
@@ -193,6 +200,7 @@ def export_run(
         run: folder of the run.
         output: the folder to write to; it is made if necessary.
         network: the network of the run.
+        trained: the frame counts that it was trained at; empty if not known.
         seed: seed of the training.
         frames: frame count T.
         names: names of the classes.
@@ -215,6 +223,7 @@ def export_run(
         settings=settings,
         record=read_record(folder / "run.json"),
         frames=frames,
+        trained=trained,
         subnetwork=None if isinstance(network, TSM) else nearest(network.frame_counts, frames),
         parameters=sum(parameter.numel() for parameter in fold(network, frames).parameters()),
         classes=len(names),

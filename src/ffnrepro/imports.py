@@ -104,7 +104,11 @@ def import_network(run: Path, seed: int, *, path: Path, classes: Sequence[str], 
         raise UserError(f"{path}: changed after {run.name} was planned; run snakemake again")
     folder, digest = run / f"seed{seed}", tensors_digest(network.state_dict())
     save_checkpoint(
-        folder / "model.pt", network, class_names=checkpoint.class_names, dataset=checkpoint.dataset
+        folder / "model.pt",
+        network,
+        class_names=checkpoint.class_names,
+        dataset=checkpoint.dataset,
+        train_frames=checkpoint.train_frames,
     )
     write_text(folder / "model.sha256", digest + "\n")
     with replacing(folder / "history.parquet") as temporary:

@@ -20,6 +20,7 @@ class ModelCard:
         settings: settings of the run.
         record: `run.json` of the training.
         frames: frame count T of the exported network.
+        trained: the frame counts that the network was trained at; empty if an imported file does not tell.
         subnetwork: the trained frame count whose sub-network it is; None for TSM, which has one set of weights.
         parameters: number of weights of the exported network.
         classes: number of classes.
@@ -32,6 +33,7 @@ class ModelCard:
     settings: RunSettings
     record: Mapping[str, Any]
     frames: int
+    trained: Sequence[int]
     subnetwork: int | None
     parameters: int
     classes: int
@@ -43,19 +45,31 @@ class ModelCard:
         """The card as Markdown."""
         settings, record, frames = self.settings, self.record, self.frames
         short_side, size = settings.short_side, settings.crop_size
-        depth, trained = settings.network.depth, settings.method.train_frames
-        origin = f"It is a TSM (Lin et al., ICCV 2019) on a ResNet-{depth}"
-        if trained:
-            origin += f", trained at {_plain(trained)} frames"
+        depth, trained = (
+            settings.network.depth,
+            "whose file does not tell at which frame counts it was trained",
+        )
+        if self.trained:
+            trained = f"trained at {', '.join(map(str, self.trained))} frames"
+        origin = f"It is a TSM (Lin et al., ICCV 2019) on a ResNet-{depth}, {trained}"
         folded = "BatchNorm is"
         if self.subnetwork is not None:
             nearest = "" if self.subnetwork == frames else f" (the nearest to {frames} that was trained)"
             origin = (
                 f"It is the sub-network of {self.subnetwork} frames{nearest} of a Frame Flexible Network (Zhang et al., CVPR 2023) on a "
-                f"ResNet-{depth}, written as a plain TSM (Lin et al., ICCV 2019)"
+                f"ResNet-{depth}, {trained}. It is written as a plain TSM (Lin et al., ICCV 2019)"
             )
             folded = "Weight alteration and BatchNorm are"
         others = " and from other weights, named above" if settings.weights or settings.start else ""
+        data_set, terms = (
+            "Data set",
+            f"they were made from the videos of\n{settings.dataset}{others}, whose terms apply",
+        )
+        if "imported" in record:
+            data_set, terms = (
+                "Data set of the scores",
+                "they come from the file\nnamed above, and the terms of that file and of the videos that it was trained on apply",
+            )
         scores = "The run had no evaluations when it was exported."
         if self.scores:
             scores = tabulate(self.scores, headers="keys", tablefmt="pipe", disable_numparse=True)
@@ -98,7 +112,7 @@ With `pip install onnxruntime numpy av pillow`, this prints the class of `video.
 
 ## Data and training
 
-- Data set: {settings.dataset}; digest of the data `{record.get("data", "not recorded")}`.
+- {data_set}: {settings.dataset}; digest of the data `{record.get("data", "not recorded")}`.
 {_made_by(settings, record)}
 - Run: `{self.name}`, seed {record.get("seed", "not recorded")}; code at revision {record.get("git_revision") or "not recorded"}.
 
@@ -121,8 +135,7 @@ SHA-256 of the files, and of the tensors of the run's network:
 
 ## Licence
 
-The code of ffnrepro has the MIT licence. This card gives no licence to the weights: they were made from the videos of
-{settings.dataset}{others}, whose terms apply. Read them before you use the network commercially or pass it on.
+The code of ffnrepro has the MIT licence. This card gives no licence to the weights: {terms}. Read them before you use the network commercially or pass it on.
 """
 
 

@@ -81,7 +81,7 @@ def source_of_run(run: Path, seed: int) -> Source:
         )
     settings, _ = read_run(run)
     source = source_of_checkpoint(path)
-    # The file of a TSM does not tell them.
+    # The file of a TSM did not always tell them; of an imported network, only the file can.
     trained = source.trained or settings.method.train_frames
     return replace(source, trained=trained, short_side=settings.short_side, crop_size=settings.crop_size)
 
@@ -94,8 +94,7 @@ def source_of_checkpoint(path: Path) -> Source:
     """
     checkpoint = read_checkpoint(path)
     network = build_network(path, checkpoint)
-    trained = getattr(network, "frame_counts", ())
-    return Source(network, trained, checkpoint.class_names, short_side=256, crop_size=224)
+    return Source(network, checkpoint.train_frames, checkpoint.class_names, short_side=256, crop_size=224)
 
 
 def read_frame_counts(text: str) -> tuple[int, ...]:
@@ -120,21 +119,15 @@ def within_budget(source: Source, frame_counts: Sequence[int], budget: float) ->
 
     Args:
         source: the network and the size of its clips.
-        frame_counts: the frame counts to choose from; if there are none, those that were trained.
+        frame_counts: the frame counts to choose from.
         budget: GFLOPs of a clip, as the paper counts them: 10^9 multiply-adds.
 
     Raises:
-        UserError: none is small enough, or there are none to choose from.
+        UserError: none is small enough.
     """
-    counts = frame_counts or source.trained
-    if not counts:
-        raise UserError(
-            "--budget: the file does not say at which frame counts its network was trained; give the ones to choose from, such as "
-            "--frames 4,8,16"
-        )
     # Each frame of a clip costs the same.
     of_frame = gflops(source.network, frames=1, size=source.crop_size)
-    costs = {frames: frames * of_frame for frames in counts}
+    costs = {frames: frames * of_frame for frames in frame_counts}
     listed = ", ".join(f"{cost:.4g} at {frames} frames" for frames, cost in costs.items())
     fitting = [frames for frames, cost in costs.items() if cost <= budget]
     if not fitting:

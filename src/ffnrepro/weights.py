@@ -63,7 +63,12 @@ def tensors_digest(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, *, class_names: Sequence[str] | None = None, dataset: str | None = None
+    path: Path,
+    model: nn.Module,
+    *,
+    class_names: Sequence[str] | None = None,
+    dataset: str | None = None,
+    train_frames: Sequence[int] = (),
 ) -> None:
     """Write a network in the form that `load_checkpoint` reads: tensors and plain values, atomically.
 
@@ -72,6 +77,7 @@ def save_checkpoint(
         model: the network.
         class_names: names of its classes; None: not known.
         dataset: name of the data set that it was trained on; None: not known.
+        train_frames: frame counts that it was trained at; empty: not known.
     """
     kind = next(name for name, kind in _KINDS.items() if type(model) is kind)
     content: dict[str, Any] = {
@@ -80,6 +86,7 @@ def save_checkpoint(
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         **({"classes": list(class_names)} if class_names else {}),
         **({"dataset": dataset} if dataset else {}),
+        **({"train_frames": list(train_frames)} if train_frames else {}),
     }
     with replacing(path) as temporary:
         torch.save(content, temporary)

@@ -74,14 +74,21 @@ def test_the_names_of_the_authors_tsm_and_of_mit_han_labs_differ_by_the_mark_of_
 
 def test_what_only_our_files_hold_is_kept_in_ours_and_named_elsewhere(tmp_path: Path, caplog: Any) -> None:
     names = [*"abcdef"]
-    source = saved(tmp_path / "x.pt", TSM(**SMALL, dropout=0.2), class_names=names, dataset="d")
+    source = saved(
+        tmp_path / "x.pt", TSM(**SMALL, dropout=0.2), class_names=names, dataset="d", train_frames=(4, 16)
+    )
     convert(source, tmp_path / "y.pt", to="ours")
     content = torch.load(tmp_path / "y.pt", weights_only=True)
     assert (content["classes"], content["dataset"], content["architecture"]["dropout"]) == (names, "d", 0.2)
+    assert content["train_frames"] == [4, 16]
+    assert describe(tmp_path / "y.pt")[0]["frame counts"] == "one set of weights for all, trained at 4, 16"
     assert not caplog.records
     convert(source, tmp_path / "y.pth", to="mit-han-lab")
     assert caplog.messages == [
-        f"{source}: the format of mit-han-lab does not hold class names, the name of the data set, dropout 0.2, which affects no score"
+        (
+            f"{source}: the format of mit-han-lab does not hold class names, the name of the data set, the frame counts of its "
+            "training, dropout 0.2, which affects no score"
+        )
     ]
 
 

@@ -150,21 +150,21 @@ def test_a_missing_package_is_one_line(workflow, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("experiment", "record", "subnetwork", "expected"),
+    ("experiment", "record", "frame_counts", "subnetwork", "expected"),
     [
-        ({"method": "tsm", "train_frames": [16]}, {"videos": 24}, None,
+        ({"method": "tsm", "train_frames": [16]}, {"videos": 24}, (16,), None,
          ["a TSM (Lin et al., ICCV 2019) on a ResNet-10, trained at 16 frames.\nBatchNorm is folded", "24 videos"]),
-        ({"method": "ffn", "train_frames": [4, 8]}, {"videos": 24}, 8,
-         ["sub-network of 8 frames (the nearest to 12 that was trained) of", "train_frames 4 8", "random weights"]),
-        ({"method": "checkpoint", "path": "somewhere/a.pth"}, {"imported": {"path": "somewhere/a.pth", "source": "x", "sha256": "12ab"}}, None,
-         ["on a ResNet-10.\n", "Imported, not trained here: from a.pth, in the format of x, SHA-256 `12ab`"]),
+        ({"method": "ffn", "train_frames": [4, 8]}, {"videos": 24}, (4, 8), 8,
+         ["sub-network of 8 frames (the nearest to 12 that was trained) of", "on a ResNet-10, trained at 4, 8 frames", "train_frames 4 8", "random weights"]),
+        ({"method": "checkpoint", "path": "somewhere/a.pth"}, {"imported": {"path": "somewhere/a.pth", "source": "x", "sha256": "12ab"}}, (), None,
+         ["on a ResNet-10, whose file does not tell at which frame counts it was trained.\n", "Data set of the scores: demo", "Imported, not trained here: from a.pth, in the format of x, SHA-256 `12ab`"]),
     ],
 )  # fmt: skip
-def test_the_card_tells_where_a_network_comes_from(experiment, record, subnetwork, expected):
+def test_the_card_tells_where_a_network_comes_from(experiment, record, frame_counts, subnetwork, expected):
     settings = run_settings(configuration(experiments={"own": experiment}), "own")
     text = ModelCard(
-        name="own-1", settings=settings, record=record, frames=12, subnetwork=subnetwork, parameters=1, classes=2,
-        scores=[], differences={}, digests={},
+        name="own-1", settings=settings, record=record, frames=12, trained=frame_counts, subnetwork=subnetwork, parameters=1,
+        classes=2, scores=[], differences={}, digests={},
     ).text()  # fmt: skip
     for part in expected:
         assert part in text

@@ -113,7 +113,7 @@ def test_only_new_and_changed_videos_are_decoded(videos, decoded, write_video, n
     # Another quality is another cache.
     write(videos, {"10.webm": 12}, quality=50)
     assert decoded == ["10.webm"]
-    with pytest.raises(UserError, match=r"made with quality 50, .* not with quality 90.*; rm -r .*records; "):
+    with pytest.raises(UserError, match=r"made with quality 50, .* not with quality 90.*; snakemake "):
         opened(videos)
 
 
@@ -147,18 +147,19 @@ def test_a_killed_job_leaves_nothing_that_counts(videos):
     assert list(file.parent.iterdir()) == [file]
     # Nor does a file that lost its end.
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"0-of-1\.arrow: not the file that this record describes; rm -r"):
+    with pytest.raises(UserError, match=r"0-of-1\.arrow: not the file that this record describes; snakemake"):
         opened(videos)
     assert write(videos)[1] == record
     opened(videos)
     file.unlink()
     with pytest.raises(
-        UserError, match=r"0-of-1\.arrow: no such file; rm -r .*records; snakemake --cores 1 --until"
+        UserError, match=r"0-of-1\.arrow: no such file; snakemake --cores 1 --until cache_frames "
     ):
         opened(videos)
     (videos.parent / "records/part-0.json").unlink()
     with pytest.raises(
-        UserError, match="records: the frame cache is not complete; snakemake --cores 1 --until cache_frames"
+        UserError,
+        match="records: the frame cache is not complete; snakemake --cores 1 --until cache_frames",
     ):
         opened(videos)
 
@@ -175,8 +176,8 @@ def test_damage_is_found_where_it_is_read(videos, decoded, caplog):
     with pytest.raises(DecodeError) as error:
         cache(Path("10.webm")).frames([0, 11])
     assert re.fullmatch(
-        r".*cache/0-of-1\.arrow: cannot be used for 10\.webm \(frame 11 is damaged\); rm .*0-of-1\.arrow "
-        r".*part-0\.json; snakemake --cores 1 --until cache_frames, and run snakemake again",
+        r".*cache/0-of-1\.arrow: cannot be used for 10\.webm \(frame 11 is damaged\); rm .*0-of-1\.arrow; "
+        "snakemake --cores 1 --until cache_frames --forcerun cache_frames, and run snakemake again",
         str(error.value),
     )
     # Nor is it copied.
@@ -220,6 +221,21 @@ def test_space_is_checked_before_much_is_written(videos, monkeypatch, caplog):
     _, record = write(videos)
     stated = float(re.search(r"takes about .* \((\d+) kB a frame\); 1\.0 GB are free", caplog.text)[1])
     assert stated == round(record["bytes"] / 18 / 1000)
+    # What is already in the other folder that is counted needs no more space. (This file is small, so its index counts.)
+    file, other = videos.parent / "train/0-of-1.arrow", videos.parent / "validation/0-of-1.arrow"
+    table = pd.DataFrame({"path": list(LENGTHS), "frames": list(LENGTHS.values())})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(4 * record["bytes"]))
+    options = {
+        "folder": videos,
+        "quality": 90,
+        "frames_of_all": 10 * 18,
+        "folders": [file.parent, other.parent],
+    }
+    with pytest.raises(UserError, match=r"GB in .*train, .*validation \("):
+        write_shard(file, table, **options)
+    other.parent.mkdir()
+    other.write_bytes(bytes(6 * record["bytes"]))
+    write_shard(file, table, **options)
 
 
 def test_workers_read_as_this_process(videos):

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ffnrepro import export
+from ffnrepro.checkpoint_files import convert
 from ffnrepro.cli import main
 from ffnrepro.config import read_config, read_files
 from ffnrepro.errors import UserError
 from ffnrepro.evaluation import training_time
-from ffnrepro.files import file_digest
+from ffnrepro.files import file_digest, write_text
 from ffnrepro.imports import import_network, read_network
 from ffnrepro.methods import Imported
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
@@ -29,7 +31,8 @@ from ffnrepro.tables import TableRow, check_published, read_published
 from ffnrepro.weights import load_checkpoint, save_checkpoint, start_from, tensors_digest
 
 from ..golden import formula_clips, formula_weights, golden_figures
-from ..trainings import ROOT, configuration
+from ..trainings import CONFIG as TRAINING_CONFIG
+from ..trainings import ROOT, configuration, write_network
 from .test_weights import to_authors
 
 CLASSES = ("a", "b", "c", "d", "e", "f")
@@ -107,6 +110,50 @@ def test_a_file_that_changed_after_the_run_was_planned(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.pth: changed after x-\w{8} was planned; run snakemake again"):
         import_network(run, 0, path=path, classes=CLASSES, data="d1")
     assert [file.name for file in run.iterdir()] == ["settings.json"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "to", "counts"),
+    [("tsm", "ours", [16]), ("tsm", "mit-han-lab", []), ("ffn", "authors", [4, 8, 16])],
+)
+def test_an_imported_network_keeps_the_frame_counts_of_its_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, capsys: Any,
+    experiment: str, to: Any, counts: list[int],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "theirs.pth"
+    convert(write_network(tmp_path, data, experiment) / "model.pt", path, to=to)
+    experiments = {"theirs": {"method": "checkpoint", "path": str(path)}}
+    Path("theirs.yaml").write_text(json.dumps({"experiments": experiments}))
+    config = configuration(experiments=experiments)
+    run = RUNS / run_name(config, "theirs")
+    write_run(run, run_settings(config, "theirs"))
+    import_network(run, 0, path=path, classes=CLASSES * 2, data="d1")
+    options = ["--configfile", *map(str, TRAINING_CONFIG), "theirs.yaml"]
+    video = str(next((data / "data/videos").glob("*.webm")))
+
+    for arguments, expected in (([], counts), (["--budget", "0.004"], [n for n in counts if n <= 8][-1:])):
+        code = main(["predict", video, "--run", "theirs", "--json", *arguments, *options])
+        if expected:
+            assert sorted({row["frames"] for row in json.loads(capsys.readouterr().out)}) == expected
+        else:
+            assert code == 1
+            told = "every frame count takes more" if counts else "does not say at which frame counts"
+            assert told in caplog.messages[-1]
+
+    def write_nothing(_: Any, folder: Path, **__: Any) -> dict[str, float]:
+        for name in ("model.onnx", "model.pt2"):
+            write_text(folder / name, "")
+        return {}
+
+    monkeypatch.setattr(export, "write_programs", write_nothing)
+    assert main(["export", "theirs", "--frames", "8", "--output", "out", *options]) == 0
+    card = Path("out/README.md").read_text()
+    assert ("sub-network of 8 frames of a Frame Flexible Network" in card) == (experiment == "ffn")
+    told = f"trained at {', '.join(map(str, counts))} frames." if counts else "whose file does not tell at"
+    assert f"on a ResNet-10, {told}" in card
+    assert "from theirs.pth, in the format of" in card
+    assert "the terms of that file" in card
 
 
 # --- Which files are taken -------------------------------------------------------------------------------------
@@ -312,7 +359,7 @@ def test_imports_in_the_plan_of_a_table_and_in_the_doctor(
     rows, hours = RunList(config).plan("published")
     assert [(row["basis"], row["hours"]) for row in rows] == [("imported, not trained", "0.0")]
     assert hours == 0
-    Path("x.yaml").write_text(json.dumps({"dataset": "d", "data": {"labels": "l", "videos": "v"}, "experiments": text, "tables": {"published": table}}))  # fmt: skip
+    Path("x.yaml").write_text(json.dumps({"dataset": "d", "data": {"labels": "l", "videos": "v"}, "experiments": text, "tables": {"published": table}, "report": {"tables": ["published"]}}))  # fmt: skip
     assert main(["runs", "--plan", "published", "--configfile", "x.yaml"]) == 0
     assert (
         "published needs 0 trainings; finished: 0; the others take about 0.0 GPU" in capsys.readouterr().out

@@ -74,10 +74,14 @@ MISFITS = {
     "misread rows": ({"files": MP4, "ids": [f"{name} 121" for name in IDS]}, r"'clip_a 121'.* misread rows: compare"),
     "another data set": ({"files": ["x.mp4", "y.mp4"]}, r"labels of one data set and the videos of another"),
     "a part": ({"files": [*MP4[:1], *MP4[2:]]}, r"1 of the 4 .*'clip_b'\), .*a part of the videos: unpack all"),
-    "no validation video": ({"files": MP4[:2], "max_excluded": 1.0}, r"only the videos of the split validation are missing: unpack them$"),
+    "no validation video": ({"files": MP4[:2], "max_excluded": 1.0}, r"all videos of validation are missing, and no others: unpack them$"),
+    "no training video": (
+        {"files": MP4[2:], "ids": [*IDS, "t1"], "splits": [*SPLITS, "test"]},
+        r"all videos of train and test are missing, .*move the labels of train and test out of `data\.labels` if nothing is to be trained$",
+    ),
     "no test video": (
         {"files": MP4, "ids": [*IDS, "t1", "t2"], "splits": [*SPLITS, "test", "test"]},
-        r"split test are missing: unpack them, or move the labels",
+        r"all videos of test are missing, and no others: unpack them, or move the labels of test out of `data\.labels`$",
     ),
 }  # fmt: skip
 

@@ -36,9 +36,6 @@ PUBLISHED = os.path.relpath(os.path.join(workflow.basedir, "resources", "publish
 TRAINING = "results/runs/{run}/seed{seed}"
 EVALUATION = f"{TRAINING}/{{split}}_{{frames}}f"
 ENSEMBLE = "results/ensembles/{ensemble}/seed{seed}/{split}_{frames}f"
-# Of the frame cache; trainings and evaluations need them only if they read from it.
-CACHE_RECORDS = expand("results/frame_cache/part-{shard}.json", shard=range(CONFIG.data.index_shards))
-CACHE_RECORDS = [] if CONFIG.data.cache == "none" else CACHE_RECORDS
 GPUS = 0 if CONFIG.runtime.device == "cpu" else 1
 
 # A dry run works without the data; a real run stops before its first job.
@@ -68,6 +65,12 @@ if CONFIG.runtime.time_budget is not None:
     TRAINING_OPTIONS += f" --time-budget {CONFIG.runtime.time_budget:g}"
 if CONFIG.runtime.cache_decoded:
     TRAINING_OPTIONS += " --cache-decoded"
+
+
+def cache_records(*splits):
+    """Records of the frame cache of some splits; nothing where trainings and evaluations read the videos themselves."""
+    shards = [] if CONFIG.data.cache == "none" else range(CONFIG.data.index_shards)
+    return expand("results/frame_cache/{split}/part-{shard}.json", split=splits, shard=shards)
 
 
 def names_of_runs(experiments):

@@ -18,11 +18,6 @@ from ffnrepro.data.video_index import REVISION as INDEX_REVISION
 from ffnrepro.data.video_index import check_frames
 from ffnrepro.recipe import REVISION as RECIPE_REVISION
 
-# Splits that are trained, validated or evaluated on.
-CACHED_SPLITS = expand(
-    "results/manifest/{split}.parquet", split=sorted({"train", "validation", CONFIG.evaluation.split})
-)
-
 
 localrules:
     parse_labels,
@@ -159,13 +154,13 @@ rule cache_frames:
         # A video that was replaced changes the index, and a label changes which videos are used.
         index="results/video_index/part-{shard}.parquet",
         data="results/manifest/manifest.sha256",
-        splits=ancient(CACHED_SPLITS),
+        manifest=ancient("results/manifest/{split}.parquet"),
     output:
-        "results/frame_cache/part-{shard}.json",
+        "results/frame_cache/{split}/part-{shard}.json",
     log:
-        "logs/cache_frames/{shard}.log",
+        "logs/cache_frames/{split}/{shard}.log",
     benchmark:
-        "logs/benchmarks/cache_frames/{shard}.tsv"
+        "logs/benchmarks/cache_frames/{split}/{shard}.tsv"
     conda:
         "../../environment.yml"
     resources:
@@ -179,11 +174,11 @@ rule cache_frames:
         quality=CONFIG.data.jpeg_quality,
         revision=f"{RECIPE_REVISION}.{CACHE_REVISION}",
     message:
-        "Caching the frames of the videos: shard {wildcards.shard}"
+        "Caching the frames of the {wildcards.split} videos: shard {wildcards.shard}"
     shell:
-        "python {resources.script:q} --videos {resources.videos:q} --splits {input.splits} --shard {wildcards.shard} "
-        "--shards {params.shards} --quality {params.quality} --cache-folder {resources.cache:q} --output {output} "
-        "--log {log}"
+        "python {resources.script:q} --videos {resources.videos:q} --manifest {input.manifest} --shard {wildcards.shard} "
+        "--shards {params.shards} --quality {params.quality} --cache-folder {resources.cache:q}/{wildcards.split} "
+        "--output {output} --log {log}"
 
 
 rule plot_manifest:

@@ -13,7 +13,7 @@ rule evaluate:
         model=ancient(f"{TRAINING}/model.pt"),
         data="results/manifest/manifest.sha256",
         split=ancient("results/manifest/{split}.parquet"),
-        cache=ancient(CACHE_RECORDS),
+        cache=lambda wildcards: cache_records(wildcards.split),
     output:
         predictions=f"{EVALUATION}.parquet",
         record=f"{EVALUATION}.json",
@@ -73,7 +73,7 @@ rule evaluate_any_frame:
         model=ancient(f"{TRAINING}/model.pt"),
         data="results/manifest/manifest.sha256",
         split=ancient("results/manifest/{split}.parquet"),
-        cache=ancient(CACHE_RECORDS),
+        cache=lambda wildcards: cache_records(wildcards.split),
     output:
         predictions=f"{TRAINING}/{{split}}_any_frame.parquet",
         record=f"{TRAINING}/{{split}}_any_frame.json",

@@ -54,7 +54,7 @@ rule check_training:
         classes=ancient("results/labels/classes.csv"),
         data=ancient("results/manifest/manifest.sha256"),
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
-        cache=ancient(CACHE_RECORDS),
+        cache=ancient(cache_records("train", "validation")),
         start=ancient(start_file),
     output:
         # The file is temporary, so that each training is checked again.
@@ -88,7 +88,8 @@ rule train_tsm:
         classes=ancient("results/labels/classes.csv"),
         data="results/manifest/manifest.sha256",
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
-        cache=ancient(CACHE_RECORDS),
+        # Not ancient: where a job of the cache runs, Snakemake would otherwise overlook that the data has changed, too.
+        cache=cache_records("train", "validation"),
         start=ancient(start_file),
         start_digest=start_digest,
     output:

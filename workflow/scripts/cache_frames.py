@@ -1,4 +1,4 @@
-"""Write the frames of one shard's videos into the frame cache."""
+"""Write the frames of a split's videos that belong to one shard into the frame cache."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from ffnrepro.logs import logger, run
 
 def main(
     videos: Path,
-    splits: list[Path],
+    manifest: Path,
     shard: int,
     shards: int,
     quality: int,
@@ -22,37 +22,45 @@ def main(
     output: Path,
     log: Path | None = None,
 ) -> int:
-    """Decode the videos of one shard and write their frames into the frame cache.
+    """Decode the videos of one shard of a split and write their frames into the frame cache.
 
     Args:
         videos: Folder of the videos.
-        splits: Files of the manifest whose videos are cached.
+        manifest: File of the split in the manifest.
         shard: Number of the shard, from 0.
         shards: Number of shards.
         quality: Quality of the JPEGs.
-        cache_folder: Folder of the frame cache.
+        cache_folder: Folder of the split in the frame cache.
         output: Record of the shard to write.
         log: File that messages are written to.
     """
 
     def work() -> None:
-        rows = pd.concat([pd.read_parquet(split, columns=["path", "frames", "class"]) for split in splits])
-        # A video without a class is neither trained nor scored.
-        rows = rows[rows["class"].notna()]
+        # A training needs both splits, so both must fit on the disk.
+        together = ("train", "validation") if manifest.stem == "train" else (manifest.stem,)
+        splits = {name: _used_videos(manifest.with_stem(name)) for name in together}
+        rows = splits[manifest.stem]
         record = write_shard(
             cache_folder / shard_name(shard, shards),
             rows[rows["path"].isin(shard_of(rows["path"], shard, shards))],
             folder=videos,
             quality=quality,
-            frames_of_all=int(rows["frames"].sum()),
+            frames_of_all=sum(int(split["frames"].sum()) for split in splits.values()),
+            folders=[cache_folder.with_name(name) for name in splits],
         )
         write_json(output, {"shards": shards, **record})
         logger.info(
-            "frame cache: shard %d (0 to %d): %d videos, %.2f GB",
-            shard, shards - 1, record["videos"], record["bytes"] / 1e9,
+            "frame cache: %s: shard %d (0 to %d): %d videos, %.2f GB",
+            manifest.stem, shard, shards - 1, record["videos"], record["bytes"] / 1e9,
         )  # fmt: skip
 
     return run(work, log)
+
+
+def _used_videos(manifest: Path) -> pd.DataFrame:
+    """The videos of a split that are trained or scored: those that have a class."""
+    rows = pd.read_parquet(manifest, columns=["path", "frames", "class"])
+    return rows[rows["class"].notna()]
 
 
 if __name__ == "__main__":

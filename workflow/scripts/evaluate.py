@@ -127,8 +127,8 @@ def main(
             open_video=opener(
                 settings.cache,
                 quality=settings.jpeg_quality,
-                folder=cache_folder,
-                records=cache_records,
+                folder=cache_folder / split,
+                records=cache_records / split,
                 paths=rows["path"],
             ),
         )

@@ -1,4 +1,4 @@
-"""The frame cache: the frames of each usable video as JPEG, in one file for each shard of the index.
+"""The frame cache: the frames of each usable video as JPEG, in one file for each split and each shard of the index.
 
 To decode some frames of a video, all frames before them have to be decoded. A JPEG is decoded by itself, so a clip
 of 16 frames takes about 0.3 of the time, and one of 4 frames about 0.1 (benchmarks/RESULTS.md).
@@ -42,9 +42,9 @@ REVISION = 1
 
 Cache = Literal["none", "jpeg"]
 
-# If the cache is made in the same call as what needs it, Snakemake calls the trainings again, too, even those that
-# are finished: an input that is `ancient` counts as updated by another job.
-_MAKE_AGAIN = "snakemake --cores 1 --until cache_frames, and run snakemake again"
+# In a call of its own: within one call, Snakemake would run the trainings and evaluations behind the cache again. Later it
+# compares the records by content. It sees the records only; the jobs of intact shards take a second.
+_MAKE_AGAIN = "snakemake --cores 1 --until cache_frames --forcerun cache_frames, and run snakemake again"
 
 SAMPLE = 16
 """Videos after which a job estimates the size of the whole cache."""
@@ -134,7 +134,13 @@ def shard_name(shard: int, shards: int) -> str:
 
 
 def write_shard(
-    file: Path, videos: pd.DataFrame, *, folder: Path, quality: int, frames_of_all: int
+    file: Path,
+    videos: pd.DataFrame,
+    *,
+    folder: Path,
+    quality: int,
+    frames_of_all: int,
+    folders: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Write the frames of some videos into a file, unless it already holds exactly them.
 
@@ -146,6 +152,7 @@ def write_shard(
         folder: Folder of the videos.
         quality: Quality of the JPEGs.
         frames_of_all: Number of frames of all shards together, to estimate the size of the cache.
+        folders: Folders of these shards; by default that of the file.
 
     Returns:
         The record of the shard: what it was made with, its videos in order, numbers of videos, frames and bytes, and the
@@ -171,7 +178,13 @@ def write_shard(
         logger.info("%s: %d videos to decode, %d are kept", file, len(new), len(kept))
         encoded = _encoded(old, {state: known[state] for state in kept}, new, folder, quality)
         try:
-            _write(file, encoded, made_with, min(SAMPLE, len(wanted)), frames_of_all)
+            _write(
+                file,
+                encoded,
+                made_with,
+                min(SAMPLE, len(wanted)),
+                partial(_check_space, file, folders or [file.parent], frames_of_all),
+            )
         except OSError as error:
             raise UserError(
                 f"{file}: cannot be written ({error}); set data.cache_folder to another folder"
@@ -198,9 +211,9 @@ def _write(
     videos: Iterable[tuple[_Video, Sequence[bytes | memoryview]]],
     made_with: bytes,
     sample: int,
-    frames_of_all: int,
+    check_space: Callable[[float], None],
 ) -> None:
-    """Write videos with their frames; after `sample` videos, check the space for the whole cache."""
+    """Write videos with their frames; after `sample` videos, check the space with the bytes that a frame takes."""
     schema = _SCHEMA.with_metadata({"made_with": made_with})
     with (
         replacing(file) as temporary,
@@ -213,7 +226,7 @@ def _write(
             writer.write_batch(pa.record_batch(row, schema=schema))
             frames += state.frames
             if number == sample:
-                _check_space(file, sink.tell() / frames, frames_of_all)
+                check_space(sink.tell() / frames)
 
 
 def _encoded(
@@ -248,7 +261,7 @@ def encode_video(state: _Video, *, folder: Path, quality: int) -> list[bytes]:
     return [simplejpeg.encode_jpeg(picture, quality, colorsubsampling="420") for picture in pictures]
 
 
-def _check_space(file: Path, bytes_per_frame: float, frames_of_all: int) -> None:
+def _check_space(file: Path, folders: Sequence[Path], frames_of_all: int, bytes_per_frame: float) -> None:
     """Say how much disk the whole cache takes, and refuse a disk that is too small.
 
     Raises:
@@ -256,10 +269,11 @@ def _check_space(file: Path, bytes_per_frame: float, frames_of_all: int) -> None
     """
     whole = bytes_per_frame * frames_of_all
     # Shards that other jobs are writing count, too. The old file of this shard stays until the new one is complete.
-    all_shards = file.parent.glob(f"*-of-{file.stem.rpartition('-')[2]}*.arrow")
+    pattern = f"*-of-{file.stem.rpartition('-')[2]}*.arrow"
+    all_shards = (path for folder in folders for path in folder.glob(pattern))
     done = sum(path.stat().st_size for path in all_shards if path != file and path.exists())
     free = shutil.disk_usage(file.parent).free
-    text = f"the frame cache takes about {whole / 1e9:.1f} GB in {file.parent} ({bytes_per_frame / 1e3:.0f} kB a frame)"
+    text = f"the frame cache takes about {whole / 1e9:.1f} GB in {', '.join(map(str, folders))} ({bytes_per_frame / 1e3:.0f} kB a frame)"
     if free < whole - done:
         raise UserError(
             f"{text}, but only {free / 1e9:.1f} GB are free there; set data.cache_folder to a folder on a larger disk, lower "
@@ -300,8 +314,7 @@ class FrameCache:
             else:
                 places |= {path: (shard, row) for row, path in enumerate(record["paths"])}
                 continue
-            # Snakemake sees the records only. Without them it calls all jobs, and those of intact shards take a second.
-            raise UserError(f"{file}: {problem}; rm -r {shlex.quote(str(records))}; {_MAKE_AGAIN}")
+            raise UserError(f"{file}: {problem}; {_MAKE_AGAIN}")
         # Arrays of fixed width, not a dict: forked workers would copy each memory page whose reference counts they change.
         self._paths = np.array(sorted(places), dtype=np.str_)
         self._places = np.array([places[path] for path in self._paths.tolist()])
@@ -345,8 +358,8 @@ class FrameCache:
             for picture, jpeg in zip(pictures, jpegs, strict=True):
                 simplejpeg.decode_jpeg(jpeg, buffer=picture)
         except (OSError, ValueError) as error:
-            file, record = self._files[shard], self._records / f"part-{shard}.json"
-            fix = f"rm {shlex.quote(str(file))} {shlex.quote(str(record))}; {_MAKE_AGAIN}"
+            file = self._files[shard]
+            fix = f"rm {shlex.quote(str(file))}; {_MAKE_AGAIN}"
             raise DecodeError(file, f"cannot be used for {path.name}", str(error), fix) from error
         return pictures
 

@@ -1,8 +1,8 @@
 """The manifest: the videos of each split, and the excluded ones with their reasons.
 
-Labels and index are joined by id; `ffnrepro.data.names` says which file belongs to which id. The published loader silently
-replaces a missing video by another one; here each missing video is listed with its reason, and a score says how many videos
-it counts.
+Labels and index are joined by id; `ffnrepro.data.names` says which file belongs to which id. The published
+loader silently replaces a missing video by another one; here each missing video is listed with its reason,
+and a score says how many videos it counts.
 """
 
 import hashlib
@@ -82,10 +82,10 @@ class Manifest:
 
     Attributes:
         classes: Class names in index order.
-        splits: For each of ``train``, ``validation`` and ``test`` a table with ``id``, ``path``, ``frames`` and
-            ``class`` (Int64; missing in a test split without answers), sorted by id.
-        excluded: Table with ``id``, ``split`` (empty for a file without a label, and for a second file of an id),
-            ``path`` (empty if there is no file), ``reason`` and ``detail`` (may be empty), sorted by id.
+        splits: For each of ``train``, ``validation`` and ``test`` a table with ``id``, ``path``, ``frames``
+            and ``class`` (Int64; missing in a test split without answers), sorted by id.
+        excluded: Table with ``id``, ``split`` (empty for a file without a label, and for a second file of an
+            id), ``path`` (empty if there is no file), ``reason`` and ``detail`` (may be empty), sorted by id.
         summary: Counts by split, by reason and by class, the histogram of lengths in frames, and warnings.
     """
 
@@ -98,8 +98,8 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the class names and the videos of the splits.
 
-        It is computed from the content, not from files, so it is the same on every machine. The excluded videos are
-        not part of it, because no result depends on them.
+        It is computed from the content, not from files, so it is the same on every machine. The excluded
+        videos are not part of it, because no result depends on them.
         """
         content = hashlib.sha256(json.dumps(self.classes).encode())
         for split in SPLITS:
@@ -109,7 +109,7 @@ class Manifest:
         return content.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write the splits, ``excluded.csv``, ``summary.json`` and finally ``manifest.sha256``, each atomically.
+        """Write the splits, ``excluded.csv``, ``summary.json``, and last ``manifest.sha256``, each atomically.
 
         The same manifest gives the same bytes (with the same version of pyarrow).
 
@@ -134,13 +134,15 @@ def build_manifest(
         classes: Class names in index order.
         labels: ``id``, ``split``, ``class``, from :func:`ffnrepro.data.labels.read_labels`.
         index: One row for each file, from :func:`ffnrepro.data.video_index.index_videos`.
-        max_excluded: Fraction of the labelled videos that may be unusable. Files without a label do not count.
+        max_excluded: Fraction of the labelled videos that may be unusable. Files without a label do not
+            count.
 
     Returns:
         The manifest.
 
     Raises:
-        TooManyExcluded: Train (if it has labels) or validation has no usable video, or more are unusable than ``max_excluded`` allows.
+        TooManyExcluded: Train (if it has labels) or validation has no usable video, or more are unusable than
+            ``max_excluded`` allows.
         UserError: Two usable files have the same id.
     """
     index = index.reset_index(drop=True)

@@ -1,8 +1,8 @@
 """Which video file belongs to which labelled id; and, where most belong to none, the likeliest reason.
 
-A file belongs to the id that is its name. A file whose name is not an id belongs to the id of the same number if this is
-unambiguous (``video_00012.webm`` to ``12``). Both follow from the names alone, so wrong folders and wrong labels are found
-before any video is decoded.
+A file belongs to the id that is its name. A file whose name is not an id belongs to the id of the same number
+if this is unambiguous (``video_00012.webm`` to ``12``). Both follow from the names alone, so wrong folders
+and wrong labels are found before any video is decoded.
 """
 
 import itertools
@@ -41,8 +41,8 @@ def ids_by_number(ids: Iterable[str], names: Sequence[str]) -> tuple[dict[int, s
         names: Names of the files, without their endings.
 
     Returns:
-        The id of each such file, by its position in `names`. Then, in the same way, the id that a file would have if no
-        other file had the same number.
+        The id of each such file, by its position in `names`. Then, in the same way, the id that a file would
+        have if no other file had the same number.
     """
     known, named = dict.fromkeys(ids), set(names)
     taken: dict[str, str] = {}
@@ -82,8 +82,8 @@ def compare_names(
         max_excluded: Fraction of the labelled videos that may be unusable.
 
     Raises:
-        UserError: More ids than `max_excluded` allows have no file, or no id of train (if it has labels) or of validation
-            has one. The message has examples and the likeliest reason.
+        UserError: More ids than `max_excluded` allows have no file, or no id of train (if it has labels) or
+            of validation has one. The message has examples and the likeliest reason.
     """
     shown = [printable(name) for name in names]
     stems = shown if layout == "frames" else [name.rpartition(".")[0] for name in shown]
@@ -117,9 +117,8 @@ def _examples(values: Iterable[str]) -> str:
 def _likeliest_reason(
     labels: pd.DataFrame, missing: pd.DataFrame, stems: set[str], folder: Path, layout: Layout
 ) -> str:
-    """The likeliest reason why most ids have no file, and the fix. Each is named only where it is seen to hold."""
+    """The likeliest reason why most ids have no file, and the fix; named only where it is seen to hold."""
     ids = set(missing["id"])
-    split = str(missing["split"].iloc[0])
     if sum(_MISREAD.sub("", name) in stems for name in ids if _MISREAD.search(name)) > len(ids) / 2:
         return (
             "the ids are misread rows: compare the rows of `data.labels` with the formats in config/README.md"
@@ -128,9 +127,14 @@ def _likeliest_reason(
         return elsewhere
     if renamed := _renamed(ids, stems):
         return renamed
-    if (missing["split"] == split).all() and (labels["split"] == split).sum() == len(missing):
-        only = f"only the videos of the split {split} are missing: unpack them"
-        return only if split != "test" else f"{only}, or move the labels of this split out of `data.labels`"
+    found = set(labels.loc[~labels["id"].isin(ids), "split"])
+    if found and not found & set(missing["split"]):
+        gone = missing["split"].unique().tolist()
+        advice = "unpack them"
+        if "validation" in found:
+            advice += f", or move the labels of {' and '.join(gone)} out of `data.labels`"
+            advice += " if nothing is to be trained" if "train" in gone else ""
+        return f"all videos of {' and '.join(gone)} are missing, and no others: {advice}"
     if len(stems) <= len(ids) / 10:
         return (
             "the folder holds a part of the videos: unpack all of them, or leave only their rows in the labels, or raise "

@@ -127,7 +127,11 @@ def run_job(job: Job) -> None:
     if processes.first:
         model.load_state_dict(trained.best_model)
         save_checkpoint(
-            job.output / "model.pt", model, class_names=read_classes(job.classes), dataset=settings.dataset
+            job.output / "model.pt",
+            model,
+            class_names=read_classes(job.classes),
+            dataset=settings.dataset,
+            train_frames=settings.method.train_frames,
         )
         digest = tensors_digest(trained.best_model)
         write_text(job.output / "model.sha256", digest + "\n")
@@ -238,8 +242,8 @@ def train_network(
             open_video=opener(
                 settings.cache,
                 quality=settings.jpeg_quality,
-                folder=job.cache_folder,
-                records=job.cache_records,
+                folder=job.cache_folder / split,
+                records=job.cache_records / split,
                 paths=manifest["path"],
             ),
             frame_counts=settings.method.frame_counts,
