@@ -285,7 +285,7 @@ def state_folder(state: Path, run: str, seed: int, data: str) -> Path:
 def differences(old: Path, new: RunSettings) -> list[str]:
     """The settings and modules in which a new run differs from that in the folder `old`, such as `depth 50 -> 18`."""
     settings, code = read_run(old)
-    before, after = (dict(_flat(item.effective().model_dump(mode="json"))) for item in (settings, new))
+    before, after = (dict(flat(item.effective().model_dump(mode="json"))) for item in (settings, new))
     changes = [
         f"{key.removeprefix('method.')} {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
         for key in dict.fromkeys([*after, *before])
@@ -296,9 +296,10 @@ def differences(old: Path, new: RunSettings) -> list[str]:
     return changes + [f"code of {module}" for module in modules]
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings, such as `("training.epochs", 50)`."""
     for key, item in value.items():
         if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key}.")
+            yield from flat(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
