@@ -1,5 +1,5 @@
 # Records of the evaluations -> a table of the configuration, its picture, and its curves at any frame count; a network of
-# FFN -> its BatchNorm statistics.
+# FFN -> its BatchNorm statistics; the tables of the report and their networks -> the diagnosis.
 
 
 localrules:
@@ -7,6 +7,7 @@ localrules:
     plot_accuracy,
     assemble_curve,
     plot_batchnorm,
+    diagnose,
 
 
 rule assemble_table:
@@ -126,3 +127,30 @@ rule plot_batchnorm:
         "Drawing the BatchNorm statistics of {wildcards.experiment}"
     shell:
         "python {resources.script:q} --model {input.model} --csv {output.csv} --figure {output.figure} --log {log}"
+
+
+rule diagnose:
+    input:
+        # Each table was checked when it was made: it belongs to the evaluations and networks that it names.
+        tables=expand("results/{table}.json", table=CONFIG.report.tables),
+        networks=ancient(lambda wildcards: files_of_report()),
+        summary="results/manifest/summary.json",
+    output:
+        record="results/diagnosis.json",
+        text="results/diagnosis.txt",
+    log:
+        "logs/diagnose.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        script=script("diagnose"),
+        runtime=15,
+        mem_mb=4000,
+    params:
+        # Of these two modules only: the code of the settings, which they import, changes often, and no finding.
+        code=code_digests(["ffnrepro.diagnosis"], within="ffnrepro.faults"),
+    message:
+        "Checking the networks and scores of {input.tables} for known faults"
+    shell:
+        "python {resources.script:q} --tables {input.tables} --summary {input.summary} --output {output.record} "
+        "--log {log}"
