@@ -180,6 +180,12 @@ def files_of_report():
     return predictions_of(sorted(records)) + [f"{folder}/{name}" for folder in folders for name in names]
 
 
+def page_digest():
+    """Digest of the files that the report is filled into."""
+    folder = Path(workflow.basedir, "src/ffnrepro/report")
+    return " ".join(file_digest(folder / f"page.{ending}")[:8] for ending in ("html", "css", "js"))
+
+
 def evaluations_of_experiment(experiment):
     """Records of an experiment's evaluations: at the frame counts of the first table that needs it, or of the first table."""
     tables = CONFIG.tables.values()

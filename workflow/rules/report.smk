@@ -1,5 +1,6 @@
 # Records of the evaluations -> a table of the configuration, its picture, and its curves at any frame count; a network of
-# FFN -> its BatchNorm statistics; the tables of the report and their networks -> the diagnosis.
+# FFN -> its BatchNorm statistics; the tables of the report and their networks -> the diagnosis,
+# and the report.
 
 
 localrules:
@@ -8,6 +9,7 @@ localrules:
     assemble_curve,
     plot_batchnorm,
     diagnose,
+    report,
 
 
 rule assemble_table:
@@ -154,3 +156,35 @@ rule diagnose:
     shell:
         "python {resources.script:q} --tables {input.tables} --summary {input.summary} --output {output.record} "
         "--log {log}"
+
+
+rule report:
+    input:
+        tables=expand("results/{table}.json", table=CONFIG.report.tables),
+        # The table's file names the networks and scores that it was made from.
+        networks=ancient(lambda wildcards: files_of_report()),
+        diagnosis="results/diagnosis.json",
+        classes="results/labels/classes.csv",
+        # It is written last; the rest of its folder belongs to it.
+        data="results/manifest/manifest.sha256",
+        published=ancient(PUBLISHED),
+    output:
+        "results/report.html",
+    log:
+        "logs/report.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        script=script("report"),
+        videos=CONFIG.data.videos,
+        runtime=15,
+        mem_mb=4000,
+    params:
+        published=file_digest(Path(PUBLISHED)),
+        code=f"{module_code('ffnrepro.report.page')} {page_digest()}",
+    message:
+        "Writing the report of {input.tables}"
+    shell:
+        "python {resources.script:q} --tables {input.tables} --published {input.published:q} "
+        "--diagnosis {input.diagnosis} --manifest results/manifest --classes {input.classes} "
+        "--videos {resources.videos:q} --output {output} --log {log}"

@@ -4,9 +4,11 @@ Text reaches a chart only as data: a name of a row or of a class is never part o
 one drawing serves light, dark and paper.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -15,6 +17,9 @@ from ffnrepro.report.data import Table
 from ffnrepro.tables import Published, published_elsewhere
 
 Spec = dict[str, Any]
+
+COLOURS = 10
+"""Number of colours of `page.css`."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -39,7 +44,7 @@ class Chart:
 
 def colour(number: int) -> str:
     """The CSS variable of the colour of a series."""
-    return f"var(--c{number % 10})"
+    return f"var(--c{number % COLOURS})"
 
 
 def _values(rows: Any) -> Spec:
@@ -50,12 +55,12 @@ def _values(rows: Any) -> Spec:
     return {"values": table.to_csv(index=False, float_format="%.5g"), "format": {"type": "csv", "parse": parse | text}}
 
 
-def _axis(name: str, title: str, *, scale: Mapping[str, Any] | None = None, **axis: Any) -> Spec:
+def _axis(name: str, title: str, *, scale: Mapping[str, Any] = MappingProxyType({}), **axis: Any) -> Spec:
     return {
         "field": name,
         "type": "quantitative",
         "title": title,
-        "scale": {"zero": False, "nice": False, **(scale or {})},
+        "scale": {"nice": False, **({} if scale.get("type") == "log" else {"zero": False}), **scale},
         "axis": axis,
     }
 
@@ -143,7 +148,9 @@ def _accuracy_spec(
         x["axis"]["values"] = list(frames)
     else:
         x["axis"] |= {"format": "~g", "labelOverlap": True, "tickCount": 5}
-    y = _axis("top1", "top-1 accuracy (%)", scale={"nice": True, "padding": 8})
+    values = [row[key] for row in rows for key in ("top1", "low", "high") if row[key] is not None]
+    ends = [5 * math.floor((min(values) - 1) / 5), min(100, 5 * math.ceil((max(values) + 1) / 5))]
+    y = _axis("top1", "top-1 accuracy (%)", scale={"domain": ends})
     tooltip = [
         {"field": "row", "type": "nominal", "title": "network"},
         {"field": "frames", "type": "quantitative", "title": "frames"},
@@ -167,10 +174,9 @@ def _accuracy_spec(
         encoding = {"x": x, "y": y, "color": coloured}
         layers.append({"transform": only, "mark": {"type": "line", **mark}, "encoding": encoding})
         if kind == "ours":
-            ends = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
-            layers.append(
-                {"transform": only, "mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": encoding | ends}
-            )
+            bar = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+            mark = {"type": "rule", "strokeWidth": 1.5}
+            layers.append({"transform": only, "mark": mark, "encoding": encoding | bar})
         point = {"type": "point", "filled": kind == "ours", "size": 60, "opacity": 1, "shape": "circle"}
         if kind == "published":
             point |= {"fill": "var(--card)", "shape": "square"}
@@ -226,6 +232,9 @@ def _history_spec(
     labels = list(names.values())
     wide = history[["epoch", "seed", *names]].rename(columns=dict(names))
     several = wide["seed"].nunique() > 1
+    ticks: Spec = {"tickCount": 5}
+    if scale.get("type") == "log":
+        ticks = {"values": [base * 10**power for power in range(-9, 4) for base in (1, 2, 5)], "format": "~g", "labelOverlap": True}
     x = _axis("epoch", "epoch", grid=False, tickMinStep=1, format="d")
     tooltip = [
         {"field": "epoch", "type": "quantitative"},
@@ -241,7 +250,7 @@ def _history_spec(
         "mark": {"type": "line", "strokeWidth": 1.8, "opacity": 0.7 if several else 1, "clip": True},
         "encoding": {
             "x": x,
-            "y": _axis("value", axis, scale=scale, format="~g", tickCount=5),
+            "y": _axis("value", axis, scale=scale, **ticks),
             "detail": {"field": "seed", "type": "nominal"},
             "color": {
                 "field": "series",
@@ -271,7 +280,7 @@ def _history_spec(
 # --- classes and data
 
 
-def class_chart(classes: pd.DataFrame, first: str, second: str, frames: int) -> Chart:
+def class_chart(classes: pd.DataFrame, first: str, second: str, frames: int, number: int) -> Chart:
     """Accuracy of each class with two networks, a point for each class.
 
     Args:
@@ -279,6 +288,7 @@ def class_chart(classes: pd.DataFrame, first: str, second: str, frames: int) -> 
         first: label of the first row.
         second: label of the other row.
         frames: frame count.
+        number: number of the colour of the other row.
     """
     title = f"Each point is a class, at {frames} frames; above the line, {second} is better"
     tooltip = [
@@ -290,7 +300,7 @@ def class_chart(classes: pd.DataFrame, first: str, second: str, frames: int) -> 
     ends = {"data": {"values": [{"x": 0}, {"x": 100}]}, "mark": {"type": "line", "color": "var(--line)", "strokeWidth": 1.5}}
     ends["encoding"] = {name: {"field": "x", "type": "quantitative"} for name in ("x", "y")}
     points = {
-        "mark": {"type": "point", "filled": True, "size": 55, "opacity": 0.75, "color": colour(1)},
+        "mark": {"type": "point", "filled": True, "size": 55, "opacity": 0.75, "color": colour(number)},
         "encoding": {
             "x": _axis("first", f"{first} (%)", scale=scale),
             "y": _axis("second", f"{second} (%)", scale=scale),

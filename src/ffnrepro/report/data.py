@@ -1,6 +1,5 @@
 """What the report shows about tables, trainings, classes and data, read from the files of `results/`."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 from ffnrepro.ensembles import member_records
 from ffnrepro.errors import UserError
 from ffnrepro.files import read_record
-from ffnrepro.runs import flat, read_run
+from ffnrepro.runs import read_run, unpublished_settings
 from ffnrepro.table_text import Block, table_blocks
 from ffnrepro.tables import Published, frame_counts
 
@@ -71,7 +70,7 @@ class Training:
         seed: its seed.
         record: its `run.json`.
         history: a row for each epoch; no row if the network was imported.
-        changes: settings that differ from the defaults, which are the published recipe, such as `training.epochs 30`.
+        changes: its settings that differ from the published recipe.
     """
 
     run: str
@@ -185,19 +184,10 @@ def read_trainings(evaluations: Iterable[Evaluation]) -> list[Training]:
             seed=int(folder.name.removeprefix("seed")),
             record=read_known(folder / "run.json"),
             history=pd.read_parquet(folder / "history.parquet"),
-            changes=[
-                f"{key.removeprefix('method.')} {_plain(value)}"
-                for key, value in flat(
-                    read_run(folder.parent)[0].effective().model_dump(mode="json", exclude_defaults=True)
-                )
-            ],
+            changes=unpublished_settings(read_run(folder.parent)[0]),
         )
         for folder in folders
     ]
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_predictions(records: Sequence[Path]) -> pd.DataFrame:

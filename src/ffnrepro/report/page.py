@@ -14,7 +14,7 @@ import pandas as pd
 import vl_convert
 
 from ffnrepro import __version__
-from ffnrepro.report.charts import SPLITS, Chart, accuracy_charts, class_chart, data_charts, training_charts
+from ffnrepro.report.charts import COLOURS, SPLITS, Chart, accuracy_charts, class_chart, data_charts, training_charts
 from ffnrepro.report.clips import choose_confusions, choose_gains, read_strips
 from ffnrepro.report.data import (
     Table,
@@ -164,12 +164,13 @@ def _classes(table: Table, names: Sequence[str], sources: Sources) -> dict[str, 
         "names": names,
         "first": first,
         "second": second,
+        "colour": table.rows.index(second) % COLOURS,
         "compared": compared,
         "low": low,
         "high": high,
         "rows": present.sort_values("gain" if compared else "second", ascending=not compared, kind="stable").to_dict("records"),
         "gaining": present[present["gain"] > 0].sort_values("gain", ascending=False, kind="stable").head(8).to_dict("records"),
-        "chart": class_chart(present, first.label, second.label, low) if compared else None,
+        "chart": class_chart(present, first.label, second.label, low, table.rows.index(second)) if compared else None,
         "pairs": pairs,
         "chosen": chosen,
         "strips": strips,
@@ -229,4 +230,6 @@ def percent(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     """A difference in points, with its sign; empty if there is none."""
-    return "" if value is None or pd.isna(value) else f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    if value is None or pd.isna(value):
+        return ""
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") if round(value, 1) else "0.0"
