@@ -85,9 +85,7 @@ def _first_of(rows: pd.DataFrame) -> Iterator[Choice]:
         yield Choice(str(row.id), int(row.label), int(row.first), int(row.second))  # type: ignore[arg-type]
 
 
-def read_strips(
-    ids: Sequence[str], manifest: pd.DataFrame, *, videos: Path, frames: int
-) -> dict[str, Strip]:
+def read_strips(ids: Sequence[str], manifest: pd.DataFrame, *, videos: Path, frames: int) -> dict[str, Strip]:
     """Decode the frames that a network sees of each video, in a child process, which a damaged file cannot hold up.
 
     Args:
@@ -98,7 +96,9 @@ def read_strips(
     """
     rows = manifest.set_index("id").loc[list(dict.fromkeys(ids))]
     read = partial(_pictures, videos=videos, segments=min(frames, MOST_FRAMES))
-    items = [(id_, path, int(n)) for id_, path, n in zip(rows.index, rows["path"], rows["frames"], strict=True)]
+    items = [
+        (id_, path, int(n)) for id_, path, n in zip(rows.index, rows["path"], rows["frames"], strict=True)
+    ]
     return {
         item[0]: Strip([], ": ".join(filter(None, result))) if isinstance(result, Refusal) else Strip(result)
         for item, result in in_child(read, items, seconds=30)

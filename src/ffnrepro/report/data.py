@@ -31,6 +31,11 @@ class Row:
     evaluations: Mapping[int, Sequence[Path]]
     is_ffn: bool
 
+    def published(self, frames: Iterable[int]) -> dict[int, float]:
+        """Published top-1 in percent on the evaluated data set, by frame count, where there is one."""
+        figures = {n: self.numbers[f"published_{n}f"] for n in frames}
+        return {n: top1 for n, top1 in figures.items() if top1 is not None}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -132,7 +137,9 @@ def read_table(path: Path, published: Published) -> Table:
     content = read_known(path)
     rows = []
     for row in content["rows"]:
-        evaluations = {int(n): [Path(record) for record in records] for n, records in row["evaluations"].items()}
+        evaluations = {
+            int(n): [Path(record) for record in records] for n, records in row["evaluations"].items()
+        }
         (first, *_), *_ = evaluations.values()
         run = read_known(member_records(first)[0].with_name("run.json"))
         is_ffn = "+" not in first.parts[-3] and run["settings"]["method"]["method"] == "ffn"
@@ -223,10 +230,12 @@ def confusions(first: pd.DataFrame, second: pd.DataFrame, most: int = 8) -> list
         videos = predictions["label"].value_counts()
         wrong = predictions[predictions["class_1"] != predictions["label"]]
         counts = wrong.groupby(["label", "class_1"]).size()
-        shares.append((100 * counts / videos.reindex(counts.index.get_level_values(0)).to_numpy()))
+        shares.append(100 * counts / videos.reindex(counts.index.get_level_values(0)).to_numpy())
     ranked = [share.sort_values(ascending=False, kind="stable").index[:most] for share in shares]
     pairs = dict.fromkeys([*ranked[0], *ranked[1]])
     return [
-        Confusion(int(true), int(predicted), *(float(share.get((true, predicted), 0.0)) for share in shares[::-1]))
+        Confusion(
+            int(true), int(predicted), *(float(share.get((true, predicted), 0.0)) for share in shares[::-1])
+        )
         for true, predicted in pairs
     ]

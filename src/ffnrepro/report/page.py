@@ -14,7 +14,15 @@ import pandas as pd
 import vl_convert
 
 from ffnrepro import __version__
-from ffnrepro.report.charts import COLOURS, SPLITS, Chart, accuracy_charts, class_chart, data_charts, training_charts
+from ffnrepro.report.charts import (
+    COLOURS,
+    SPLITS,
+    Chart,
+    accuracy_charts,
+    class_chart,
+    data_charts,
+    training_charts,
+)
 from ffnrepro.report.clips import choose_confusions, choose_gains, read_strips
 from ffnrepro.report.data import (
     Table,
@@ -91,16 +99,16 @@ def make_page(sources: Sources) -> str:
 
 
 def headline(table: Table, published: Published) -> dict[str, Any]:
-    """The result in a few numbers: of the compared row at the lowest and the highest frame count."""
+    """What the page says first: the compared rows at the lowest and the highest frame count, and what is published."""
     first, second = table.compared
-    gain_published = None
-    figures = {table.dataset: {row.label: _published_of(row.numbers, table.frames) for row in table.rows}}
-    figures |= published_elsewhere(table.frame, published=published, dataset=table.dataset)
     low, high = table.frames[0], table.frames[-1]
-    for source, curves in figures.items():
-        both = [curves.get(row.label, {}).get(low) for row in (first, second)]
-        if first is not second and None not in both and gain_published is None:
-            gain_published = {"source": source, "points": both[1] - both[0], "first": both[0], "second": both[1]}
+    elsewhere = published_elsewhere(table.frame, published=published, dataset=table.dataset)
+    own = {row.label: row.published(table.frames) for row in table.rows}
+    figures = [
+        {"source": source, "first": curves[first.label][low], "second": curves[second.label][low]}
+        for source, curves in {table.dataset: own, **elsewhere}.items()
+        if all(low in curves.get(row.label, {}) for row in (first, second))
+    ]
     return {
         "dataset": table.dataset,
         "split": table.split,
@@ -111,12 +119,8 @@ def headline(table: Table, published: Published) -> dict[str, Any]:
         "compared": first is not second,
         "low": low,
         "high": high,
-        "published": gain_published,
+        "published": figures[0] if first is not second and figures else None,
     }
-
-
-def _published_of(numbers: Mapping[str, Any], frames: Sequence[int]) -> dict[int, float]:
-    return {n: numbers[f"published_{n}f"] for n in frames if numbers[f"published_{n}f"] is not None}
 
 
 def _runs(trainings: Sequence[Training]) -> list[dict[str, Any]]:
@@ -143,7 +147,10 @@ def _classes(table: Table, names: Sequence[str], sources: Sources) -> dict[str, 
             accuracy[f"{key}{at}"] = class_accuracy(predictions[row.label, n], len(names))
     accuracy["gain"] = accuracy["second"] - accuracy["first"]
     accuracy["videos"] = (
-        predictions[second.label, low].query("seed == 0")["label"].value_counts().reindex(range(len(names)), fill_value=0)
+        predictions[second.label, low]
+        .query("seed == 0")["label"]
+        .value_counts()
+        .reindex(range(len(names)), fill_value=0)
     )
     pairs = confusions(predictions[first.label, low], predictions[second.label, low])
     # Examples are those of the first seed.
@@ -156,7 +163,10 @@ def _classes(table: Table, names: Sequence[str], sources: Sources) -> dict[str, 
     }
     split = pd.read_parquet(sources.manifest / f"{table.split}.parquet", columns=["id", "path", "frames"])
     strips = read_strips(
-        [choice.id for choices in chosen.values() for choice in choices], split, videos=sources.videos, frames=low
+        [choice.id for choices in chosen.values() for choice in choices],
+        split,
+        videos=sources.videos,
+        frames=low,
     )
     present = accuracy[accuracy["videos"] > 0]
     compared = first is not second
@@ -168,9 +178,16 @@ def _classes(table: Table, names: Sequence[str], sources: Sources) -> dict[str, 
         "compared": compared,
         "low": low,
         "high": high,
-        "rows": present.sort_values("gain" if compared else "second", ascending=not compared, kind="stable").to_dict("records"),
-        "gaining": present[present["gain"] > 0].sort_values("gain", ascending=False, kind="stable").head(8).to_dict("records"),
-        "chart": class_chart(present, first.label, second.label, low, table.rows.index(second)) if compared else None,
+        "rows": present.sort_values(
+            "gain" if compared else "second", ascending=not compared, kind="stable"
+        ).to_dict("records"),
+        "gaining": present[present["gain"] > 0]
+        .sort_values("gain", ascending=False, kind="stable")
+        .head(8)
+        .to_dict("records"),
+        "chart": class_chart(present, first.label, second.label, low, table.rows.index(second))
+        if compared
+        else None,
         "pairs": pairs,
         "chosen": chosen,
         "strips": strips,
