@@ -351,7 +351,11 @@ def data_charts(summary: Mapping[str, Any]) -> list[Chart]:
         "mark": {"type": "bar", "opacity": 0.6, "binSpacing": 0},
         "encoding": {
             "x": {**_axis("frames", "frames of a video", grid=False), "scale": {}, **bins},
-            "y": {**_axis("share", "videos (% of the split)", {}), "aggregate": "sum", "stack": None},
+            "y": {
+                **_axis("share", "videos (% of the split)", {"zero": True}),
+                "aggregate": "sum",
+                "stack": None,
+            },
             "color": colour,
             "tooltip": [
                 _tip("frames", "frames", "d") | bins,
