@@ -27,6 +27,8 @@ rule all:
         "results/figures/table1.png",
         "results/figures/class_counts.png",
         "results/figures/clip_lengths.png",
+        "results/diagnosis.json",
+        "results/report.html",
         # A deleted network or evaluation is made again, even while the table is there.
         lambda wildcards: files_of_table("table1"),
 

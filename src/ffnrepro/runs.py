@@ -317,6 +317,36 @@ def differences(old: Path, new: RunSettings) -> list[str]:
     return changes + [f"code of {module}" for module in modules]
 
 
+def unpublished_settings(settings: RunSettings) -> list[str]:
+    """The settings of a run that differ from the published recipe, such as `training.crop random instead of multi_scale`.
+
+    The recipe is that of the declared defaults, with ImageNet weights, and mirrored samples on other data sets than
+    Something-Something. Settings without a default belong to the method. An imported network has no such settings.
+    """
+    if isinstance(settings.method, Imported):
+        return []
+    own = settings.effective()
+    flip = not own.dataset.startswith("something-something")
+    defaults = {
+        name: field.default
+        for name, field in type(own.method).model_fields.items()
+        if not field.is_required()
+    }
+    recipe = RunSettings(
+        dataset=own.dataset,
+        method=own.method.model_copy(update=defaults),
+        training=TrainingSettings(flip=flip),
+        weights=None if own.start else IMAGENET.get(own.network.depth, "of ImageNet"),
+        start=own.start,
+    )
+    published, found = (dict(_flat(item.model_dump(mode="json"))) for item in (recipe, own))
+    return [
+        f"{key.removeprefix('method.')} {value} instead of {published[key]}"
+        for key, value in found.items()
+        if value != published[key]
+    ]
+
+
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         if isinstance(item, Mapping):

@@ -51,7 +51,7 @@ def test_a_network_that_overfits() -> None:
     counts = [len(warnings(history[: n + 1], select_by="top1_16f")) for n in range(4)]
     assert counts == [0, 0, 0, 1]
     (text,) = warnings(history[:4], select_by="top1_16f")
-    assert "99.5 %, but top1_16f on validation fell from 56.7 to 55.6" in text
+    assert "99.5 %, but top1_16f on validation fell from 56.7 in epoch 2 to 55.6 in epoch 4" in text
     assert not [
         text for text in warnings(history, select_by="top1_16f") if "overfits" in text
     ]  # warned before

@@ -15,7 +15,14 @@ from ffnrepro.ensembles import member_records
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest
 from ffnrepro.run_list import RunList
-from ffnrepro.runs import module_code, run_settings, scoring_code, start_path, weights_identity
+from ffnrepro.runs import (
+    code_digests,
+    module_code,
+    run_settings,
+    scoring_code,
+    start_path,
+    weights_identity,
+)
 from ffnrepro.tables import check_published, read_published, read_rows
 
 
@@ -166,6 +173,21 @@ def files_of_table(name):
     records = evaluations_of_table(name)
     members = {member for path in records for member in member_records(Path(path))}
     return records + sorted({str(member.with_name("model.pt")) for member in members})
+
+
+def files_of_report():
+    """Records, predictions, networks and histories behind the tables of the report."""
+    records = {path for table in CONFIG.report.tables for path in evaluations_of_table(table)}
+    members = {member for path in records for member in member_records(Path(path))}
+    folders = sorted({str(member.parent) for member in members})
+    names = ("model.pt", "history.parquet", "run.json")
+    return predictions_of(sorted(records)) + [f"{folder}/{name}" for folder in folders for name in names]
+
+
+def page_digest():
+    """Digest of the files that the report is filled into."""
+    folder = Path(workflow.basedir, "src/ffnrepro/report")
+    return " ".join(file_digest(folder / f"page.{ending}")[:8] for ending in ("html", "css", "js"))
 
 
 def evaluations_of_experiment(experiment):

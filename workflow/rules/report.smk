@@ -1,5 +1,6 @@
 # Records of the evaluations -> a table of the configuration, its picture, and its curves at any frame count; a network of
-# FFN -> its BatchNorm statistics.
+# FFN -> its BatchNorm statistics; the tables of the report and their networks -> the diagnosis,
+# and the report.
 
 
 localrules:
@@ -7,6 +8,8 @@ localrules:
     plot_accuracy,
     assemble_curve,
     plot_batchnorm,
+    diagnose,
+    report,
 
 
 rule assemble_table:
@@ -126,3 +129,62 @@ rule plot_batchnorm:
         "Drawing the BatchNorm statistics of {wildcards.experiment}"
     shell:
         "python {resources.script:q} --model {input.model} --csv {output.csv} --figure {output.figure} --log {log}"
+
+
+rule diagnose:
+    input:
+        # Each table was checked when it was made: it belongs to the evaluations and networks that it names.
+        tables=expand("results/{table}.json", table=CONFIG.report.tables),
+        networks=ancient(lambda wildcards: files_of_report()),
+        summary="results/manifest/summary.json",
+    output:
+        record="results/diagnosis.json",
+        text="results/diagnosis.txt",
+    log:
+        "logs/diagnose.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        script=script("diagnose"),
+        runtime=15,
+        mem_mb=4000,
+    params:
+        # Of these two modules only: the code of the settings, which they import, changes often, and no finding.
+        code=code_digests(["ffnrepro.diagnosis"], within="ffnrepro.faults"),
+    message:
+        "Checking the networks and scores of {input.tables} for known faults"
+    shell:
+        "python {resources.script:q} --tables {input.tables} --summary {input.summary} --output {output.record} "
+        "--log {log}"
+
+
+rule report:
+    input:
+        tables=expand("results/{table}.json", table=CONFIG.report.tables),
+        # The table's file names the networks and scores that it was made from.
+        networks=ancient(lambda wildcards: files_of_report()),
+        diagnosis="results/diagnosis.json",
+        classes="results/labels/classes.csv",
+        # It is written last; the rest of its folder belongs to it.
+        data="results/manifest/manifest.sha256",
+        published=ancient(PUBLISHED),
+    output:
+        "results/report.html",
+    log:
+        "logs/report.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        script=script("report"),
+        videos=CONFIG.data.videos,
+        runtime=15,
+        mem_mb=4000,
+    params:
+        published=file_digest(Path(PUBLISHED)),
+        code=f"{module_code('ffnrepro.report.page')} {page_digest()}",
+    message:
+        "Writing the report of {input.tables}"
+    shell:
+        "python {resources.script:q} --tables {input.tables} --published {input.published:q} "
+        "--diagnosis {input.diagnosis} --manifest results/manifest --classes {input.classes} "
+        "--videos {resources.videos:q} --output {output} --log {log}"

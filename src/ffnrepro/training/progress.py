@@ -2,26 +2,16 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ffnrepro.estimate import duration
+from ffnrepro.faults import not_distilled, overfitted
 from ffnrepro.optional import import_optional
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
-
-LEARNED = 0.1
-"""The teacher's cross entropy must fall by this many nats before its students are judged."""
-
-UNLEARNED = 0.5
-"""A student does not learn if its divergence rises by more than this fraction of the fall in the teacher's cross entropy."""
-
-OVERFITTED = 98.0
-"""Training accuracy in percent above which a falling validation accuracy means overfitting."""
-
-FALLEN = 1.0
-"""A validation accuracy this many points below the best one counts as a fall, not as noise."""
 
 
 def epoch_line(name: str, epochs: int, row: Row) -> str:
@@ -58,36 +48,14 @@ def warnings(history: Sequence[Row], *, select_by: str) -> list[str]:
         history: one row for each epoch.
         select_by: name of the validation score that chooses the best epoch.
     """
-    now, before = history[-1], history[:-1]
-    found = [
-        f"{key.removeprefix('train_')} went from {history[0][key]:.3f} to {now[key]:.3f}: the highest frame count learns, "
-        "but this one does not learn from it; check distillation_weight and the learning rate"
-        for key in now
-        if key.startswith("train_kl_") and _not_learning(history, key) and not _not_learning(before, key)
+    checks = [partial(not_distilled, key=key) for key in history[-1] if key.startswith("train_kl_")]
+    checks.append(partial(overfitted, select_by=select_by))
+    return [
+        " ".join(sign)
+        for check in checks
+        for sign in check(history)
+        if next(check(history[:-1]), None) is None
     ]
-    if _overfits(history, select_by) and not _overfits(before, select_by):
-        best = max(row[f"validation_{select_by}"] for row in history)
-        found.append(
-            f"training accuracy is {now['train_top1']:.1f} %, but {select_by} on validation fell from "
-            f"{best:.1f} to {now[f'validation_{select_by}']:.1f}: the network overfits; check training.crop "
-            "(multi_scale), network.dropout and training.weight_decay"
-        )
-    return found
-
-
-def _not_learning(history: Sequence[Row], key: str) -> bool:
-    # A divergence starts near zero, because the teacher knows nothing yet, and even in a good training it may rise for many
-    # epochs (on the built-in data from 0.01 to 0.10 in 14 epochs). If a student learns nothing, its divergence rises as much
-    # as the teacher's cross entropy falls.
-    if not history:
-        return False
-    learned = history[0]["train_cross_entropy"] - history[-1]["train_cross_entropy"]
-    return learned > LEARNED and history[-1][key] - history[0][key] > UNLEARNED * learned
-
-
-def _overfits(history: Sequence[Row], select_by: str) -> bool:
-    scores = [row[f"validation_{select_by}"] for row in history]
-    return bool(scores) and history[-1]["train_top1"] > OVERFITTED and scores[-1] <= max(scores) - FALLEN
 
 
 def write_scalars(folder: Path, row: Row) -> None:

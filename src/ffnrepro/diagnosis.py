@@ -1,0 +1,223 @@
+"""The diagnosis of finished networks: all checks of `ffnrepro.faults` over the tables of the report.
+
+It reads what the tables are made of, and holds for each finding its evidence, the likely cause, and what to do.
+docs/diagnosis.md describes the checks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ffnrepro import faults
+from ffnrepro.ensembles import member_records
+from ffnrepro.faults import Network, Sign
+from ffnrepro.files import read_record
+from ffnrepro.runs import read_run, unpublished_settings
+
+TITLES = {
+    "loss": "The loss explodes",
+    "distillation": "A frame count does not learn from the highest one",
+    "overfitting": "The network overfits",
+    "learning_rate": "The learning rate is not lowered as planned",
+    "skipped_steps": "Many steps are skipped",
+    "data_wait": "The training waits for its data",
+    "classifier": "The classifier is untrained",
+    "batchnorm": "BatchNorm does not fit the features",
+    "chance": "The accuracy is near chance",
+    "one_class": "One class takes many predictions",
+    "labels": "The labels are permuted",
+    "no_collapse": "TSM does not collapse at few frames",
+    "ffn": "FFN does not help at few frames",
+    "published": "The accuracy is not the published one",
+    "excluded": "Many videos are left out",
+}
+"""What each check finds, by its name."""
+
+OF_ROW = (
+    "network.depth",
+    "weight_sharing",
+    "specialized_normalization",
+    "weight_alteration",
+    "temporal_distillation",
+)
+"""Settings in which a row with a setting of its own differs from the plain method, in the paper, too."""
+
+Signs = Iterator[Sign]
+
+
+def training_checks(network: Network) -> dict[str, Signs]:
+    """The checks of a history, by name; none for an imported network."""
+    history, settings = network.history, network.settings
+    if not history:
+        return {}
+    kl = [key for key in history[0] if key.startswith("train_kl_")]
+    rows = next(iter(network.predictions.values()))
+    checks = {
+        "loss": faults.exploded(history),
+        "distillation": (sign for key in kl for sign in faults.not_distilled(history, key)),
+        "overfitting": faults.overfitted(history, f"top1_{max(network.train_frames)}f", len(rows)),
+        "data_wait": faults.waited(history, settings.cache),
+    }
+    if network.steps:
+        checks |= {
+            "learning_rate": faults.learning_rate_wrong(history, settings.training, network.steps),
+            "skipped_steps": faults.steps_skipped(history, network.steps),
+        }
+    return checks
+
+
+NETWORK_CHECKS: dict[str, Callable[[Network], Signs]] = {
+    "classifier": faults.classifier_untrained,
+    "batchnorm": faults.batchnorm_wrong,
+    "chance": faults.near_chance,
+    "one_class": faults.one_class,
+    "labels": faults.labels_permuted,
+    "no_collapse": faults.not_collapsed,
+}
+"""The checks of a network and its scores, by name."""
+
+
+def read_network(folder: Path, evaluations: Mapping[int, Path]) -> Network:
+    """Read a network.
+
+    Args:
+        folder: the folder of its run and seed.
+        evaluations: frame count -> the record of its evaluation; the predictions lie beside it.
+    """
+    # The file stays on the disk, because few of its tensors are looked at.
+    content = torch.load(folder / "model.pt", map_location="cpu", weights_only=True, mmap=True)
+    return Network(
+        settings=read_run(folder.parent)[0].effective(),
+        record=read_record(folder / "run.json"),
+        history=pd.read_parquet(folder / "history.parquet").to_dict("records"),  # type: ignore[arg-type]
+        predictions={
+            frames: pd.read_parquet(
+                record.with_suffix(".parquet"), columns=["id", "label", "class_1"]
+            ).set_index("id")
+            for frames, record in sorted(evaluations.items())
+        },
+        tensors=content["state_dict"],
+    )
+
+
+def read_networks(tables: Sequence[Mapping[str, Any]]) -> dict[str, Network]:
+    """Read the networks of tables, each once; those of an ensemble, too.
+
+    Args:
+        tables: `results/{table}.json` of each table.
+
+    Returns:
+        Networks by name, such as `tsm-aff52e89, seed 0`.
+    """
+    evaluations: dict[Path, dict[int, Path]] = {}
+    for table in tables:
+        for row in table["rows"]:
+            for frames, paths in row["evaluations"].items():
+                for member in (member for path in paths for member in member_records(Path(path))):
+                    evaluations.setdefault(member.parent, {})[int(frames)] = member
+    networks = [read_network(folder, records) for folder, records in evaluations.items()]
+    return {network.name: network for network in networks}
+
+
+def diagnose(
+    networks: Mapping[str, Network],
+    tables: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Make all checks.
+
+    Args:
+        networks: the networks of the tables.
+        tables: `results/{table}.json` of each table.
+        summary: `results/manifest/summary.json`.
+
+    Returns:
+        The content of `results/diagnosis.json`: `checked` (names of the networks), `checks` (`name` and `title` of each check
+        that was made) and `findings` (`check`, `title`, `subject`, `evidence`, `cause`, `remedy`). The subject is a network, a
+        row of a table, or empty for the data.
+    """
+    made: dict[str, None] = {}
+    findings: list[dict[str, str]] = []
+
+    def check(name: str, subject: str, signs: Signs) -> None:
+        made[name] = None
+        findings.extend(
+            {"check": name, "title": TITLES[name], "subject": subject, **sign._asdict()} for sign in signs
+        )
+
+    for name, network in networks.items():
+        for check_name, signs in training_checks(network).items():
+            check(check_name, name, signs)
+        for check_name, find in NETWORK_CHECKS.items():
+            check(check_name, name, find(network))
+    for ffn, tsm in _pairs(list(networks.values())):
+        check("ffn", ffn.name, faults.ffn_does_not_help(ffn, tsm))
+    for table in tables:
+        for row in table["rows"]:
+            frames = [int(n) for n in row["evaluations"]]
+            if any(row["numbers"][f"published_{n}f"] is not None for n in frames):
+                own = _changes_of_row(row, networks)
+                check("published", row["label"], faults.unlike_published(row["numbers"], frames, own))
+    for split in dict.fromkeys(("train", tables[0]["split"])):
+        check("excluded", "", faults.many_excluded(summary, split))
+    checks = [{"name": name, "title": title} for name, title in TITLES.items() if name in made]
+    findings.sort(key=lambda finding: list(TITLES).index(finding["check"]))
+    return {"checked": list(networks), "checks": checks, "findings": findings}
+
+
+def _pairs(networks: Sequence[Network]) -> Iterator[tuple[Network, Network]]:
+    """Each FFN with the TSM of the same seed and ResNet that was trained at its highest frame count."""
+    for ffn in networks:
+        if ffn.settings.method.method != "ffn":
+            continue
+        for tsm in networks:
+            if (
+                tsm.settings.method.method == "tsm"
+                and tsm.train_frames == (max(ffn.train_frames),)
+                and tsm.settings.network == ffn.settings.network
+                and tsm.settings.start == ffn.settings.start
+                and tsm.record["seed"] == ffn.record["seed"]
+            ):
+                yield ffn, tsm
+
+
+def _changes_of_row(row: Mapping[str, Any], networks: Mapping[str, Network]) -> list[str]:
+    """Settings of a row's networks that differ from the published recipe of the row, each once."""
+    runs = {
+        member.parts[-3]
+        for paths in row["evaluations"].values()
+        for path in paths
+        for member in member_records(Path(path))
+    }
+    changes = dict.fromkeys(
+        change
+        for network in networks.values()
+        if network.record["run"] in runs
+        for change in unpublished_settings(network.settings)
+    )
+    # Published with a setting: an ablation, a depth, or the like.
+    own = OF_ROW if row["published"][1] else ()
+    return [change for change in changes if change.split(" ")[0] not in own]
+
+
+def text(diagnosis: Mapping[str, Any]) -> str:
+    """The diagnosis as text for the console: findings of the same fault together."""
+    findings, number = diagnosis["findings"], len(diagnosis["checked"])
+    lines = [
+        f"Diagnosis: {number} {'network' if number == 1 else 'networks'} checked, {len(findings) or 'nothing'} found"
+    ]
+    if findings:
+        lines[0] += " (docs/diagnosis.md)"
+    for fault in dict.fromkeys((each["title"], each["cause"], each["remedy"]) for each in findings):
+        title, cause, remedy = fault
+        lines += ["", f"{title}."]
+        lines += [
+            f"  {each['subject'] or 'Data'}: {each['evidence']}"
+            for each in findings
+            if (each["title"], each["cause"], each["remedy"]) == fault
+        ]
+        lines += [f"  Likely cause: {cause}", f"  What to do: {remedy}"]
+    return "\n".join(lines) + "\n"

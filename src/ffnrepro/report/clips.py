@@ -1,0 +1,119 @@
+"""Example clips: frames of the user's own videos as a strip of small pictures."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from ffnrepro.data.decode import open_video
+from ffnrepro.data.isolation import Refusal, in_child
+from ffnrepro.recipe.sampling import segment_indices
+from ffnrepro.report.data import Confusion
+
+SHORT_SIDE = 120
+"""Largest short side of a picture in pixels; a smaller frame keeps its size."""
+
+MOST_FRAMES = 8
+"""A strip has at most this many pictures."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A video that shows something.
+
+    Attributes:
+        id: the video's.
+        true: its class.
+        first: class that the first row predicts.
+        second: class that the other row predicts.
+    """
+
+    id: str
+    true: int
+    first: int
+    second: int
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The pictures of a video.
+
+    Attributes:
+        pictures: JPEG files as `data:` addresses; none if the video cannot be read.
+        problem: why it cannot be read, or empty.
+    """
+
+    pictures: Sequence[str]
+    problem: str = ""
+
+
+def choose_gains(both: pd.DataFrame, gains: "pd.Series[float]", most: int = 3) -> list[Choice]:
+    """Videos that only the other row gets right, one of each of the classes that gain most.
+
+    Args:
+        both: `id`, `label`, and the predicted classes `first` and `second`.
+        gains: gain of each class in points.
+        most: number of classes.
+    """
+    right = both[(both["second"] == both["label"]) & (both["first"] != both["label"])]
+    best = gains[gains > 0].sort_values(ascending=False, kind="stable").index[:most]
+    return [choice for label in best for choice in _first_of(right[right["label"] == label])]
+
+
+def choose_confusions(both: pd.DataFrame, pairs: Sequence[Confusion], most: int = 3) -> list[Choice]:
+    """Videos that the other row takes for another class, one of each of the first pairs.
+
+    Args:
+        both: as for `choose_gains`.
+        pairs: of `confusions`.
+        most: number of pairs.
+    """
+    return [
+        choice
+        for pair in [pair for pair in pairs if pair.second > 0][:most]
+        for choice in _first_of(both[(both["label"] == pair.true) & (both["second"] == pair.predicted)])
+    ]
+
+
+def _first_of(rows: pd.DataFrame) -> Iterator[Choice]:
+    for row in rows.head(1).itertuples(index=False):
+        yield Choice(str(row.id), int(row.label), int(row.first), int(row.second))  # type: ignore[arg-type]
+
+
+def read_strips(ids: Sequence[str], manifest: pd.DataFrame, *, videos: Path, frames: int) -> dict[str, Strip]:
+    """Decode the frames that a network sees of each video, in a child process, which a damaged file cannot hold up.
+
+    Args:
+        ids: ids of the videos.
+        manifest: the split that they belong to.
+        videos: folder of the videos.
+        frames: frame count; a strip has at most `MOST_FRAMES` pictures.
+    """
+    rows = manifest.set_index("id").loc[list(dict.fromkeys(ids))]
+    read = partial(_pictures, videos=videos, segments=min(frames, MOST_FRAMES))
+    items = [
+        (id_, path, int(n)) for id_, path, n in zip(rows.index, rows["path"], rows["frames"], strict=True)
+    ]
+    return {
+        item[0]: Strip([], ": ".join(filter(None, result))) if isinstance(result, Refusal) else Strip(result)
+        for item, result in in_child(read, items, seconds=30)
+    }
+
+
+def _pictures(item: tuple[str, str, int], *, videos: Path, segments: int) -> list[str]:
+    _, path, frames = item
+    decoded = open_video(videos / path).frames(segment_indices(frames, segments))
+    pictures = []
+    for pixels in decoded:
+        picture = Image.fromarray(pixels)
+        scale = min(1.0, SHORT_SIDE / min(picture.size))
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=80)
+        pictures.append(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")
+    return pictures

@@ -1,0 +1,241 @@
+"""What the report shows about tables, trainings, classes and data, read from the files of `results/`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ffnrepro.ensembles import member_records
+from ffnrepro.errors import UserError
+from ffnrepro.files import read_record
+from ffnrepro.runs import read_run, unpublished_settings
+from ffnrepro.table_text import Block, table_blocks
+from ffnrepro.tables import Published, frame_counts
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        label: its name.
+        numbers: columns of `ffnrepro.tables.assemble_table`.
+        evaluations: frame count -> paths of the records of its evaluations, one per seed.
+        is_ffn: whether its networks are of the method `ffn`.
+    """
+
+    label: str
+    numbers: Mapping[str, Any]
+    evaluations: Mapping[int, Sequence[Path]]
+    is_ffn: bool
+
+    def published(self, frames: Iterable[int]) -> dict[int, float]:
+        """Published top-1 in percent on the evaluated data set, by frame count, where there is one."""
+        figures = {n: self.numbers[f"published_{n}f"] for n in frames}
+        return {n: top1 for n, top1 in figures.items() if top1 is not None}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, as `results/{table}.json` keeps it.
+
+    Attributes:
+        name: its name in the configuration.
+        dataset: data set that was evaluated.
+        split: split that was evaluated.
+        frames: frame counts of its columns.
+        rows: its rows.
+        frame: the same numbers, as of `ffnrepro.tables.assemble_table`.
+        blocks: the parts of its text.
+    """
+
+    name: str
+    dataset: str
+    split: str
+    frames: Sequence[int]
+    rows: Sequence[Row]
+    frame: pd.DataFrame
+    blocks: Sequence[Block]
+
+    @property
+    def compared(self) -> tuple[Row, Row]:
+        """The first row, and the row that is compared with it: the last of method `ffn`, else the last row."""
+        others = [row for row in self.rows if row.is_ffn] or self.rows
+        return self.rows[0], others[-1]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trained or imported network.
+
+    Attributes:
+        run: name of its run.
+        seed: its seed.
+        record: its `run.json`.
+        history: a row for each epoch; no row if the network was imported.
+        changes: its settings that differ from the published recipe.
+    """
+
+    run: str
+    seed: int
+    record: Mapping[str, Any]
+    history: pd.DataFrame
+    changes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of one seed, behind a number of a table.
+
+    Attributes:
+        table: name of the table.
+        label: name of the row.
+        frames: frame count.
+        path: its record.
+        record: content of its record.
+        networks: `run` and `seed` of the networks that it evaluates; several for an ensemble.
+    """
+
+    table: str
+    label: str
+    frames: int
+    path: Path
+    record: Mapping[str, Any]
+    networks: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Two classes that are confused: how often, in percent of the videos of the first, each row predicts the second."""
+
+    true: int
+    predicted: int
+    first: float
+    second: float
+
+
+def read_known(path: Path) -> dict[str, Any]:
+    """Read a JSON file of the workflow.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    record = read_record(path)
+    if not record:
+        raise UserError(f"{path}: cannot be read; delete it and run snakemake again")
+    return record
+
+
+def read_table(path: Path, published: Published) -> Table:
+    """Read `results/{table}.json`.
+
+    Raises:
+        UserError: it, or a record behind it, cannot be read.
+    """
+    content = read_known(path)
+    rows = []
+    for row in content["rows"]:
+        evaluations = {
+            int(n): [Path(record) for record in records] for n, records in row["evaluations"].items()
+        }
+        (first, *_), *_ = evaluations.values()
+        run = read_known(member_records(first)[0].with_name("run.json"))
+        is_ffn = "+" not in first.parts[-3] and run["settings"]["method"]["method"] == "ffn"
+        rows.append(Row(row["label"], row["numbers"], evaluations, is_ffn))
+    frame = pd.DataFrame([row.numbers for row in rows])
+    return Table(
+        name=path.stem,
+        dataset=content["dataset"],
+        split=content["split"],
+        frames=frame_counts(frame),
+        rows=rows,
+        frame=frame,
+        blocks=table_blocks(frame, published=published, dataset=content["dataset"]),
+    )
+
+
+def read_evaluations(tables: Iterable[Table]) -> list[Evaluation]:
+    """Read the records of all evaluations of tables.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    return [
+        Evaluation(
+            table=table.name,
+            label=row.label,
+            frames=n,
+            path=path,
+            record=read_known(path),
+            networks=[f"{member.parts[-3]}, {member.parts[-2]}" for member in member_records(path)],
+        )
+        for table in tables
+        for row in table.rows
+        for n, paths in row.evaluations.items()
+        for path in paths
+    ]
+
+
+def read_trainings(evaluations: Iterable[Evaluation]) -> list[Training]:
+    """Read the networks behind evaluations, each once.
+
+    Raises:
+        UserError: a file of a run cannot be read.
+    """
+    folders = dict.fromkeys(member.parent for each in evaluations for member in member_records(each.path))
+    return [
+        Training(
+            run=folder.parent.name,
+            seed=int(folder.name.removeprefix("seed")),
+            record=read_known(folder / "run.json"),
+            history=pd.read_parquet(folder / "history.parquet"),
+            changes=unpublished_settings(read_run(folder.parent)[0]),
+        )
+        for folder in folders
+    ]
+
+
+def read_predictions(records: Sequence[Path]) -> pd.DataFrame:
+    """Read the predicted class of each video, of all seeds: `id`, `label`, `class_1` and `seed` (position, from 0)."""
+    parts = [
+        pd.read_parquet(path.with_suffix(".parquet"), columns=["id", "label", "class_1"]).assign(seed=seed)
+        for seed, path in enumerate(records)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def class_accuracy(predictions: pd.DataFrame, classes: int) -> "pd.Series[float]":
+    """Top-1 accuracy of each class in percent, over all seeds, by index; NaN for a class without videos.
+
+    Args:
+        predictions: of `read_predictions`.
+        classes: number of classes.
+    """
+    right = predictions["class_1"] == predictions["label"]
+    return 100 * right.groupby(predictions["label"]).mean().reindex(range(classes))
+
+
+def confusions(first: pd.DataFrame, second: pd.DataFrame, most: int = 8) -> list[Confusion]:
+    """The pairs of classes that are confused most: the `most` of the second row, then those of the first that are left.
+
+    Args:
+        first: `read_predictions` of the first row.
+        second: `read_predictions` of the other row.
+        most: number of pairs of each row.
+    """
+    shares = []
+    for predictions in (second, first):
+        videos = predictions["label"].value_counts()
+        wrong = predictions[predictions["class_1"] != predictions["label"]]
+        counts = wrong.groupby(["label", "class_1"]).size()
+        shares.append(100 * counts / videos.reindex(counts.index.get_level_values(0)).to_numpy())
+    ranked = [share.sort_values(ascending=False, kind="stable").index[:most] for share in shares]
+    pairs = dict.fromkeys([*ranked[0], *ranked[1]])
+    return [
+        Confusion(
+            int(true), int(predicted), *(float(share.get((true, predicted), 0.0)) for share in shares[::-1])
+        )
+        for true, predicted in pairs
+    ]
