@@ -1,6 +1,7 @@
 """The diagnosis: each fault made on purpose is found, a fault just below its threshold is not, nor is any in a healthy demo."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -258,6 +259,11 @@ def test_a_fault_is_found_and_one_below_its_threshold_is_not(
 
 def test_each_check_has_a_made_fault() -> None:
     assert {check for check, *_ in FAULTS} == set(TITLES)
+
+
+def test_the_page_has_each_check() -> None:
+    page = (ROOT / "docs/diagnosis.md").read_text()
+    assert re.findall(r"^\| `(\w+)`", page, re.MULTILINE) == list(TITLES)
 
 
 def test_nothing_is_found_in_a_healthy_demo() -> None:

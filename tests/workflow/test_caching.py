@@ -245,8 +245,9 @@ def test_other_frame_counts_rows_and_tables_run_only_new_jobs(finished: Finished
 def test_labels_figures_and_code_of_tables_and_plots_run_them_alone(whole_copy: Workflow) -> None:
     source = whole_copy.project / "src/ffnrepro"
     edit(source / "figures.py", "dpi=150", "dpi=151")
+    edit(source / "faults.py", "WAITED = 50.0", "WAITED = 51.0")
     jobs, output = whole_copy.plan()
-    assert jobs == {"plot_accuracy": 1, "plot_manifest": 1}, output
+    assert jobs == {"plot_accuracy": 1, "plot_manifest": 1, "diagnose": 1}, output
     edit(whole_copy.project / "resources/published.csv", "31.52", "31.53")
     jobs, output = whole_copy.plan("results/table1.csv")
     assert jobs == {"assemble_table": 1}, output
