@@ -220,7 +220,7 @@ FAULTS: list[tuple[str, Change, Any, Any]] = [
     ("batchnorm", in_tsm(stale_norm), 0, 60 * 39),
     ("batchnorm", in_tsm(stale_norm), 233, 234),
     ("batchnorm", in_tsm(new_norm), 1.0, 1.01),
-    ("batchnorm", in_tsm(lambda network, right: at_chance(network, right, train_top1=97.0)), 61, 63),
+    ("batchnorm", in_tsm(lambda network, right: at_chance(network, right, train_top1=97.0)), 116, 117),
     ("chance", in_tsm(lambda network, right: at_chance(network, right, train_top1=20.0)), 61, 63),
     ("one_class", in_tsm(swallow), 74, 72),
     ("labels", in_tsm(swap), 33, 32),
@@ -327,8 +327,8 @@ def test_an_imported_network_has_no_checks_of_its_training() -> None:
         # Of 480 videos, so many are predicted as the class five further on; the others are spread.
         (193, 97.0, "labels"),
         (191, 97.0, "batchnorm"),  # learnt in training only, for whatever reason
-        (0, 30.0 + 9.0, "batchnorm"),
-        (0, 30.0 + 7.0, "chance"),
+        (0, 40.0, "batchnorm"),
+        (0, 39.9, "chance"),
     ],
 )
 def test_a_network_at_chance_has_one_finding(permuted: int, train_top1: float, check: str) -> None:
