@@ -73,6 +73,8 @@ class ModelCard:
         scores = "The run had no evaluations when it was exported."
         if self.scores:
             scores = tabulate(self.scores, headers="keys", tablefmt="pipe", disable_numparse=True)
+            if settings.cache == "jpeg":
+                scores += f"\n\nThe frames of these videos had been stored as JPEG of quality {settings.jpeg_quality}."
             if "best_epoch" in record and any(score["split"] == "validation" for score in self.scores):
                 scores += "\n\nThe epoch that is kept is the best one on the validation videos, so scores on them are somewhat too high."
         differences = "\n".join(

@@ -61,13 +61,15 @@ class RunList:
             states = sorted((STATE / run).glob(f"{seed}-*"), key=lambda path: path.stat().st_mtime)
             state = states[-1] if states else output
             about, lease = read_record(state / "about.json"), read_lease(state / "lease.json")
-            best = read_record(output / "run.json").get("best", {})
+            record = read_record(output / "run.json")
+            best = record.get("best", {})
+            epoch = "imported" if "imported" in record else ""
             top1 = [f"{value:.1f}" for name, value in best.items() if name.startswith("validation_top1_")]
             rows.append(
                 {
                     "run": run,
                     "seed": seed.removeprefix("seed"),
-                    "epoch": f"{about['epoch']}/{about['epochs']}" if about else "",
+                    "epoch": f"{about['epoch']}/{about['epochs']}" if about else epoch,
                     "top-1": top1[-1] if top1 else "",
                     "megabytes": f"{_megabytes([output, *states]):.0f}",
                     "process": f"{'ended: ' if lease.owner_is_dead() else ''}{lease.name}" if lease else "",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights
 
-from ffnrepro.checkpoint_formats import FORMAT, Checkpoint, read_checkpoint, some
+from ffnrepro.checkpoint_formats import FORMAT, KIND_NAMES, Checkpoint, read_checkpoint, some
 from ffnrepro.config import IMAGENET
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest, replacing
@@ -183,15 +183,21 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
     Raises:
         UserError: the file is missing, has another SHA-256, or its weights do not fit the network.
     """
+    checkpoint = read_checkpoint(path)
     if digest is None:
-        network = load_checkpoint(path)
+        needed: Any = next(name for name, kind in _KINDS.items() if type(model) is kind)
+        if checkpoint.kind != needed:
+            raise UserError(
+                f"{path}: is {checkpoint.describe()}, but this training has to start from {KIND_NAMES[needed]}; set its `start` to an "
+                "experiment of that kind"
+            )
+        network = build_network(path, checkpoint)
         _require_match(path, model.state_dict(), network.state_dict())
         # An imported network may shift other blocks; any other network was trained with network.shift.
         shifts = (each.architecture["shift"] for each in (network, cast("Network", model)))
         _warn_of_shift(path, *shifts)
         model.load_state_dict(network.state_dict())
         return f"starts from the network in {path}"
-    checkpoint = read_checkpoint(path)
     check_pretrained(path, digest)
     if checkpoint.kind not in ("tsm", "image"):
         raise UserError(

@@ -169,3 +169,13 @@ def test_the_card_tells_where_a_network_comes_from(experiment, record, frame_cou
     for part in expected:
         assert part in text
     assert "no evaluations" in text
+
+
+def test_the_card_tells_how_the_frames_of_its_scores_were_kept():
+    settings = run_settings(configuration(data={"cache": "jpeg", "jpeg_quality": 80}), "tsm")
+    row = {"frames": "8", "split": "validation"}
+    card = ModelCard(
+        name="own-1", settings=settings, record={"best_epoch": 3}, frames=8, trained=(16,), subnetwork=None, parameters=1,
+        classes=2, scores=[row], differences={}, digests={},
+    )  # fmt: skip
+    assert "had been stored as JPEG of quality 80.\n\nThe epoch that is kept is the best one" in card.text()

@@ -148,6 +148,7 @@ def test_an_imported_network_keeps_the_frame_counts_of_its_training(
 
     monkeypatch.setattr(export, "write_programs", write_nothing)
     assert main(["export", "theirs", "--frames", "8", "--output", "out", *options]) == 0
+    assert {row["epoch"] for row in RunList(config).rows() if row["run"] == run.name} == {"imported"}
     card = Path("out/README.md").read_text()
     assert ("sub-network of 8 frames of a Frame Flexible Network" in card) == (experiment == "ffn")
     told = f"trained at {', '.join(map(str, counts))} frames." if counts else "whose file does not tell at"
@@ -347,6 +348,11 @@ def test_a_training_may_start_from_an_imported_network_of_its_depth(tmp_path: Pa
     save_checkpoint(tmp_path / "x.pt", TSM(**SMALL, shift="every_second"))
     start_from(model, tmp_path / "x.pt")
     assert "its network has shift every_second, but network.shift is all; set network.shift" in caplog.text
+    with pytest.raises(
+        UserError,
+        match=r"is a TSM checkpoint .*, but this training has to start from a checkpoint of a Frame",
+    ):
+        start_from(FrameFlexibleNetwork(**SMALL), tmp_path / "x.pt")
 
 
 def test_imports_in_the_plan_of_a_table_and_in_the_doctor(
