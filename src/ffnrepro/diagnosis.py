@@ -205,12 +205,9 @@ def _changes_of_row(row: Mapping[str, Any], networks: Mapping[str, Network]) -> 
 
 def text(diagnosis: Mapping[str, Any]) -> str:
     """The diagnosis as text for the console: findings of the same fault together."""
-    findings, number = diagnosis["findings"], len(diagnosis["checked"])
-    lines = [
-        f"Diagnosis: {number} {'network' if number == 1 else 'networks'} checked, {len(findings) or 'nothing'} found"
-    ]
-    if findings:
-        lines[0] += " (docs/diagnosis.md)"
+    findings = diagnosis["findings"]
+    found = f"{_count(findings, 'finding')} (docs/diagnosis.md)" if findings else "nothing found"
+    lines = [f"Diagnosis: {_count(diagnosis['checked'], 'network')} checked, {found}"]
     for fault in dict.fromkeys((each["title"], each["cause"], each["remedy"]) for each in findings):
         title, cause, remedy = fault
         lines += ["", f"{title}."]
@@ -221,3 +218,7 @@ def text(diagnosis: Mapping[str, Any]) -> str:
         ]
         lines += [f"  Likely cause: {cause}", f"  What to do: {remedy}"]
     return "\n".join(lines) + "\n"
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"

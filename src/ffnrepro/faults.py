@@ -47,6 +47,9 @@ are skipped: 0.001."""
 WAITED = 50.0
 """Percent of the time of the median epoch: more than half. Measured: at most 31 (one core that decodes and trains)."""
 
+LOST_SECONDS = 600.0
+"""A training that waited less in all is too short to be worth a change."""
+
 NEAR_CHANCE = 0.05
 """A network whose accuracy covers less of the way from chance to 100 % has learnt nothing."""
 
@@ -292,10 +295,11 @@ def waited(history: Sequence[Row], cache: str) -> Iterator[Sign]:
         cache: `data.cache` of the run.
     """
     share = float(np.median([row["data_wait"] for row in history]))
-    if share > WAITED:
+    seconds = sum(row["data_wait"] / 100 * row["seconds"] for row in history)
+    if share > WAITED and seconds > LOST_SECONDS:
         more = "Give a job more cores (runtime.threads, runtime.workers)"
         yield Sign(
-            f"In the median epoch, the training waited for data {share:.0f} % of the time.",
+            f"In the median epoch, the training waited for data {share:.0f} % of the time, about {seconds / 3600:.1f} hours in all.",
             "The clips are read more slowly than the network computes. This costs time, and changes no number.",
             f"{more}, or set data.cache: jpeg, which is another run; docs/performance.md has the hours."
             if cache == "none"
@@ -513,10 +517,10 @@ def many_excluded(summary: Mapping[str, Any], split: str) -> Iterator[Sign]:
     lost = sum(reasons.values())
     if labelled and lost > EXCLUDED * labelled:
         counts = ", ".join(
-            f"{reason}: {count:,}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])
+            f"{reason} ({count:,})" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])
         )
         yield Sign(
-            f"{lost:,} of {labelled:,} {split} videos are left out ({100 * lost / labelled:.1f} %). {counts}.",
+            f"{lost:,} of {labelled:,} {split} videos are left out ({100 * lost / labelled:.1f} %). Reasons: {counts}.",
             "The data set is incomplete or damaged, and data.max_excluded allows it.",
             "results/manifest/excluded.csv names each video and its reason. Download or unpack them again, or say with your numbers "
             "how many videos they count.",

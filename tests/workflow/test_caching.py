@@ -23,7 +23,7 @@ from .conftest import Workflow
 
 Finished = tuple[Workflow, subprocess.CompletedProcess[str]]
 
-TABLE = {"assemble_table": 1, "plot_accuracy": 1}
+TABLE = {"assemble_table": 1, "plot_accuracy": 1, "diagnose": 1}
 ALL = {"check_training": 2, "train_tsm": 1, "train_ffn": 1, "evaluate": 6, **TABLE}
 SPEED = {"threads": 2, "workers": 1, "save_minutes": 1, "cache_decoded": False, "device": "auto"}
 
@@ -77,7 +77,10 @@ def edit_code_outside_recipe(source: Path) -> None:
     """Edit every module that decides no number: messages, the decoder, the loader, saves, the estimate of hours."""
     tables = {
         name.removeprefix("ffnrepro").lstrip(".")
-        for name in code_digests(["ffnrepro.figures", "ffnrepro.table_text"], within="ffnrepro")
+        for name in (
+            *code_digests(["ffnrepro.figures", "ffnrepro.table_text"], within="ffnrepro"),
+            *code_digests(["ffnrepro.diagnosis"], within="ffnrepro.faults"),
+        )
     }
     for file in source.rglob("*.py"):
         module = ".".join(file.relative_to(source).with_suffix("").parts).removesuffix("__init__").rstrip(".")

@@ -47,6 +47,25 @@ def test_it_ends_with_the_table_and_the_pictures(finished: Finished) -> None:
         assert (workflow.folder / f"results/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_it_ends_with_the_diagnosis(finished: Finished) -> None:
+    workflow, result = finished
+    diagnosis = json.loads((workflow.folder / "results/diagnosis.json").read_text())
+    runs = [workflow.seed(name).parent.name for name in ("tsm", "ffn")]
+    assert diagnosis["checked"] == [f"{run}, seed 0" for run in runs]
+    assert "published" not in {check["name"] for check in diagnosis["checks"]}
+    # After two epochs, and of 12 videos, no score is judged. The two unusable videos are many of so few.
+    assert [(finding["check"], finding["subject"]) for finding in diagnosis["findings"]] == [
+        ("excluded", "")
+    ] * 2
+    assert (
+        "1 of 24 train videos are left out (4.2 %). Reasons: no video file (1)."
+        in diagnosis["findings"][0].values()
+    )
+    text = (workflow.folder / "results/diagnosis.txt").read_text()
+    assert text.startswith("Diagnosis: 2 networks checked, 2 findings")
+    assert text in result.stderr
+
+
 def test_networks_are_the_ones_that_the_table_and_the_provenance_name(finished: Finished) -> None:
     workflow = finished[0]
     table = pd.read_csv(workflow.folder / "results/table1.csv").set_index("method")
@@ -100,7 +119,7 @@ def test_the_default_configuration_plans_the_real_run(tmp_path: Path) -> None:
     assert dict(re.findall(r"^(\w+) +(\d+)$", stats, re.MULTILINE)) == {
         "fetch_weights": "1", "parse_labels": "1", "index_videos": "64", "build_manifest": "1", "plot_manifest": "1",
         "write_settings": "2", "check_training": "2", "train_tsm": "1", "train_ffn": "1", "evaluate": "6",
-        "assemble_table": "1", "plot_accuracy": "1", "all": "1", "total": "83",
+        "assemble_table": "1", "plot_accuracy": "1", "diagnose": "1", "all": "1", "total": "84",
     }  # fmt: skip
     for name in ("tsm", "ffn"):
         assert re.search(rf"Training {name}-\w{{8}}, seed 0: about \d+ GPU hours \(", result.stdout)
