@@ -184,10 +184,11 @@ def files_of_report():
     return predictions_of(sorted(records)) + [f"{folder}/{name}" for folder in folders for name in names]
 
 
-def page_digest():
-    """Digest of the files that the report is filled into."""
-    folder = Path(workflow.basedir, "src/ffnrepro/report")
-    return " ".join(file_digest(folder / f"page.{ending}")[:8] for ending in ("html", "css", "js"))
+def report_code():
+    """Digests of the package `report` and of the files that it fills in; other code that it imports only reads files."""
+    folder = Path(workflow.basedir, "src", "ffnrepro", "report")
+    files = {name: file_digest(folder / name)[:8] for name in ("page.html", "page.css", "page.js")}
+    return {**code_digests(["ffnrepro.report.page"], within="ffnrepro.report"), **files}
 
 
 def evaluations_of_experiment(experiment):

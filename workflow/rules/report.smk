@@ -165,8 +165,9 @@ rule report:
         networks=ancient(lambda wildcards: files_of_report()),
         diagnosis="results/diagnosis.json",
         classes="results/labels/classes.csv",
-        # It is written last; the rest of its folder belongs to it.
-        data="results/manifest/manifest.sha256",
+        summary="results/manifest/summary.json",
+        excluded="results/manifest/excluded.csv",
+        split=ancient(f"results/manifest/{CONFIG.evaluation.split}.parquet"),
         published=ancient(PUBLISHED),
     output:
         "results/report.html",
@@ -181,7 +182,7 @@ rule report:
         mem_mb=4000,
     params:
         published=file_digest(Path(PUBLISHED)),
-        code=f"{module_code('ffnrepro.report.page')} {page_digest()}",
+        code=f"{report_code()} {module_code('ffnrepro.table_text')}",
     message:
         "Writing the report of {input.tables}"
     shell:
