@@ -167,7 +167,7 @@ CONFIG: dict[str, Any] = {
         "ffn": {"method": "ffn", "train_frames": [4, 8, 16], "distillation_weight": 0.5},
         "longer": {"method": "ffn", "train_frames": [4, 8, 16], "start": "ffn"},
     },
-    "tables": {"t": {"frame_counts": [4], "rows": [{"label": "TSM", "experiments": "tsm"}]}},
+    "tables": {"table1": {"frame_counts": [4], "rows": [{"label": "TSM", "experiments": "tsm"}]}},
 }
 
 
