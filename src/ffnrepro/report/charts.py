@@ -341,7 +341,7 @@ def data_charts(summary: Mapping[str, Any]) -> list[Chart]:
     by_class = [
         {"mark": {"type": "line", "interpolate": "step", "strokeWidth": 1.5}, "encoding": place},
         {
-            "mark": {"type": "point", "filled": True, "size": 30, "opacity": 1},
+            "mark": {"type": "point", "filled": True, "size": 30 if len(ranked) <= 40 else 8, "opacity": 1},
             "encoding": place | {"tooltip": tips},
         },
     ]
