@@ -53,8 +53,13 @@ LOST_SECONDS = 600.0
 NEAR_CHANCE = 0.05
 """A network whose accuracy covers less of the way from chance to 100 % has learnt nothing."""
 
-UNMATCHED = 30.0
-"""Points by which the training accuracy is higher, if a network at chance has learnt its training videos."""
+LEARNT = 40.0
+"""Training accuracy in percent, at its best, of a network that has learnt its training videos."""
+
+UNMATCHED = 0.25
+"""Such a network's validation accuracy, as a fraction of that training accuracy, is at least this. A public reproduction that
+overfits has 0.57. Measured with the demo's networks and the statistics of a new BatchNorm: at most 0.17, and 0.19 with
+statistics that are a tenth of the way from new to right."""
 
 SWALLOWED = 15.0
 """Points by which a class's share of the predictions may exceed its share of the videos. Measured: at most 4 at a trained
@@ -160,12 +165,10 @@ class Network:
 
     @property
     def has_learnt_in_training_only(self) -> bool:
-        """Whether the network is near chance at all its frame counts, although its training accuracy is good."""
+        """Whether the training accuracy is good, and the network nevertheless fails at all its frame counts."""
         best = max((row["train_top1"] for row in self.history), default=0.0)
-        return bool(self.judged_frames) and all(
-            self.is_near_chance(frames) and best > self.top1[frames] + UNMATCHED
-            for frames in self.judged_frames
-        )
+        scores = [self.top1[frames] for frames in self.judged_frames]
+        return best >= LEARNT and bool(scores) and max(scores) < UNMATCHED * best
 
 
 # --- The history of a training -----------------------------------------------------------------------------------
@@ -339,10 +342,10 @@ def batchnorm_wrong(network: Network) -> Iterator[Sign]:
     elif network.has_learnt_in_training_only and not list(labels_permuted(network)):
         best = max(row["train_top1"] for row in network.history)
         yield Sign(
-            f"The training accuracy reaches {best:.1f} %, but top-1 is at chance at {_scores(network, network.judged_frames)}.",
+            f"The training accuracy reaches {best:.1f} %, but top-1 is {_scores(network, network.judged_frames)}.",
             "Training and evaluation differ: BatchNorm's running statistics are not those of the batches, or the labels or frames "
             "of the two splits do not belong together.",
-            "Evaluate the training split (evaluation.split: train). If it is at chance, too, look at the BatchNorms; if not, at the "
+            "Evaluate the training split (evaluation.split: train). If its top-1 is as low, look at the BatchNorms; if not, at the "
             "validation labels and videos.",
         )
 

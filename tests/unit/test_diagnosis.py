@@ -1,6 +1,7 @@
 """The diagnosis: each fault made on purpose is found, a fault just below its threshold is not, nor is any in a healthy demo."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -219,7 +220,7 @@ FAULTS: list[tuple[str, Change, Any, Any]] = [
     ("batchnorm", in_tsm(stale_norm), 0, 60 * 39),
     ("batchnorm", in_tsm(stale_norm), 233, 234),
     ("batchnorm", in_tsm(new_norm), 1.0, 1.01),
-    ("batchnorm", in_tsm(lambda network, right: at_chance(network, right, train_top1=97.0)), 61, 63),
+    ("batchnorm", in_tsm(lambda network, right: at_chance(network, right, train_top1=97.0)), 116, 117),
     ("chance", in_tsm(lambda network, right: at_chance(network, right, train_top1=20.0)), 61, 63),
     ("one_class", in_tsm(swallow), 74, 72),
     ("labels", in_tsm(swap), 33, 32),
@@ -258,6 +259,11 @@ def test_a_fault_is_found_and_one_below_its_threshold_is_not(
 
 def test_each_check_has_a_made_fault() -> None:
     assert {check for check, *_ in FAULTS} == set(TITLES)
+
+
+def test_the_page_has_each_check() -> None:
+    page = (ROOT / "docs/diagnosis.md").read_text()
+    assert re.findall(r"^\| `(\w+)`", page, re.MULTILINE) == list(TITLES)
 
 
 def test_nothing_is_found_in_a_healthy_demo() -> None:
@@ -321,8 +327,8 @@ def test_an_imported_network_has_no_checks_of_its_training() -> None:
         # Of 480 videos, so many are predicted as the class five further on; the others are spread.
         (193, 97.0, "labels"),
         (191, 97.0, "batchnorm"),  # learnt in training only, for whatever reason
-        (0, 30.0 + 9.0, "batchnorm"),
-        (0, 30.0 + 7.0, "chance"),
+        (0, 40.0, "batchnorm"),
+        (0, 39.9, "chance"),
     ],
 )
 def test_a_network_at_chance_has_one_finding(permuted: int, train_top1: float, check: str) -> None:
