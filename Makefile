@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 demo: $(READY)  ## make the built-in data set and run the whole workflow on it (ARGS=... goes to snakemake)
 	@$(BIN)/ffnrepro make-demo-data demo/data
 	@$(BIN)/snakemake --directory demo --configfile config/demo.yaml --config 'seeds=[$(SEED)]' --cores $(CORES) --quiet host --rerun-incomplete $(ARGS)
-	$(if $(strip $(ARGS)),,@echo && cat demo/results/table1.md && echo && cat demo/results/diagnosis.txt && echo && echo "demo/results: table1.csv, table1.md and figures/table1.png are up to date.")
+	$(if $(strip $(ARGS)),,@echo && cat demo/results/table1.md && echo && cat demo/results/diagnosis.txt && echo && echo "demo/results: table1.csv, table1.md, figures/table1.png and report.html are up to date. Open report.html in a browser.")
 
 test: $(READY)  ## run all tests that do not need SLURM (TESTS=tests/unit runs those alone)
 	$(BIN)/pytest -n $(CORES) $(TESTS)

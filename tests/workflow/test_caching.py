@@ -23,7 +23,7 @@ from .conftest import Workflow
 
 Finished = tuple[Workflow, subprocess.CompletedProcess[str]]
 
-TABLE = {"assemble_table": 1, "plot_accuracy": 1, "diagnose": 1}
+TABLE = {"assemble_table": 1, "plot_accuracy": 1, "diagnose": 1, "report": 1}
 ALL = {"check_training": 2, "train_tsm": 1, "train_ffn": 1, "evaluate": 6, **TABLE}
 SPEED = {"threads": 2, "workers": 1, "save_minutes": 1, "cache_decoded": False, "device": "auto"}
 
@@ -80,6 +80,7 @@ def edit_code_outside_recipe(source: Path) -> None:
         for name in (
             *code_digests(["ffnrepro.figures", "ffnrepro.table_text"], within="ffnrepro"),
             *code_digests(["ffnrepro.diagnosis"], within="ffnrepro.faults"),
+            *code_digests(["ffnrepro.report.page"], within="ffnrepro.report"),
         )
     }
     for file in source.rglob("*.py"):
@@ -245,9 +246,12 @@ def test_other_frame_counts_rows_and_tables_run_only_new_jobs(finished: Finished
 def test_labels_figures_and_code_of_tables_and_plots_run_them_alone(whole_copy: Workflow) -> None:
     source = whole_copy.project / "src/ffnrepro"
     edit(source / "figures.py", "dpi=150", "dpi=151")
+    edit(source / "report/page.css", "color-scheme: light dark;", "color-scheme: light;")
+    jobs, output = whole_copy.plan()
+    assert jobs == {"plot_accuracy": 1, "plot_manifest": 1, "report": 1}, output
     edit(source / "faults.py", "WAITED = 50.0", "WAITED = 51.0")
     jobs, output = whole_copy.plan()
-    assert jobs == {"plot_accuracy": 1, "plot_manifest": 1, "diagnose": 1}, output
+    assert jobs == {"plot_accuracy": 1, "plot_manifest": 1, "diagnose": 1, "report": 1}, output
     edit(whole_copy.project / "resources/published.csv", "31.52", "31.53")
     jobs, output = whole_copy.plan("results/table1.csv")
     assert jobs == {"assemble_table": 1}, output

@@ -66,6 +66,16 @@ def test_it_ends_with_the_diagnosis(finished: Finished) -> None:
     assert text in result.stderr
 
 
+def test_it_ends_with_the_report(finished: Finished) -> None:
+    workflow = finished[0]
+    page = (workflow.folder / "results/report.html").read_text()
+    runs = [workflow.seed(name).parent.name for name in ("tsm", "ffn")]
+    assert all(f"<h3><code>{run}</code></h3>" in page for run in runs)
+    # From the videos, whose folder has a space in its name.
+    assert page.count('<img src="data:image/jpeg') > 0
+    assert "The video cannot be shown" not in page
+
+
 def test_networks_are_the_ones_that_the_table_and_the_provenance_name(finished: Finished) -> None:
     workflow = finished[0]
     table = pd.read_csv(workflow.folder / "results/table1.csv").set_index("method")
@@ -119,7 +129,7 @@ def test_the_default_configuration_plans_the_real_run(tmp_path: Path) -> None:
     assert dict(re.findall(r"^(\w+) +(\d+)$", stats, re.MULTILINE)) == {
         "fetch_weights": "1", "parse_labels": "1", "index_videos": "64", "build_manifest": "1", "plot_manifest": "1",
         "write_settings": "2", "check_training": "2", "train_tsm": "1", "train_ffn": "1", "evaluate": "6",
-        "assemble_table": "1", "plot_accuracy": "1", "diagnose": "1", "all": "1", "total": "84",
+        "assemble_table": "1", "plot_accuracy": "1", "diagnose": "1", "report": "1", "all": "1", "total": "85",
     }  # fmt: skip
     for name in ("tsm", "ffn"):
         assert re.search(rf"Training {name}-\w{{8}}, seed 0: about \d+ GPU hours \(", result.stdout)

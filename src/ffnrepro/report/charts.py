@@ -162,7 +162,7 @@ def _accuracy_layers(
         x = _axis(name, "frames of a video", logarithm, grid=False, values=list(frames))
     else:
         x = _axis(
-            name, "GFLOPs of a video", logarithm, grid=False, format="~g", labelOverlap=True, tickCount=5
+            name, "GFLOPs of a video", logarithm, grid=False, format=".3~g", labelOverlap=True, tickCount=5
         )
     values = [row[key] for row in rows for key in ("top1", "low", "high") if row[key] is not None]
     ends = [5 * math.floor((min(values) - 1) / 5), min(100, 5 * math.ceil((max(values) + 1) / 5))]
@@ -341,7 +341,7 @@ def data_charts(summary: Mapping[str, Any]) -> list[Chart]:
     by_class = [
         {"mark": {"type": "line", "interpolate": "step", "strokeWidth": 1.5}, "encoding": place},
         {
-            "mark": {"type": "point", "filled": True, "size": 30, "opacity": 1},
+            "mark": {"type": "point", "filled": True, "size": 30 if len(ranked) <= 40 else 8, "opacity": 1},
             "encoding": place | {"tooltip": tips},
         },
     ]
