@@ -213,6 +213,10 @@ def test_an_imported_network_is_scored_without_a_training_split(finished: Finish
         "parse_labels": 1, "index_videos": 2, "build_manifest": 1, "plot_manifest": 1, "write_settings": 1,
         "import_checkpoint": 1, "evaluate": 2, "assemble_table": 1, "plot_batchnorm": 1,
     }  # fmt: skip
+    # Of the frame cache, two shards of the evaluated split.
+    cached, output = workflow.plan(*targets, **config, data={"cache": "jpeg"})
+    assert cached == jobs | {"cache_frames": 2}, output
+    assert "Caching the frames of the train videos" not in output
     workflow.made(*targets, **config)
     folder = workflow.seed("theirs")
     assert {path.name for path in trained.glob("*") if path.stem in ("model", "history", "run")} <= {
