@@ -202,16 +202,18 @@ def test_an_imported_network_is_scored_without_a_training_split(finished: Finish
     config = {
         "experiments": {"theirs": {"method": "checkpoint", "path": "my weights/ffn.pth.tar"}},
         "tables": {"published": {"frame_counts": [4, 16], "rows": [row]}},
+        "report": {"tables": ["published"]},
     }
     targets = (
         "results/published.csv",
+        "results/report.html",
         "results/figures/class_counts.png",
         "results/figures/batchnorm_theirs.png",
     )
     jobs, _ = workflow.plan(*targets, **config)
     assert jobs == {
         "parse_labels": 1, "index_videos": 2, "build_manifest": 1, "plot_manifest": 1, "write_settings": 1,
-        "import_checkpoint": 1, "evaluate": 2, "assemble_table": 1, "plot_batchnorm": 1,
+        "import_checkpoint": 1, "evaluate": 2, "assemble_table": 1, "plot_batchnorm": 1, "diagnose": 1, "report": 1,
     }  # fmt: skip
     # Of the frame cache, two shards of the evaluated split.
     cached, output = workflow.plan(*targets, **config, data={"cache": "jpeg"})
@@ -231,6 +233,9 @@ def test_an_imported_network_is_scored_without_a_training_split(finished: Finish
     (network,) = chain["networks"].values()
     assert network["imported"]["source"] == "FFN's authors"
     assert "WARNING" not in chain["4 frames"]
+    page = (workflow.folder / "results/report.html").read_text()
+    assert "Imported, not trained here" in page
+    assert "FFN is right on" in page
 
     (workflow.folder / "my weights").rename(workflow.folder / "elsewhere")
     config["experiments"]["theirs"]["path"] = "elsewhere/ffn.pth.tar"

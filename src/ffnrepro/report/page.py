@@ -14,6 +14,7 @@ import pandas as pd
 import vl_convert
 
 from ffnrepro import __version__
+from ffnrepro.estimate import duration
 from ffnrepro.report.charts import (
     COLOURS,
     SPLITS,
@@ -214,7 +215,12 @@ def render(page: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "short": lambda text: str(text)[:8]}
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "duration": duration,
+        "short": lambda text: str(text)[:8],
+    }
     files = Path(__file__).parent
     library, own = _library(), (files / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
