@@ -336,15 +336,19 @@ def unpublished_settings(settings: RunSettings) -> list[str]:
         dataset=own.dataset,
         method=own.method.model_copy(update=defaults),
         training=TrainingSettings(flip=flip),
-        weights=None if own.start else IMAGENET.get(own.network.depth, "of ImageNet"),
+        weights=None if own.start else IMAGENET.get(own.network.depth, "imagenet"),
         start=own.start,
     )
     published, found = (dict(_flat(item.model_dump(mode="json"))) for item in (recipe, own))
     return [
-        f"{key.removeprefix('method.')} {value} instead of {published[key]}"
+        f"{key.removeprefix('method.')} {_yaml(value)} instead of {_yaml(published[key])}"
         for key, value in found.items()
         if value != published[key]
     ]
+
+
+def _yaml(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

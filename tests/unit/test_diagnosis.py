@@ -380,7 +380,7 @@ def test_a_network_with_a_count_trained_below_its_own_has_no_collapse_to_show() 
             {"training": {"schedule": "cosine", "milestones": [10]}},
             ["training.schedule cosine instead of step"],
         ),
-        ({"weights": None}, ["weights None instead of 0676ba61"]),
+        ({"weights": None}, ["weights null instead of 0676ba61"]),
         ({"weights": None, "start": "0a635141"}, []),
         ({"dataset": "kinetics-400"}, ["training.flip False instead of True"]),
         ({"dataset": "kinetics-400", "training": {"flip": True}}, []),

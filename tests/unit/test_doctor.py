@@ -144,7 +144,7 @@ def test_time_threads_and_folder_are_those_of_the_training(
         torch.set_num_threads(before)
     # 24 videos are 3 steps an epoch; 8 clips of 28 frames.
     assert last.startswith("ok  steps: 2.500 s per step of 8 videos (90 frames/s")
-    assert ": about 1 minutes for 10 epochs" in last
+    assert ": about a minute for 10 epochs" in last
     *values, folder = seen
     assert values == [3, 4, 1]
     assert folder.is_relative_to(tmp_path / "large disk")
