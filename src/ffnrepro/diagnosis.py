@@ -1,6 +1,6 @@
 """The diagnosis of finished networks: all checks of `ffnrepro.faults` over the tables of the report.
 
-It reads what the tables are made of, and holds for each finding its evidence, the likely cause, and what to do.
+It reads the files that the tables are made from. Each finding has its evidence, the likely cause, and what to do.
 docs/diagnosis.md describes the checks.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 from ffnrepro import faults
 from ffnrepro.ensembles import member_records
-from ffnrepro.faults import Network, Sign
+from ffnrepro.faults import Finding, Network
 from ffnrepro.files import read_record
 from ffnrepro.runs import read_run, unpublished_settings
 
@@ -43,23 +43,23 @@ OF_ROW = (
     "weight_alteration",
     "temporal_distillation",
 )
-"""Settings in which a row with a setting of its own differs from the plain method, in the paper, too."""
+"""Settings that may differ from the plain method in a row of the paper with a setting of its own, such as an ablation."""
 
-Signs = Iterator[Sign]
+Findings = Iterator[Finding]
 
 
-def training_checks(network: Network) -> dict[str, Signs]:
-    """The checks of a history, by name; none for an imported network."""
+def training_checks(network: Network) -> dict[str, Findings]:
+    """The checks of a training history, by name; none for an imported network."""
     history, settings = network.history, network.settings
     if not history:
         return {}
     kl = [key for key in history[0] if key.startswith("train_kl_")]
     rows = next(iter(network.predictions.values()))
     checks = {
-        "loss": faults.exploded(history),
-        "distillation": (sign for key in kl for sign in faults.not_distilled(history, key)),
+        "loss": faults.loss_explodes(history),
+        "distillation": (finding for key in kl for finding in faults.not_distilled(history, key)),
         "overfitting": faults.overfitted(history, f"top1_{max(network.train_frames)}f", len(rows)),
-        "data_wait": faults.waited(history, settings.cache),
+        "data_wait": faults.long_data_wait(history, settings.cache),
     }
     if network.steps:
         checks |= {
@@ -69,7 +69,7 @@ def training_checks(network: Network) -> dict[str, Signs]:
     return checks
 
 
-NETWORK_CHECKS: dict[str, Callable[[Network], Signs]] = {
+NETWORK_CHECKS: dict[str, Callable[[Network], Findings]] = {
     "classifier": faults.classifier_untrained,
     "batchnorm": faults.batchnorm_wrong,
     "chance": faults.near_chance,
@@ -87,7 +87,7 @@ def read_network(folder: Path, evaluations: Mapping[int, Path]) -> Network:
         folder: the folder of its run and seed.
         evaluations: frame count -> the record of its evaluation; the predictions lie beside it.
     """
-    # The file stays on the disk, because few of its tensors are looked at.
+    # Memory-mapped, because the checks read only a few of the tensors.
     content = torch.load(folder / "model.pt", map_location="cpu", weights_only=True, mmap=True)
     return Network(
         settings=read_run(folder.parent)[0].effective(),
@@ -104,7 +104,7 @@ def read_network(folder: Path, evaluations: Mapping[int, Path]) -> Network:
 
 
 def read_networks(tables: Sequence[Mapping[str, Any]]) -> dict[str, Network]:
-    """Read the networks of tables, each once; those of an ensemble, too.
+    """Read each network of the tables once, including the members of ensembles.
 
     Args:
         tables: `results/{table}.json` of each table.
@@ -127,7 +127,7 @@ def diagnose(
     tables: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Make all checks.
+    """Run all checks.
 
     Args:
         networks: the networks of the tables.
@@ -136,34 +136,35 @@ def diagnose(
 
     Returns:
         The content of `results/diagnosis.json`: `checked` (names of the networks), `checks` (`name` and `title` of each check
-        that was made) and `findings` (`check`, `title`, `subject`, `evidence`, `cause`, `remedy`). The subject is a network, a
+        that ran) and `findings` (`check`, `title`, `subject`, `evidence`, `cause`, `remedy`). The subject is a network, a
         row of a table, or empty for the data.
     """
-    made: dict[str, None] = {}
+    names: set[str] = set()
     findings: list[dict[str, str]] = []
 
-    def check(name: str, subject: str, signs: Signs) -> None:
-        made[name] = None
+    def add(name: str, subject: str, found: Findings) -> None:
+        names.add(name)
         findings.extend(
-            {"check": name, "title": TITLES[name], "subject": subject, **sign._asdict()} for sign in signs
+            {"check": name, "title": TITLES[name], "subject": subject, **finding._asdict()}
+            for finding in found
         )
 
-    for name, network in networks.items():
-        for check_name, signs in training_checks(network).items():
-            check(check_name, name, signs)
-        for check_name, find in NETWORK_CHECKS.items():
-            check(check_name, name, find(network))
+    for network_name, network in networks.items():
+        for name, found in training_checks(network).items():
+            add(name, network_name, found)
+        for name, check in NETWORK_CHECKS.items():
+            add(name, network_name, check(network))
     for ffn, tsm in _pairs(list(networks.values())):
-        check("ffn", ffn.name, faults.ffn_does_not_help(ffn, tsm))
+        add("ffn", ffn.name, faults.ffn_does_not_help(ffn, tsm))
     for table in tables:
         for row in table["rows"]:
             frames = [int(n) for n in row["evaluations"]]
             if any(row["numbers"][f"published_{n}f"] is not None for n in frames):
                 own = _changes_of_row(row, networks)
-                check("published", row["label"], faults.unlike_published(row["numbers"], frames, own))
+                add("published", row["label"], faults.unlike_published(row["numbers"], frames, own))
     for split in dict.fromkeys(("train", tables[0]["split"])):
-        check("excluded", "", faults.many_excluded(summary, split))
-    checks = [{"name": name, "title": title} for name, title in TITLES.items() if name in made]
+        add("excluded", "", faults.many_excluded(summary, split))
+    checks = [{"name": name, "title": title} for name, title in TITLES.items() if name in names]
     findings.sort(key=lambda finding: list(TITLES).index(finding["check"]))
     return {"checked": list(networks), "checks": checks, "findings": findings}
 
@@ -185,7 +186,7 @@ def _pairs(networks: Sequence[Network]) -> Iterator[tuple[Network, Network]]:
 
 
 def _changes_of_row(row: Mapping[str, Any], networks: Mapping[str, Network]) -> list[str]:
-    """Settings of a row's networks that differ from the published recipe of the row, each once."""
+    """Settings in which a row's networks differ from the published recipe of that row, each once."""
     runs = {
         member.parts[-3]
         for paths in row["evaluations"].values()
@@ -198,13 +199,13 @@ def _changes_of_row(row: Mapping[str, Any], networks: Mapping[str, Network]) -> 
         if network.record["run"] in runs
         for change in unpublished_settings(network.settings)
     )
-    # Published with a setting: an ablation, a depth, or the like.
+    # A row that is published with a setting is an ablation, another depth, or the like.
     own = OF_ROW if row["published"][1] else ()
     return [change for change in changes if change.split(" ")[0] not in own]
 
 
 def text(diagnosis: Mapping[str, Any]) -> str:
-    """The diagnosis as text for the console: findings of the same fault together."""
+    """The diagnosis as text for the console, with the findings of one fault grouped."""
     findings = diagnosis["findings"]
     found = f"{_count(findings, 'finding')} (docs/diagnosis.md)" if findings else "nothing found"
     lines = [f"Diagnosis: {_count(diagnosis['checked'], 'network')} checked, {found}"]

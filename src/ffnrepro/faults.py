@@ -1,8 +1,8 @@
-"""Signs of faults in a training, its network and its scores: pure functions over evidence that is read elsewhere.
+"""Checks for known faults of a training, its network and its scores: pure functions, which read no files.
 
-Each function yields a `Sign` for each fault that it finds, and nothing for a healthy network. `ffnrepro.diagnosis` calls
-them all on finished networks; `ffnrepro.training.progress` calls two of them after each epoch. The thresholds were
-set on the built-in data: three seeds of TSM and FFN, and one of each baseline ("measured" below).
+Each function yields a `Finding` for each fault, and nothing for a healthy network. `ffnrepro.diagnosis` calls them all
+on finished networks; `ffnrepro.training.progress` calls two of them after each epoch. The thresholds were set on the
+built-in data with three seeds of TSM and FFN and one seed of each baseline ("measured" below).
 """
 
 import math
@@ -21,76 +21,79 @@ from ffnrepro.runs import RunSettings
 from ffnrepro.statistics import bootstrap_interval
 
 Row = Mapping[str, float]
-"""An epoch of a history: its columns by name."""
+"""One epoch of a training history: values by column name."""
 
-RISEN = 1.0
-"""A cross entropy that rises by more nats above its lowest earlier epoch explodes. Measured: at most 0.2 (Mixed Sampling)."""
+LOSS_RISE = 1.0
+"""The loss explodes if the cross entropy rises by more nats than this above its lowest earlier epoch. Measured: at most 0.2
+(Mixed Sampling)."""
 
-LEARNED = 0.1
-"""The teacher's cross entropy must fall by this many nats before its students are judged."""
+TEACHER_FALL = 0.1
+"""The teacher's cross entropy must fall by more nats than this before its students are judged."""
 
-UNLEARNED = 0.5
+STUDENT_RISE = 0.5
 """A student does not learn if its divergence rises by more than this fraction of the fall in the teacher's cross entropy.
 Measured: at most 0.12."""
 
-OVERFITTED = 98.0
-"""Training accuracy in percent above which a falling validation accuracy means overfitting."""
+MEMORISED = 98.0
+"""Training accuracy in percent above which a fall of the validation accuracy means overfitting."""
 
-FALLEN = 1.0
-"""A validation accuracy this many points below the best one counts as a fall, not as noise. Measured: at most 0.9 where the
-training accuracy is near `OVERFITTED`."""
+VALIDATION_FALL = 1.0
+"""A validation accuracy at least this many points below the best one is a fall, not noise. Measured: at most 0.9 where the
+training accuracy is near `MEMORISED`."""
 
-SKIPPED = 0.01
-"""Fraction of the steps after the first epoch. The loss scale doubles after 2,000 good steps, and then at most a step or two
-are skipped: 0.001."""
+SKIPPED_SHARE = 0.01
+"""Largest fraction of steps that may be skipped after the first epoch. A healthy training skips about 0.001: the loss scale
+doubles after 2,000 good steps, and then one or two steps are skipped."""
 
-WAITED = 50.0
-"""Percent of the time of the median epoch: more than half. Measured: at most 31 (one core that decodes and trains)."""
+WAIT_SHARE = 50.0
+"""Largest data wait in percent of the time of the median epoch. Measured: at most 31 (one core that decodes and trains)."""
 
-LOST_SECONDS = 600.0
-"""A training that waited less in all is too short to be worth a change."""
+WAIT_SECONDS = 600.0
+"""A training that waited less than this in total is not worth a change."""
 
 NEAR_CHANCE = 0.05
-"""A network whose accuracy covers less of the way from chance to 100 % has learnt nothing."""
+"""An accuracy that covers less than this fraction of the way from chance to 100 % is near chance."""
 
-LEARNT = 40.0
-"""Training accuracy in percent, at its best, of a network that has learnt its training videos."""
+LEARNT_TRAINING = 40.0
+"""A network whose best training accuracy in percent is at least this has learnt its training videos."""
 
-UNMATCHED = 0.25
-"""Such a network's validation accuracy, as a fraction of that training accuracy, is at least this. A public reproduction that
-overfits has 0.57. Measured with the demo's networks and the statistics of a new BatchNorm: at most 0.17, and 0.19 with
-statistics that are a tenth of the way from new to right."""
+VALIDATION_SHARE = 0.25
+"""Least validation accuracy of such a network, as a fraction of its best training accuracy. A public reproduction that overfits
+has 0.57. Measured on the demo's networks with wrong running statistics: at most 0.17 with those of a new BatchNorm, and 0.19
+a tenth of the way from there to the right ones."""
 
-SWALLOWED = 15.0
-"""Points by which a class's share of the predictions may exceed its share of the videos. Measured: at most 4 at a trained
-frame count (at others 23: the collapse)."""
+CLASS_EXCESS = 15.0
+"""Points by which a class's share of the predictions may exceed its share of the videos. Measured: at most 4 at trained frame
+counts, and up to 23 at others, where TSM collapses."""
 
-PERMUTED = 10.0
-"""Percent of the videos that a permutation of the classes must turn from wrong to right. Measured: 0."""
+PERMUTATION_GAIN = 10.0
+"""Labels are permuted if a permutation of the classes corrects more than this percentage of the videos. Measured: 0."""
 
-PERMUTED_SHARE = 0.4
-"""Share of the videos of permuted classes that are predicted as the one other class."""
+PERMUTATION_SHARE = 0.4
+"""Of the videos of the permuted classes, more than this fraction must be predicted as the one other class."""
 
-COLLAPSED = 0.05
-"""The fall of TSM's accuracy from 16 frames to 4, as a fraction, is at least this. Published: at least 0.12 (Kinetics-400 and
+COLLAPSE = 0.05
+"""Least fall of TSM's accuracy from 16 frames to 4, as a fraction of that at 16. Published: at least 0.12 (Kinetics-400 and
 HMDB51), and 0.48 on Something-Something V2. Measured: 0.25 to 0.42."""
 
-CLASSIFIER_START = 0.002
-"""Twice the standard deviation with which a classifier's weights start. Measured after training: 0.38 to 0.43."""
+UNTRAINED_DEVIATION = 0.002
+"""A classifier is untrained if the standard deviation of its weights is lower: twice its initial value. Measured after
+training: 0.38 to 0.43."""
 
-UPDATED = 0.1
-"""BatchNorm counts the batches in training mode. Measured: one in each step, to the last one. Of a method that draws one of
-several frame counts, a private BatchNorm sees only some steps."""
+UPDATED_SHARE = 0.1
+"""Running statistics are stale if they were updated in a smaller fraction of the steps. Measured: in all steps. Where a method
+draws one of several frame counts in each step, a private BatchNorm is updated in some of the steps only."""
 
-EXCLUDED = 0.005
-"""Fraction of a split's videos; the default of `data.max_excluded`, which counts all splits together."""
+EXCLUDED_SHARE = 0.005
+"""Largest fraction of a split's videos that may be left out; also the default of `data.max_excluded`, which counts all splits
+together."""
 
-FEWEST_VIDEOS = 100
-"""With fewer evaluated videos, scores are too uncertain to judge a network by."""
+MIN_VIDEOS = 100
+"""Scores of fewer videos are too uncertain to judge a network by."""
 
 
-class Sign(NamedTuple):
-    """What points to a fault, its likely cause, and what to do; each of one to three short sentences."""
+class Finding(NamedTuple):
+    """A fault that was found: the evidence, the likely cause, and what to do, in one to three short sentences each."""
 
     evidence: str
     cause: str
@@ -99,10 +102,10 @@ class Sign(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """A network, trained or imported, and what is known about it.
+    """A trained or imported network with all that the checks look at.
 
     Attributes:
-        settings: of its run, without those that have no effect.
+        settings: settings of its run, without those that have no effect.
         record: its `run.json`.
         history: a row for each epoch; empty if the network was imported.
         predictions: frame count -> a row for each video: `label` and the predicted class `class_1`, by id.
@@ -122,7 +125,7 @@ class Network:
 
     @property
     def train_frames(self) -> tuple[int, ...]:
-        """The frame counts that it was trained at; empty for an imported network that does not tell."""
+        """The frame counts that it was trained at; empty for an imported network whose file does not tell."""
         imported = self.record.get("imported")
         if imported:
             return tuple(imported["architecture"].get("frame_counts", ()))
@@ -130,7 +133,7 @@ class Network:
 
     @property
     def steps(self) -> int | None:
-        """Steps of an epoch; None if the record does not tell."""
+        """Number of steps of an epoch; None if the record does not tell."""
         videos = self.record.get("videos")
         return videos and videos // self.settings.training.batch_size
 
@@ -146,9 +149,9 @@ class Network:
     def judged_frames(self) -> list[int]:
         """The evaluated frame counts at which a good network is accurate: those that it was trained at.
 
-        Of a network that does not tell: the best one. Empty if too few videos were evaluated.
+        If its trained frame counts are not known, the one with the highest accuracy. Empty if too few videos were evaluated.
         """
-        if any(len(rows) < FEWEST_VIDEOS for rows in self.predictions.values()):
+        if any(len(rows) < MIN_VIDEOS for rows in self.predictions.values()):
             return []
         if not self.train_frames:
             return sorted(self.top1, key=lambda frames: self.top1[frames])[-1:]
@@ -168,13 +171,13 @@ class Network:
         """Whether the training accuracy is good, and the network nevertheless fails at all its frame counts."""
         best = max((row["train_top1"] for row in self.history), default=0.0)
         scores = [self.top1[frames] for frames in self.judged_frames]
-        return best >= LEARNT and bool(scores) and max(scores) < UNMATCHED * best
+        return best >= LEARNT_TRAINING and bool(scores) and max(scores) < VALIDATION_SHARE * best
 
 
 # --- The history of a training -----------------------------------------------------------------------------------
 
 
-def exploded(history: Sequence[Row]) -> Iterator[Sign]:
+def loss_explodes(history: Sequence[Row]) -> Iterator[Finding]:
     """Find a cross entropy that is not finite, or that rises far above an earlier epoch."""
     cause = "The learning rate is too high, or numbers overflow in float16."
     remedy = "Lower training.learning_rate, or set training.warmup_epochs, training.clip_norm: 20 or training.precision: float32."
@@ -183,12 +186,12 @@ def exploded(history: Sequence[Row]) -> Iterator[Sign]:
         if wrong := [
             name for name, value in row.items() if name.startswith("train_") and not math.isfinite(value)
         ]:
-            yield Sign(f"{wrong[0]} is {row[wrong[0]]} in epoch {row['epoch']:.0f}.", cause, remedy)
+            yield Finding(f"{wrong[0]} is {row[wrong[0]]} in epoch {row['epoch']:.0f}.", cause, remedy)
             return
     rises = [losses[i] - min(losses[:i]) for i in range(1, len(losses))]
-    if rises and max(rises) > RISEN:
+    if rises and max(rises) > LOSS_RISE:
         at = 1 + rises.index(max(rises))
-        yield Sign(
+        yield Finding(
             f"The training cross entropy rises from {min(losses[:at]):.2f} to {losses[at]:.2f} in epoch {at + 1}, where the "
             f"mean norm of the gradient is {history[at]['gradient_norm']:.3g}. In the last epoch it is {losses[-1]:.2f}.",
             cause,
@@ -196,7 +199,7 @@ def exploded(history: Sequence[Row]) -> Iterator[Sign]:
         )
 
 
-def not_distilled(history: Sequence[Row], key: str) -> Iterator[Sign]:
+def not_distilled(history: Sequence[Row], key: str) -> Iterator[Finding]:
     """Find a frame count that does not learn from the highest one (eq. 4).
 
     Args:
@@ -210,8 +213,8 @@ def not_distilled(history: Sequence[Row], key: str) -> Iterator[Sign]:
         return
     first, last = history[0], history[-1]
     learned = first["train_cross_entropy"] - last["train_cross_entropy"]
-    if learned > LEARNED and last[key] - first[key] > UNLEARNED * learned:
-        yield Sign(
+    if learned > TEACHER_FALL and last[key] - first[key] > STUDENT_RISE * learned:
+        yield Finding(
             f"{key.removeprefix('train_')} went from {first[key]:.3f} to {last[key]:.3f}, while the cross entropy at the highest "
             f"frame count fell from {first['train_cross_entropy']:.3f} to {last['train_cross_entropy']:.3f}.",
             "The highest frame count learns, but this one does not learn from it.",
@@ -219,22 +222,22 @@ def not_distilled(history: Sequence[Row], key: str) -> Iterator[Sign]:
         )
 
 
-def overfitted(history: Sequence[Row], select_by: str, videos: int | None = None) -> Iterator[Sign]:
+def overfitted(history: Sequence[Row], select_by: str, videos: int | None = None) -> Iterator[Finding]:
     """Find a validation accuracy that falls although nearly all training videos are right.
 
     Args:
         history: a row for each epoch.
-        select_by: the validation score that chooses the best epoch, such as `top1_16f`.
-        videos: number of validation videos; None: not known.
+        select_by: the validation score that selects the best epoch, such as `top1_16f`.
+        videos: number of validation videos; None if it is not known.
     """
     scores = [row[f"validation_{select_by}"] for row in history]
-    if not scores or history[-1]["train_top1"] <= OVERFITTED:
+    if not scores or history[-1]["train_top1"] <= MEMORISED:
         return
     best = max(scores)
-    # Two standard errors of a difference, which are more than `FALLEN` with few videos.
+    # Two standard errors of a difference. With few videos, they exceed `VALIDATION_FALL`.
     noise = 2 * math.sqrt(2 * best * (100 - best) / videos) if videos else 0.0
-    if scores[-1] <= best - max(FALLEN, noise):
-        yield Sign(
+    if scores[-1] <= best - max(VALIDATION_FALL, noise):
+        yield Finding(
             f"The training accuracy is {history[-1]['train_top1']:.1f} %, but {select_by} on validation fell from {best:.1f} in epoch "
             f"{1 + scores.index(best)} to {scores[-1]:.1f} in epoch {len(scores)}.",
             "The network overfits: its training clips vary too little.",
@@ -242,8 +245,8 @@ def overfitted(history: Sequence[Row], select_by: str, videos: int | None = None
         )
 
 
-def learning_rate_wrong(history: Sequence[Row], training: TrainingSettings, steps: int) -> Iterator[Sign]:
-    """Find a learning rate that is not the one of the schedule, or that is never lowered.
+def learning_rate_wrong(history: Sequence[Row], training: TrainingSettings, steps: int) -> Iterator[Finding]:
+    """Find a learning rate that does not follow the schedule, or that is never lowered.
 
     Args:
         history: a row for each epoch, with the learning rate of its last step.
@@ -259,38 +262,38 @@ def learning_rate_wrong(history: Sequence[Row], training: TrainingSettings, step
             warmup_epochs=training.warmup_epochs,
         )
         if not math.isclose(row["learning_rate"], planned, rel_tol=0.01, abs_tol=1e-7):
-            yield Sign(
-                f"In epoch {row['epoch']:.0f} the learning rate is {row['learning_rate']:.2g}, and by the settings it is {planned:.2g}.",
+            yield Finding(
+                f"In epoch {row['epoch']:.0f} the learning rate is {row['learning_rate']:.2g}, but the settings give {planned:.2g}.",
                 "The code that sets the learning rate was changed, or the history belongs to other settings.",
                 "Compare learning_rate in history.parquet with training.milestones and training.schedule, and train again.",
             )
             return
     if training.schedule == "step" and len(history) > 1 and not training.milestones:
-        yield Sign(
+        yield Finding(
             f"The learning rate is {training.learning_rate:g} in all {len(history)} epochs.",
             "No milestone lies within training.epochs.",
-            "Set training.milestones, such as [20, 40] of 50 epochs in the published recipe.",
+            "Set training.milestones; the published recipe has [20, 40] for 50 epochs.",
         )
 
 
-def steps_skipped(history: Sequence[Row], steps: int) -> Iterator[Sign]:
+def steps_skipped(history: Sequence[Row], steps: int) -> Iterator[Finding]:
     """Find a training that skipped many of its steps because gradients overflowed float16.
 
     Args:
         history: a row for each epoch.
         steps: steps of an epoch.
     """
-    # In the first epoch, the loss scale is lowered until it fits.
+    # During the first epoch, the loss scale falls until the gradients fit.
     skipped, total = sum(row["skipped_steps"] for row in history[1:]), steps * (len(history) - 1)
-    if skipped >= 10 and skipped > SKIPPED * total:
-        yield Sign(
+    if skipped >= 10 and skipped > SKIPPED_SHARE * total:
+        yield Finding(
             f"{skipped:.0f} of {total:,} steps after the first epoch were skipped ({100 * skipped / total:.1f} %).",
-            "The gradients overflow float16, and a skipped step changes no weight.",
+            "The gradients overflow float16. A skipped step changes no weight.",
             "Set training.precision: bfloat16 or float32, or lower training.learning_rate.",
         )
 
 
-def waited(history: Sequence[Row], cache: str) -> Iterator[Sign]:
+def long_data_wait(history: Sequence[Row], cache: str) -> Iterator[Finding]:
     """Find a training that waited for its data most of the time.
 
     Args:
@@ -299,12 +302,12 @@ def waited(history: Sequence[Row], cache: str) -> Iterator[Sign]:
     """
     share = float(np.median([row["data_wait"] for row in history]))
     seconds = sum(row["data_wait"] / 100 * row["seconds"] for row in history)
-    if share > WAITED and seconds > LOST_SECONDS:
+    if share > WAIT_SHARE and seconds > WAIT_SECONDS:
         more = "Give a job more cores (runtime.threads, runtime.workers)"
-        yield Sign(
+        yield Finding(
             f"In the median epoch, the training waited for data {share:.0f} % of the time, about {seconds / 3600:.1f} hours in all.",
-            "The clips are read more slowly than the network computes. This costs time, and changes no number.",
-            f"{more}, or set data.cache: jpeg, which is another run; docs/performance.md has the hours."
+            "Reading the clips takes longer than computing the steps. This costs time, but changes no number.",
+            f"{more}, or set data.cache: jpeg, which makes a new run; docs/performance.md has the hours."
             if cache == "none"
             else f"{more}, or move data.cache_folder to a faster disk.",
         )
@@ -313,39 +316,39 @@ def waited(history: Sequence[Row], cache: str) -> Iterator[Sign]:
 # --- A network ---------------------------------------------------------------------------------------------------
 
 
-def classifier_untrained(network: Network) -> Iterator[Sign]:
-    """Find a classifier whose weights are still those that it starts with."""
+def classifier_untrained(network: Network) -> Iterator[Finding]:
+    """Find a classifier whose weights still have their initial spread."""
     for name, weight in network.tensors.items():
-        if name.endswith("fc.weight") and float(weight.std()) < CLASSIFIER_START:
-            yield Sign(
-                f"The standard deviation of {name} is {float(weight.std()):.4f}; it starts with 0.001.",
+        if name.endswith("fc.weight") and float(weight.std()) < UNTRAINED_DEVIATION:
+            yield Finding(
+                f"The standard deviation of {name} is {float(weight.std()):.4f}; a new classifier has 0.001.",
                 "The classifier was not trained, or its weights were not read from the file.",
-                "Check that the optimiser has the classifier's parameters; of an imported file, ffnrepro checkpoint show.",
+                "Check that the optimiser has the classifier's parameters. For an imported file, run ffnrepro checkpoint show.",
             )
             return
 
 
-def batchnorm_wrong(network: Network) -> Iterator[Sign]:
-    """Find BatchNorms whose running statistics are not those of the features.
+def batchnorm_wrong(network: Network) -> Iterator[Finding]:
+    """Find BatchNorms whose running statistics do not fit the features.
 
-    The evidence is indirect: a count of batches in `model.pt`, statistics that never changed, or a network that has learnt its
-    training videos (where the statistics of the batch count) and nothing else.
+    The evidence is indirect: the count of batches in `model.pt`, statistics that never changed, or a network that is good on its
+    training videos, where batches are normalised with their own statistics, and fails on all others.
     """
     norms = [name.removesuffix(".running_mean") for name in network.tensors if name.endswith(".running_mean")]
     stale = [norm for norm in norms if _is_stale(network, norm)]
     if stale:
-        yield Sign(
-            f"The running statistics of {len(stale)} of {len(norms)} BatchNorms have seen no or few batches, such as {stale[0]}.",
+        yield Finding(
+            f"The running statistics of {len(stale)} of {len(norms)} BatchNorms were never or hardly ever updated, such as those of {stale[0]}.",
             "These BatchNorms were in evaluation mode during training, or their statistics were not read from the file.",
-            "Check that nothing calls eval() on a part of the network during training. Then train or import it again.",
+            "Check that nothing calls eval() on a part of the network during training. Then train or import the network again.",
         )
     elif network.has_learnt_in_training_only and not list(labels_permuted(network)):
         best = max(row["train_top1"] for row in network.history)
-        yield Sign(
+        yield Finding(
             f"The training accuracy reaches {best:.1f} %, but top-1 is {_scores(network, network.judged_frames)}.",
             "Training and evaluation differ: BatchNorm's running statistics are not those of the batches, or the labels or frames "
             "of the two splits do not belong together.",
-            "Evaluate the training split (evaluation.split: train). If its top-1 is as low, look at the BatchNorms; if not, at the "
+            "Evaluate the training split (evaluation.split: train). If its top-1 is as low, check the BatchNorms; if not, check the "
             "validation labels and videos.",
         )
 
@@ -358,14 +361,14 @@ def _is_stale(network: Network, norm: str) -> bool:
     batches = network.tensors.get(f"{norm}.num_batches_tracked")
     if not network.history or not network.steps or batches is None:
         return False
-    return bool(batches < UPDATED * network.steps * network.record["best_epoch"])
+    return bool(batches < UPDATED_SHARE * network.steps * network.record["best_epoch"])
 
 
 # --- The scores of a network -------------------------------------------------------------------------------------
 
 
-def near_chance(network: Network) -> Iterator[Sign]:
-    """Find a frame count, of those that were trained, at which the network is hardly better than chance."""
+def near_chance(network: Network) -> Iterator[Finding]:
+    """Find trained frame counts at which the network is hardly better than chance."""
     frames = [frames for frames in network.judged_frames if network.is_near_chance(frames)]
     # Otherwise `batchnorm_wrong` or `labels_permuted` has more to say.
     if not frames or network.has_learnt_in_training_only or list(labels_permuted(network)):
@@ -373,19 +376,19 @@ def near_chance(network: Network) -> Iterator[Sign]:
     trained = ""
     if network.history:
         trained = f" The training accuracy is {network.history[-1]['train_top1']:.1f} % in the last epoch."
-    yield Sign(
+    yield Finding(
         f"Top-1 is {_scores(network, frames)}. The most frequent class has {network.chance(frames[0]):.1f} % of the videos.{trained}",
         "The network has not learnt these clips: too few epochs, a wrong learning rate, or labels that do not belong to the videos."
         if network.history
-        else "The network was trained on other classes, on another order of them, or on other frames.",
-        "Look at train_loss in the history, and compare some videos with their labels in results/manifest/train.parquet."
+        else "The network was trained on other classes, on the same classes in another order, or on other frames.",
+        "Look at train_loss in history.parquet, and compare some videos with their labels in results/manifest/train.parquet."
         if network.history
         else "Compare its list of classes with results/labels/classes.csv (ffnrepro checkpoint show).",
     )
 
 
-def one_class(network: Network) -> Iterator[Sign]:
-    """Find a class that takes far more predictions than it has videos."""
+def one_class(network: Network) -> Iterator[Finding]:
+    """Find a class that is predicted far more often than it occurs."""
     for frames in network.judged_frames:
         rows = network.predictions[frames]
         predicted, videos = (
@@ -393,17 +396,17 @@ def one_class(network: Network) -> Iterator[Sign]:
             for column in ("class_1", "label")
         )
         found = int((predicted - videos).argmax())
-        if predicted[found] - videos[found] > SWALLOWED:
-            yield Sign(
-                f"At {frames} frames, class {found} has {predicted[found]:.1f} % of the predictions and {videos[found]:.1f} % of the videos.",
+        if predicted[found] - videos[found] > CLASS_EXCESS:
+            yield Finding(
+                f"At {frames} frames, class {found} has {predicted[found]:.1f} % of the predictions, but {videos[found]:.1f} % of the videos.",
                 "The classes of the training split are unbalanced, or the network has hardly learnt.",
                 "Compare the class counts of train and validation in results/figures/class_counts.png, and look at the training loss.",
             )
             return
 
 
-def labels_permuted(network: Network) -> Iterator[Sign]:
-    """Find classes of which each is predicted as one other class: a confusion matrix close to a permutation."""
+def labels_permuted(network: Network) -> Iterator[Finding]:
+    """Find classes that are each predicted as one other class: the confusion matrix is close to a permutation."""
     for frames in reversed(network.judged_frames):
         rows = network.predictions[frames]
         size = 1 + int(rows.to_numpy().max())
@@ -415,9 +418,9 @@ def labels_permuted(network: Network) -> Iterator[Sign]:
         moved = [label for label in range(size) if main[label] != label and times[main[label]] == 1]
         as_other = int(confusion[moved, main[moved]].sum())
         gain = 100 * (as_other - int(confusion[moved, moved].sum())) / len(rows)
-        if gain > PERMUTED and as_other > PERMUTED_SHARE * confusion[moved].sum():
+        if gain > PERMUTATION_GAIN and as_other > PERMUTATION_SHARE * confusion[moved].sum():
             examples = ", ".join(f"{label} as {main[label]}" for label in moved[:3])
-            yield Sign(
+            yield Finding(
                 f"At {frames} frames, {len(moved)} of {size} classes are mostly predicted as one other class, such as {examples}. With "
                 f"these classes exchanged, top-1 would be {network.top1[frames] + gain:.1f} % instead of {network.top1[frames]:.1f} %.",
                 "The classes are numbered in another order in validation than in training, or than in the imported file.",
@@ -426,8 +429,8 @@ def labels_permuted(network: Network) -> Iterator[Sign]:
             return
 
 
-def not_collapsed(network: Network) -> Iterator[Sign]:
-    """Find a vanilla TSM that keeps its accuracy at a quarter of its frames, unlike in the paper (Tables 1 and 9)."""
+def not_collapsed(network: Network) -> Iterator[Finding]:
+    """Find a vanilla TSM that keeps its accuracy at a quarter of its frames. In the paper it does not (Tables 1 and 9)."""
     if network.settings.method.method != "tsm" or not network.judged_frames:
         return
     (high,) = network.train_frames
@@ -436,13 +439,13 @@ def not_collapsed(network: Network) -> Iterator[Sign]:
         return
     low = min(lower)
     fall = 1 - network.top1[low] / network.top1[high]
-    if fall < COLLAPSED:
-        yield Sign(
-            f"Trained at {high} frames, top-1 is {_scores(network, [low, high])}: a fall of {100 * fall:.1f} % of it. In the paper "
-            "it is 12 % or more.",
+    if fall < COLLAPSE:
+        yield Finding(
+            f"Trained at {high} frames, top-1 is {_scores(network, [low, high])}: a fall by {100 * fall:.1f} %. In the paper, "
+            "it falls by 12 % or more.",
             "No block shifts (network.shift: none), so the network hardly depends on the frame count."
             if network.settings.network.shift == "none"
-            else "The clips of both frame counts show the same: short videos, repeated frames, or classes that one frame tells apart.",
+            else "Clips of both frame counts show the same: videos are short, frames repeat, or one frame is enough to tell the classes apart.",
             "Set network.shift: all."
             if network.settings.network.shift == "none"
             else f"Check train_frames of the experiment, and the lengths in results/figures/clip_lengths.png: most videos need more than {high} "
@@ -450,7 +453,7 @@ def not_collapsed(network: Network) -> Iterator[Sign]:
         )
 
 
-def ffn_does_not_help(ffn: Network, tsm: Network) -> Iterator[Sign]:
+def ffn_does_not_help(ffn: Network, tsm: Network) -> Iterator[Finding]:
     """Find an FFN that is not better than TSM at its lowest frame count (Table 9).
 
     Args:
@@ -466,11 +469,11 @@ def ffn_does_not_help(ffn: Network, tsm: Network) -> Iterator[Sign]:
     )
     below, above = bootstrap_interval((own - other).to_numpy()[None])
     if below <= 0:
-        yield Sign(
-            f"At {low} frames, top-1 is {ffn.top1[low]:.1f} %, and that of {tsm.name}, is {tsm.top1[low]:.1f} %. The difference is "
+        yield Finding(
+            f"At {low} frames, top-1 is {ffn.top1[low]:.1f} %; for {tsm.name}, it is {tsm.top1[low]:.1f} %. The difference is "
             f"{ffn.top1[low] - tsm.top1[low]:+.1f} points [{below:+.1f}, {above:+.1f}].",
-            "The lower frame counts do not learn from the highest one, or TSM does not collapse, so that there is nothing to regain.",
-            f"Look at train_kl_{low}f in the history, and check distillation_weight and the four switches of FFN.",
+            "The lower frame counts do not learn from the highest one, or TSM does not collapse, so there is nothing to regain.",
+            f"Look at train_kl_{low}f in history.parquet, and check distillation_weight and the four switches of FFN.",
         )
 
 
@@ -483,8 +486,8 @@ def _scores(network: Network, frames: Sequence[int]) -> str:
 
 def unlike_published(
     numbers: Mapping[str, Any], frame_counts: Sequence[int], changes: Sequence[str]
-) -> Iterator[Sign]:
-    """Find a row whose published figures lie outside its intervals.
+) -> Iterator[Finding]:
+    """Find a row with published figures outside its intervals.
 
     Args:
         numbers: the row, with the columns of `ffnrepro.tables.assemble_table`.
@@ -499,18 +502,18 @@ def unlike_published(
         and not numbers[f"low_{n}f"] <= numbers[f"published_{n}f"] <= numbers[f"high_{n}f"]
     ]
     if outside:
-        yield Sign(
+        yield Finding(
             f"Top-1 is {', '.join(outside)}.",
             f"Settings that differ from the published recipe: {', '.join(changes)}."
             if changes
             else "No setting differs from the published recipe.",
             "Undo what you did not mean to change. docs/deviations.md lists what differs from the authors' code, and what is known to "
-            "cost accuracy. The published figures are of one run.",
+            "cost accuracy. The published figures come from a single run.",
         )
 
 
-def many_excluded(summary: Mapping[str, Any], split: str) -> Iterator[Sign]:
-    """Find a split of which many videos are left out.
+def many_excluded(summary: Mapping[str, Any], split: str) -> Iterator[Finding]:
+    """Find a split with many videos left out.
 
     Args:
         summary: `results/manifest/summary.json`.
@@ -518,13 +521,13 @@ def many_excluded(summary: Mapping[str, Any], split: str) -> Iterator[Sign]:
     """
     labelled, reasons = summary["labelled"][split], summary["excluded"][split]
     lost = sum(reasons.values())
-    if labelled and lost > EXCLUDED * labelled:
+    if labelled and lost > EXCLUDED_SHARE * labelled:
         counts = ", ".join(
             f"{reason} ({count:,})" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])
         )
-        yield Sign(
+        yield Finding(
             f"{lost:,} of {labelled:,} {split} videos are left out ({100 * lost / labelled:.1f} %). Reasons: {counts}.",
             "The data set is incomplete or damaged, and data.max_excluded allows it.",
-            "results/manifest/excluded.csv names each video and its reason. Download or unpack them again, or say with your numbers "
-            "how many videos they count.",
+            "results/manifest/excluded.csv names each video and its reason. Download or unpack them again, or report with your "
+            "numbers how many videos they rest on.",
         )

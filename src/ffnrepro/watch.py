@@ -1,6 +1,6 @@
-"""The trainings of a working directory, shown in the terminal: what `ffnrepro watch` prints.
+"""`ffnrepro watch`: shows the trainings of a working directory in the terminal.
 
-Everything is read from the state folders, so a training on another machine is shown, too, and the trainings notice nothing.
+It only reads the files of the state folders. So it also shows trainings on other machines, and disturbs none.
 """
 
 import sys
@@ -24,13 +24,13 @@ from ffnrepro.runs import STATE
 from ffnrepro.training.lease import EXPIRY, LeaseStatus, read_lease
 
 REFRESH = 3.0
-"""Seconds between two looks at the files."""
+"""Seconds between two reads of the files."""
 
-MOST_ENDED = 10
-"""Number of trainings at most that are shown although no process works on them, the latest first."""
+MAX_ENDED = 10
+"""Of the trainings that have ended, only the latest are shown: at most this many."""
 
 WIDTH = 160
-"""Columns of the output where it is no terminal."""
+"""Width of the output in characters if it is not a terminal."""
 
 COLOURS = {
     "running": "green",
@@ -50,9 +50,9 @@ class Training:
         seed: Its seed.
         state: `running`, `no heartbeat`, `killed`, `failed`, `stopped` or `finished`.
         progress: Content of `progress.json` or, where that is missing, of `about.json`.
-        process: The process that works on it, or that left its lease.
-        message: What to know or do: the last warning, or why it has ended; may be empty.
-        changed: When something in its folder changed last, as `time.time()` counts.
+        process: The process that holds its lease; empty if there is none.
+        message: The last warning, why it ended, or what to do; may be empty.
+        changed: When its folder last changed, in seconds since 1970.
     """
 
     run: str
@@ -65,18 +65,19 @@ class Training:
 
     @property
     def active(self) -> bool:
-        """Whether a process works on it, as far as the files tell."""
+        """Whether a process seems to work on it."""
         return self.state in ("running", "no heartbeat")
 
 
 def read_trainings(root: Path = STATE) -> list[Training]:
-    """Read all trainings below the folder of the states: those at work first, then the latest first.
+    """Read all trainings below the state folder: active ones first, then the others from the latest to the oldest.
 
-    Files may change or vanish meanwhile. A training on several data sets is shown with the latest.
+    Files may change or vanish in the meantime. If a run and seed was trained on several states of the data, only the latest
+    training is read.
     """
     latest: dict[tuple[str, str], Training] = {}
     for folder in root.glob("*-????????/seed*-*"):
-        # It may be pruned at this moment.
+        # The folder may be deleted at this moment.
         with suppress(OSError):
             training = _read_training(folder)
             key = training.run, training.seed
@@ -88,7 +89,7 @@ def read_trainings(root: Path = STATE) -> list[Training]:
 
 
 def _read_training(folder: Path) -> Training:
-    # The lease is read first: a training that ends now has written its last save by then.
+    # The lease is read first: if it is gone, the last save is already written.
     lease = read_lease(folder / "lease.json")
     about, failure = read_record(folder / "about.json"), read_record(folder / "failed.json")
     # Trainings of earlier versions wrote only about.json.
@@ -106,7 +107,7 @@ def _read_training(folder: Path) -> Training:
     message = {
         "no heartbeat": f"its process has been silent for {duration(silent / 3600)}: it is paused, or dead, or its machine "
         "cannot reach this disk",
-        "killed": "its process has ended without a word; run snakemake again, and the training continues from its last save",
+        "killed": "its process was killed; run snakemake again, and the training continues from its last save",
         "failed": f"{failure.get('message', '')} (another attempt: ffnrepro runs retry {run})",
         "stopped": f"{last}{'; ' if last else ''}run snakemake again to continue",
         "finished": "",
@@ -134,9 +135,9 @@ def _state(lease: LeaseStatus | None, about: Mapping[str, Any], failure: Mapping
 
 
 def view(trainings: Sequence[Training]) -> Group:
-    """A table of the trainings, with the messages below it."""
+    """A table of the trainings, and their messages below it."""
     ended = [each for each in trainings if not each.active]
-    shown = [*(each for each in trainings if each.active), *ended[:MOST_ENDED]]
+    shown = [*(each for each in trainings if each.active), *ended[:MAX_ENDED]]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in (
         "run",
@@ -159,12 +160,12 @@ def view(trainings: Sequence[Training]) -> Group:
         if each.message:
             name = Text(f"{each.run}, seed {each.seed}: ", COLOURS.get(each.state, ""))
             parts.append(name + Text(each.message))
-    if hidden := max(0, len(ended) - MOST_ENDED):
+    if hidden := max(0, len(ended) - MAX_ENDED):
         parts.append(Text(f"{hidden} more trainings have ended; ffnrepro runs lists them"))
     if len(ended) == len(trainings):
         parts.append(
             Text(
-                "No training is running here. Start snakemake, or give --directory if snakemake was given one."
+                "No training is running here. Start snakemake, or give the same --directory as to snakemake."
             )
         )
     return Group(Text(f"{datetime.now():%F %T}", "dim"), *parts)
@@ -197,7 +198,7 @@ def _cells(training: Training) -> list[str]:
 
 
 def watch(*, once: bool = False) -> None:
-    """Show the trainings of the working directory until Ctrl-C; once if that is asked for or the output is no terminal."""
+    """Show the trainings of the working directory until Ctrl-C; with `once`, or if the output is not a terminal, only once."""
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if terminal else WIDTH)
     if once or not terminal:

@@ -282,8 +282,8 @@ def test_the_history_of_a_public_reproduction_is_recognised_as_overfitting() -> 
         {"train_top1": train, "validation_top1_16f": score}
         for train, score in zip(training, validation, strict=True)
     ]
-    (sign,) = overfitted(history, "top1_16f", 24_777)
-    assert sign.evidence == (
+    (finding,) = overfitted(history, "top1_16f", 24_777)
+    assert finding.evidence == (
         "The training accuracy is 99.9 %, but top1_16f on validation fell from 56.7 in epoch 21 to 54.4 in epoch 50."
     )
     assert not list(overfitted(history[:22], "top1_16f", 24_777))

@@ -23,7 +23,7 @@ from ffnrepro.runs import RUNS, run_name, run_settings, write_run
 from ffnrepro.training import live as live_module
 from ffnrepro.training.job import Job, run_job
 from ffnrepro.training.live import LiveProgress
-from ffnrepro.watch import MOST_ENDED, Training, read_trainings, view
+from ffnrepro.watch import MAX_ENDED, Training, read_trainings, view
 
 from ..trainings import configuration
 
@@ -136,14 +136,14 @@ def test_a_training_that_hangs(tmp_path: Path) -> None:
 
 
 def test_running_trainings_are_first_and_many_ended_ones_are_counted(tmp_path: Path) -> None:
-    for number in range(MOST_ENDED + 3):
+    for number in range(MAX_ENDED + 3):
         os.utime(make(tmp_path, f"x{number}-00000000", epoch=50), (1e9 + number,) * 2)
     os.utime(make(tmp_path, "z-00000000", heartbeat=5), (1e9 - 1,) * 2)
     # The same training on older data.
     os.utime(make(tmp_path, "z-00000000", data="e" * 8), (1e9 - 2,) * 2)
     trainings = read_trainings(tmp_path)
     assert [each.run.partition("-")[0] for each in trainings][:3] == ["z", "x12", "x11"]
-    assert len(trainings) == MOST_ENDED + 4
+    assert len(trainings) == MAX_ENDED + 4
     text = shown(trainings)
     assert "x3-00000000" in text
     assert "x2-00000000" not in text
@@ -216,14 +216,14 @@ def test_what_a_training_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return [written[key] for key in ("epoch", "step", "loss", "frames_per_second", "seconds_left")]
 
     assert report(0, 0, []) == [0, 0, None, None, None]
-    seconds += live_module.EVERY
+    seconds += live_module.INTERVAL
     # 4000 steps of 2 seconds, one of which is done.
     assert report(0, 1, []) == [0, 1, 3.0, 256.0, 7998.0]
     assert report(0, 2, [])[1] == 1  # too early
     assert report(0, 400, [])[1] == 400
     # 8 of 10 epochs are left.
     assert report(2, 0, [ROW]) == [2, 0, 2.5, 800.0, 9600.0]
-    seconds += live_module.EVERY
+    seconds += live_module.INTERVAL
     assert report(2, 100, [ROW]) == [2, 100, 3.0, 256.0, 9300.0]
     monkeypatch.setattr(live_module, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     assert report(3, 0, [ROW])[0] == 2

@@ -249,7 +249,7 @@ def test_labels_figures_and_code_of_tables_and_plots_run_them_alone(whole_copy: 
     edit(source / "report/page.css", "color-scheme: light dark;", "color-scheme: light;")
     jobs, output = whole_copy.plan()
     assert jobs == {"plot_accuracy": 1, "plot_manifest": 1, "report": 1}, output
-    edit(source / "faults.py", "WAITED = 50.0", "WAITED = 51.0")
+    edit(source / "faults.py", "WAIT_SHARE = 50.0", "WAIT_SHARE = 51.0")
     jobs, output = whole_copy.plan()
     assert jobs == {"plot_accuracy": 1, "plot_manifest": 1, "diagnose": 1, "report": 1}, output
     edit(whole_copy.project / "resources/published.csv", "31.52", "31.53")

@@ -1,1 +1,1 @@
-"""The report: one HTML page about the tables of `report.tables`, their runs and their data, which opens offline."""
+"""The report: one HTML page about the tables of `report.tables`, their networks and their data. It opens offline."""

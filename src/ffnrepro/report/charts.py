@@ -1,7 +1,7 @@
 """The charts of the report, as Vega-Lite specifications.
 
-Text reaches a chart only as data: no name of a row or of a class is part of an expression. Colours are CSS variables, so one
-drawing serves light, dark and paper.
+Text enters a chart only as data: no name of a row or of a class is part of an expression. Colours are CSS variables, so the
+same chart suits light mode, dark mode and paper.
 """
 
 import math
@@ -75,8 +75,8 @@ def _axis(name: str, title: str, scale: Mapping[str, Any] | None = None, **axis:
 
 
 def _colour(name: str, labels: Sequence[str]) -> Spec:
-    """Colour by the values of a field; the legend is the page's, where it wraps."""
-    colours = [_variable(number) for number in range(len(labels))]
+    """Colour by the values of a field. The page itself draws the legend, so that it wraps."""
+    colours = [_css_colour(number) for number in range(len(labels))]
     return {
         "field": name,
         "type": "nominal",
@@ -85,12 +85,12 @@ def _colour(name: str, labels: Sequence[str]) -> Spec:
     }
 
 
-def _variable(number: int) -> str:
+def _css_colour(number: int) -> str:
     return f"var(--c{number % COLOURS})"
 
 
 def _tip(name: str, title: str = "", number: str | None = None) -> Spec:
-    """A line of the text on hover: text, or a number with its format."""
+    """A line of the tooltip: text, or a number with its format."""
     kind = {"type": "nominal"} if number is None else {"type": "quantitative", "format": number}
     return {"field": name, "title": title or name, **kind}
 
@@ -142,7 +142,7 @@ def _published_points(table: Table, published: Published) -> Iterator[Point]:
         if figure["gflops"]
     }
     names = {row.label: str(row.numbers["published"]).partition(", ") for row in table.rows}
-    elsewhere = published_elsewhere(table.frame, published=published, dataset=table.dataset)
+    elsewhere = published_elsewhere(table.numbers, published=published, dataset=table.dataset)
     own = {row.label: row.published(table.frames) for row in table.rows}
     for source, curves in {table.dataset: own, **elsewhere}.items():
         for label, curve in curves.items():
@@ -204,11 +204,11 @@ def training_charts(history: pd.DataFrame) -> list[Chart]:
     """
     columns = [str(name) for name in history]
     terms = [name for name in columns if re.fullmatch(r"train_(?!loss$|top[15]$).*", name)]
-    loss = {name: _words(name.removeprefix("train_")) for name in terms}
+    loss = {name: _readable(name.removeprefix("train_")) for name in terms}
     if len(terms) > 1:
         loss = {"train_loss": "sum", **loss}
     accuracy = {"train_top1": "training"} | {
-        name: f"validation, {_words(name.removeprefix('validation_top1_'))}"
+        name: f"validation, {_readable(name.removeprefix('validation_top1_'))}"
         for name in columns
         if name.startswith("validation_top1_")
     }
@@ -233,8 +233,8 @@ def training_charts(history: pd.DataFrame) -> list[Chart]:
     ]
 
 
-def _words(name: str) -> str:
-    """What a column of the history is called, such as `KL, 4 frames` for `kl_4f`."""
+def _readable(name: str) -> str:
+    """Readable name of a column of the history, such as `KL, 4 frames` for `kl_4f`."""
     return re.sub(r"(\d+)f$", r"\1 frames", name.replace("kl_", "KL, ").replace("_", " "))
 
 
@@ -244,8 +244,8 @@ def _history_chart(title: str, history: pd.DataFrame, names: Mapping[str, str], 
     Args:
         title: title of the chart.
         history: as for `training_charts`.
-        names: columns, and what they are called.
-        y: axis of the values.
+        names: column -> its readable name.
+        y: axis of the values, as of `_axis`.
     """
     labels = list(names.values())
     rows = history[["epoch", "seed", *names]].rename(columns=dict(names))
@@ -264,7 +264,7 @@ def _history_chart(title: str, history: pd.DataFrame, names: Mapping[str, str], 
             "color": _colour("series", labels),
         },
     }
-    # The text on hover has all values of the nearest epoch.
+    # The tooltip shows all values of the nearest epoch.
     nearest = {"type": "point", "fields": ["epoch"], "nearest": True, "on": "pointerover"}
     shown = {"condition": {"param": "hover", "empty": False, "value": 0.5}, "value": 0}
     seed = [_tip("seed", "seed", "d")] if several else []
@@ -299,7 +299,7 @@ def class_chart(classes: pd.DataFrame, first: str, second: str, frames: int, num
         "encoding": {name: {"field": "x", "type": "quantitative"} for name in ("x", "y")},
     }
     points = {
-        "mark": {"type": "point", "filled": True, "size": 55, "opacity": 0.75, "color": _variable(number)},
+        "mark": {"type": "point", "filled": True, "size": 55, "opacity": 0.75, "color": _css_colour(number)},
         "encoding": {
             "x": _axis("first", f"{first} (%)", scale),
             "y": _axis("second", f"{second} (%)", scale),
@@ -314,7 +314,7 @@ def class_chart(classes: pd.DataFrame, first: str, second: str, frames: int, num
 
 
 def data_charts(summary: Mapping[str, Any]) -> list[Chart]:
-    """Videos of each class, the largest class first, and frames of the videos.
+    """Number of videos of each class, the largest class first, and a histogram of the videos' frames.
 
     Args:
         summary: summary of the manifest (`summary.json`).

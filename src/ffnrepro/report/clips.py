@@ -18,16 +18,16 @@ from ffnrepro.report.data import Confusion
 SHORT_SIDE = 120
 """Largest short side of a picture in pixels; a smaller frame keeps its size."""
 
-MOST_FRAMES = 8
+MAX_PICTURES = 8
 """A strip has at most this many pictures."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A video that shows something.
+    """A video that was chosen as an example.
 
     Attributes:
-        id: the video's.
+        id: id of the video.
         true: its class.
         first: class that the first row predicts.
         second: class that the other row predicts.
@@ -44,7 +44,7 @@ class Strip:
     """The pictures of a video.
 
     Attributes:
-        pictures: JPEG files as `data:` addresses; none if the video cannot be read.
+        pictures: JPEG files as `data:` URLs; none if the video cannot be read.
         problem: why it cannot be read, or empty.
     """
 
@@ -53,7 +53,7 @@ class Strip:
 
 
 def choose_gains(both: pd.DataFrame, gains: "pd.Series[float]", most: int = 3) -> list[Choice]:
-    """Videos that only the other row gets right, one of each of the classes that gain most.
+    """Videos that only the other row predicts correctly: one from each of the classes that gain most.
 
     Args:
         both: `id`, `label`, and the predicted classes `first` and `second`.
@@ -66,11 +66,11 @@ def choose_gains(both: pd.DataFrame, gains: "pd.Series[float]", most: int = 3) -
 
 
 def choose_confusions(both: pd.DataFrame, pairs: Sequence[Confusion], most: int = 3) -> list[Choice]:
-    """Videos that the other row takes for another class, one of each of the first pairs.
+    """Videos that the other row predicts as another class: one for each of the first pairs.
 
     Args:
         both: as for `choose_gains`.
-        pairs: of `confusions`.
+        pairs: confused classes, from `confusions`.
         most: number of pairs.
     """
     return [
@@ -86,16 +86,16 @@ def _first_of(rows: pd.DataFrame) -> Iterator[Choice]:
 
 
 def read_strips(ids: Sequence[str], manifest: pd.DataFrame, *, videos: Path, frames: int) -> dict[str, Strip]:
-    """Decode the frames that a network sees of each video, in a child process, which a damaged file cannot hold up.
+    """Decode the frames of each video that a network sees. A child process does it, with a time limit for damaged files.
 
     Args:
         ids: ids of the videos.
         manifest: the split that they belong to.
         videos: folder of the videos.
-        frames: frame count; a strip has at most `MOST_FRAMES` pictures.
+        frames: frame count; a strip has at most `MAX_PICTURES` pictures.
     """
     rows = manifest.set_index("id").loc[list(dict.fromkeys(ids))]
-    read = partial(_pictures, videos=videos, segments=min(frames, MOST_FRAMES))
+    read = partial(_pictures, videos=videos, segments=min(frames, MAX_PICTURES))
     items = [
         (id_, path, int(n)) for id_, path, n in zip(rows.index, rows["path"], rows["frames"], strict=True)
     ]

@@ -1,4 +1,4 @@
-"""What the report shows about tables, trainings, classes and data, read from the files of `results/`."""
+"""Reads what the report shows about tables, networks and classes from the files of `results/`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Row:
     Attributes:
         label: its name.
         numbers: columns of `ffnrepro.tables.assemble_table`.
-        evaluations: frame count -> paths of the records of its evaluations, one per seed.
+        evaluations: frame count -> the records of its evaluations, one for each seed.
         is_ffn: whether its networks are of the method `ffn`.
     """
 
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, as `results/{table}.json` keeps it.
+    """A table, read from `results/{table}.json`.
 
     Attributes:
         name: its name in the configuration.
@@ -47,7 +47,7 @@ class Table:
         split: split that was evaluated.
         frames: frame counts of its columns.
         rows: its rows.
-        frame: the same numbers, as of `ffnrepro.tables.assemble_table`.
+        numbers: the rows as `ffnrepro.tables.assemble_table` returns them.
         blocks: the parts of its text.
     """
 
@@ -56,7 +56,7 @@ class Table:
     split: str
     frames: Sequence[int]
     rows: Sequence[Row]
-    frame: pd.DataFrame
+    numbers: pd.DataFrame
     blocks: Sequence[Block]
 
     @property
@@ -87,7 +87,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one seed, behind a number of a table.
+    """An evaluation of one seed. A number of a table is computed from one or several of them.
 
     Attributes:
         table: name of the table.
@@ -95,7 +95,7 @@ class Evaluation:
         frames: frame count.
         path: its record.
         record: content of its record.
-        networks: `run` and `seed` of the networks that it evaluates; several for an ensemble.
+        networks: run and seed of each network that it evaluates; several for an ensemble.
     """
 
     table: str
@@ -108,7 +108,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Two classes that are confused: how often, in percent of the videos of the first, each row predicts the second."""
+    """Two classes that are confused.
+
+    Attributes:
+        true: class of the videos.
+        predicted: class that is predicted instead.
+        first: percentage of the videos of the class `true` that the first row predicts as the class `predicted`.
+        second: the same percentage for the other row.
+    """
 
     true: int
     predicted: int
@@ -116,8 +123,8 @@ class Confusion:
     second: float
 
 
-def read_known(path: Path) -> dict[str, Any]:
-    """Read a JSON file of the workflow.
+def read_required(path: Path) -> dict[str, Any]:
+    """Read a JSON file that the workflow has written.
 
     Raises:
         UserError: it cannot be read.
@@ -134,30 +141,30 @@ def read_table(path: Path, published: Published) -> Table:
     Raises:
         UserError: it, or a record behind it, cannot be read.
     """
-    content = read_known(path)
+    content = read_required(path)
     rows = []
     for row in content["rows"]:
         evaluations = {
             int(n): [Path(record) for record in records] for n, records in row["evaluations"].items()
         }
         (first, *_), *_ = evaluations.values()
-        run = read_known(member_records(first)[0].with_name("run.json"))
+        run = read_required(member_records(first)[0].with_name("run.json"))
         is_ffn = "+" not in first.parts[-3] and run["settings"]["method"]["method"] == "ffn"
         rows.append(Row(row["label"], row["numbers"], evaluations, is_ffn))
-    frame = pd.DataFrame([row.numbers for row in rows])
+    numbers = pd.DataFrame([row.numbers for row in rows])
     return Table(
         name=path.stem,
         dataset=content["dataset"],
         split=content["split"],
-        frames=frame_counts(frame),
+        frames=frame_counts(numbers),
         rows=rows,
-        frame=frame,
-        blocks=table_blocks(frame, published=published, dataset=content["dataset"]),
+        numbers=numbers,
+        blocks=table_blocks(numbers, published=published, dataset=content["dataset"]),
     )
 
 
 def read_evaluations(tables: Iterable[Table]) -> list[Evaluation]:
-    """Read the records of all evaluations of tables.
+    """Read the records of all evaluations of the tables.
 
     Raises:
         UserError: one of them cannot be read.
@@ -168,7 +175,7 @@ def read_evaluations(tables: Iterable[Table]) -> list[Evaluation]:
             label=row.label,
             frames=n,
             path=path,
-            record=read_known(path),
+            record=read_required(path),
             networks=[f"{member.parts[-3]}, {member.parts[-2]}" for member in member_records(path)],
         )
         for table in tables
@@ -179,7 +186,7 @@ def read_evaluations(tables: Iterable[Table]) -> list[Evaluation]:
 
 
 def read_trainings(evaluations: Iterable[Evaluation]) -> list[Training]:
-    """Read the networks behind evaluations, each once.
+    """Read each network behind the evaluations once.
 
     Raises:
         UserError: a file of a run cannot be read.
@@ -189,7 +196,7 @@ def read_trainings(evaluations: Iterable[Evaluation]) -> list[Training]:
         Training(
             run=folder.parent.name,
             seed=int(folder.name.removeprefix("seed")),
-            record=read_known(folder / "run.json"),
+            record=read_required(folder / "run.json"),
             history=pd.read_parquet(folder / "history.parquet"),
             changes=unpublished_settings(read_run(folder.parent)[0]),
         )
@@ -210,7 +217,7 @@ def class_accuracy(predictions: pd.DataFrame, classes: int) -> "pd.Series[float]
     """Top-1 accuracy of each class in percent, over all seeds, by index; NaN for a class without videos.
 
     Args:
-        predictions: of `read_predictions`.
+        predictions: from `read_predictions`.
         classes: number of classes.
     """
     right = predictions["class_1"] == predictions["label"]
@@ -218,7 +225,7 @@ def class_accuracy(predictions: pd.DataFrame, classes: int) -> "pd.Series[float]
 
 
 def confusions(first: pd.DataFrame, second: pd.DataFrame, most: int = 8) -> list[Confusion]:
-    """The pairs of classes that are confused most: the `most` of the second row, then those of the first that are left.
+    """The most confused pairs of classes: those of the other row, then further ones of the first row.
 
     Args:
         first: `read_predictions` of the first row.

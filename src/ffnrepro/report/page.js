@@ -13,7 +13,7 @@ const drawn = Object.entries(specs).map(([id, spec]) =>
   vegaEmbed(document.getElementById(id), spec, { mode: "vega-lite", renderer: "svg", actions: false, config }));
 Promise.all(drawn).then(() => { document.documentElement.dataset.ready = "yes"; });
 
-// Tables: a click on a head sorts by that column, a second click the other way round.
+// Tables: a click on a column header sorts by that column, a second click reverses the order.
 function key(cell) {
   const text = cell.textContent.trim().replaceAll(",", "").replace("\u2212", "-");
   return { text, number: text === "" ? NaN : parseFloat(text) };
@@ -26,7 +26,7 @@ for (const button of document.querySelectorAll("table.sortable thead button")) {
   button.addEventListener("click", () => {
     const head = button.parentElement, body = head.closest("table").tBodies[0];
     const isText = head.classList.contains("text"), last = head.getAttribute("aria-sort");
-    // Numbers begin with the largest, text with the first.
+    // The first click sorts numbers from the largest, and text from A to Z.
     const falling = last === null ? !isText : last === "ascending";
     for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", falling ? "descending" : "ascending");

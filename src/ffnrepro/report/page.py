@@ -1,4 +1,4 @@
-"""The page itself: collects what the report shows and renders the template."""
+"""The page itself: collects the content of the report and renders the template."""
 
 import base64
 import hashlib
@@ -31,15 +31,15 @@ from ffnrepro.report.data import (
     class_accuracy,
     confusions,
     read_evaluations,
-    read_known,
     read_predictions,
+    read_required,
     read_table,
     read_trainings,
 )
 from ffnrepro.tables import Published, published_elsewhere, read_published
 
-MOST_EXCLUDED = 100
-"""So many excluded videos are listed; `excluded.csv` has all."""
+MAX_EXCLUDED = 100
+"""At most this many excluded videos are listed; `excluded.csv` has all."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def make_page(sources: Sources) -> str:
         One HTML page, which loads nothing from elsewhere.
 
     Raises:
-        UserError: a file cannot be read. A video that cannot be read is only noted in its place.
+        UserError: a file cannot be read. An unreadable video is no error: the page says so in its place.
     """
     published = read_published(sources.published)
     tables = [read_table(path, published) for path in sources.tables]
@@ -78,7 +78,7 @@ def make_page(sources: Sources) -> str:
     trainings = read_trainings(evaluations)
     classes = pd.read_csv(sources.classes, keep_default_na=False)["class"].astype(str).tolist()
     excluded = pd.read_csv(sources.manifest / "excluded.csv", keep_default_na=False, dtype=str)
-    summary = read_known(sources.manifest / "summary.json")
+    summary = read_required(sources.manifest / "summary.json")
     page = {
         "version": __version__,
         "headline": headline(tables[0], published),
@@ -89,10 +89,10 @@ def make_page(sources: Sources) -> str:
             "summary": summary,
             "splits": [split for split in SPLITS if summary["labelled"][split]],
             "charts": data_charts(summary),
-            "excluded": excluded.head(MOST_EXCLUDED).to_dict("records"),
+            "excluded": excluded.head(MAX_EXCLUDED).to_dict("records"),
             "excluded_count": len(excluded),
         },
-        "diagnosis": read_known(sources.diagnosis),
+        "diagnosis": read_required(sources.diagnosis),
         "evaluations": evaluations,
         "trainings": trainings,
     }
@@ -103,7 +103,7 @@ def headline(table: Table, published: Published) -> dict[str, Any]:
     """What the page says first: the compared rows at the lowest and the highest frame count, and what is published."""
     first, second = table.compared
     low, high = table.frames[0], table.frames[-1]
-    elsewhere = published_elsewhere(table.frame, published=published, dataset=table.dataset)
+    elsewhere = published_elsewhere(table.numbers, published=published, dataset=table.dataset)
     own = {row.label: row.published(table.frames) for row in table.rows}
     figures = [
         {"source": source, "first": curves[first.label][low], "second": curves[second.label][low]}
@@ -136,7 +136,7 @@ def _runs(trainings: Sequence[Training]) -> list[dict[str, Any]]:
 
 
 def _classes(table: Table, names: Sequence[str], sources: Sources) -> dict[str, Any]:
-    """Accuracy by class, confused classes and example clips: of the compared rows, at the lowest frame count."""
+    """Accuracy by class, confused classes and example clips of the two compared rows at the lowest frame count."""
     first, second = table.compared
     low, high = table.frames[0], table.frames[-1]
     predictions = {
@@ -199,11 +199,11 @@ def _classes(table: Table, names: Sequence[str], sources: Sources) -> dict[str, 
 
 
 def render(page: Mapping[str, Any]) -> str:
-    """Fill the template. All text is escaped, and the browser runs the two scripts of the page and no other."""
+    """Fill the template. All text is escaped, and the browser runs only the two scripts of the page."""
     specs: dict[str, Any] = {}
 
     def place(chart: Chart) -> str:
-        """Keep the specification of a chart for the script; give the id of its element."""
+        """Keep the specification of a chart for the script, and return the id of its element."""
         name = f"chart{len(specs)}"
         specs[name] = chart.spec
         return name
@@ -236,13 +236,13 @@ def render(page: Mapping[str, Any]) -> str:
 
 @cache
 def _library() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, in a form that may stand in a page."""
+    """Vega, Vega-Lite and vega-embed as one script, escaped so that it can be part of a page."""
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE)
 
 
 def _hash(script: str) -> str:
-    """Hash of a script as the page's content security policy names it."""
+    """Hash of a script, as the content security policy of the page expects it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 

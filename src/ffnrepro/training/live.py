@@ -1,4 +1,4 @@
-"""How far a running training is: `progress.json` in its state folder, which `ffnrepro watch` shows."""
+"""The progress of a running training: `progress.json` in its state folder, which `ffnrepro watch` shows."""
 
 import math
 import time
@@ -10,12 +10,12 @@ from typing import Any
 
 from ffnrepro.files import write_json
 
-EVERY = 10.0
-"""Seconds between two reports within an epoch. A report takes about a millisecond."""
+INTERVAL = 10.0
+"""Least time between two reports within an epoch, in seconds. A report takes about a millisecond."""
 
 
 class LiveProgress:
-    """Writes the file. It holds what an interruption may lose; all else is in the checkpoints.
+    """Writes the file. An interruption may lose it: a training continues from its checkpoints only.
 
     Args:
         folder: state folder of the training.
@@ -39,19 +39,19 @@ class LiveProgress:
         sums: Mapping[str, float],
         history: Sequence[Mapping[str, float]],
     ) -> None:
-        """Write the place of the training, unless the last report within this epoch is younger than `EVERY` seconds.
+        """Write how far the training is, unless the last report was written less than `INTERVAL` seconds ago within this epoch.
 
         Args:
             epoch: number of finished epochs.
             step: number of finished steps of the next epoch.
-            sums: sums of the running epoch in this process.
+            sums: sums over the steps of the unfinished epoch in this process.
             history: one row for each finished epoch.
         """
         now, steps = time.monotonic(), self._steps
-        if 0 < step < steps and now - self._written < EVERY:
+        if 0 < step < steps and now - self._written < INTERVAL:
             return
         last = dict(history[-1]) if history else None
-        place: dict[str, Any] = {
+        content: dict[str, Any] = {
             "time": f"{datetime.now():%F %T}",
             "epoch": epoch,
             "epochs": self._epochs,
@@ -63,13 +63,13 @@ class LiveProgress:
             "last_epoch": last,
         }
         if step:
-            place["loss"] = sums["train_loss"] / sums["samples"]
-            place["frames_per_second"] = self._processes * sums["frames"] / sums["seconds"]
-        # Without a finished epoch, the time of a validation is not known.
+            content["loss"] = sums["train_loss"] / sums["samples"]
+            content["frames_per_second"] = self._processes * sums["frames"] / sums["seconds"]
+        # Until an epoch is finished, the time of a validation is not known, and is left out.
         seconds = last["seconds"] if last else sums["seconds"] / sums["steps"] * steps if step else None
         if seconds is not None:
-            place["seconds_left"] = seconds * (self._epochs - epoch - step / steps)
-        # On a full disk, the next save says so.
+            content["seconds_left"] = seconds * (self._epochs - epoch - step / steps)
+        # If the disk is full, the next save reports it.
         with suppress(OSError):
-            write_json(self._file, place)
+            write_json(self._file, content)
         self._written = now

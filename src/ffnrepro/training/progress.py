@@ -51,9 +51,9 @@ def warnings(history: Sequence[Row], *, select_by: str) -> list[str]:
     checks = [partial(not_distilled, key=key) for key in history[-1] if key.startswith("train_kl_")]
     checks.append(partial(overfitted, select_by=select_by))
     return [
-        " ".join(sign)
+        " ".join(finding)
         for check in checks
-        for sign in check(history)
+        for finding in check(history)
         if next(check(history[:-1]), None) is None
     ]
 
