@@ -70,8 +70,8 @@ class DataSettings(Settings):
     """Number of jobs that index the videos; a new video repeats one of them. 64 suits Something-Something; 1 or 2
     suit a few hundred videos."""
     cache: Literal["none", "jpeg"] = "none"
-    """`jpeg`: keep the frames of each video as JPEG, decoded once, and train and evaluate on them; `none`: decode the
-    videos each time (docs/performance.md)."""
+    """`jpeg`: decode each video once, keep its frames as JPEG, and train and evaluate on these; `none`: decode the videos
+    each time (docs/performance.md)."""
     cache_folder: str = "cache"
     """Folder of the cached frames, on a disk that all jobs see, with room for 165 to 350 GB of
     Something-Something V2."""
@@ -176,7 +176,7 @@ class TrainingConfig(TrainingSettings):
 
     recompute: bool = False
     """Keep only the input of each residual block and compute the rest again in the backward pass: less memory, more time,
-    the same numbers. So a training continues when this is changed."""
+    the same numbers. So a training may continue with another value."""
 
 
 class Experiment(Settings):
@@ -221,8 +221,8 @@ class EvaluationSettings(Settings):
     batch_size: PositiveInt = 32
     """Number of clips that go through the network together; it changes results by rounding only."""
     any_frame: FrameCounts = tuple(range(2, 21))
-    """Frame counts of the curves `results/{table}_curve.csv`, in rising order; a quarter of `evaluation.batch_size` videos
-    are evaluated together."""
+    """Frame counts of the curves `results/{table}_curve.csv`, in rising order; a batch has a quarter of
+    `evaluation.batch_size` videos."""
 
 
 class Published(Settings):
@@ -295,7 +295,7 @@ class ReportSettings(Settings):
     """What the report shows."""
 
     tables: Annotated[tuple[str, ...], Field(min_length=1)] = ("table1",)
-    """Tables of `results/report.html`; `results/diagnosis.json` checks their runs."""
+    """Tables of `results/report.html`; `results/diagnosis.json` checks their networks."""
 
 
 class RuntimeSettings(Settings):

@@ -22,7 +22,7 @@ class Imported(Method):
 
     method: Literal["checkpoint"]
     path: str
-    """For `checkpoint`: file of a network of ours, of FFN's authors, of mit-han-lab's TSM or of mmaction2's TSM."""
+    """For `checkpoint`: the network's file, in the format of ffnrepro, FFN's authors, mit-han-lab's TSM or mmaction2's TSM."""
 
 
 CLASSES: dict[str, type[Method]] = {
