@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
+BENCHMARKS ?= full_scale loader cache step
 CORES ?= 2
 SEED ?= 0
 BIN := $(VENV)/bin
@@ -41,8 +42,9 @@ format: $(READY)  ## reformat all files
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
 
-bench: $(READY)  ## measure the data stages, compare them with the goals, and write benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/full_scale.py
+bench: $(READY)  ## run all benchmarks, compare with the goals, write benchmarks/RESULTS.md (BENCHMARKS=step runs that one alone)
+	@failed=; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || failed="$$failed $$name"; done; \
+	if [ -n "$$failed" ]; then echo "failed, or missed a goal:$$failed"; exit 1; fi
 
 clean-demo:  ## delete the demo's data and results
 	rm -rf demo

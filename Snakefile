@@ -9,6 +9,9 @@ configfile: os.path.join(workflow.basedir, "config", "config.yaml")
 configfile: os.path.join(workflow.basedir, "config", "paper.yaml")
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"

@@ -214,7 +214,7 @@ def test_hours_are_unknown_without_videos_or_similar_trainings() -> None:
 
 
 def test_durations_in_words() -> None:
-    words = [duration(hours, gpu=True) for hours in (18.33, 7.09, 0.5, 0.001)]
+    words = [duration(hours, gpu=True) for hours in (18.33, 7.09, 0.5, 1.4 / 60)]
     assert words == ["18 GPU hours", "7.1 GPU hours", "30 GPU minutes", "a GPU minute"]
 
 

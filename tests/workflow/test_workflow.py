@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,37 @@ def test_it_ends_with_the_report(finished: Finished) -> None:
     # From the videos, whose folder has a space in its name.
     assert page.count('<img src="data:image/jpeg') > 0
     assert "The video cannot be shown" not in page
+
+
+def test_snakemakes_own_report_is_made_without_internet(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = finished[0].copy(tmp_path)
+    # Nothing listens there.
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    workflow.made("--report", "snakemake.html")
+    page = (workflow.folder / "snakemake.html").read_text()
+    categories: dict[str, dict[str, list[str]]] = json.loads(
+        re.findall(r"^ *(?:var )?categories = (\{.*?\});?$", page, re.MULTILINE)[0]
+    )
+    assert {name: sorted(files["Other"]) for name, files in categories.items()} == {
+        "Tables": ["results/table1.csv"],
+        "Accuracy by frame count": ["results/figures/table1.png"],
+        "Data": [
+            "results/figures/class_counts.png",
+            "results/figures/clip_lengths.png",
+            "results/manifest/excluded.csv",
+        ],
+        "Diagnosis": ["results/diagnosis.txt"],
+        "Report": ["results/report.html"],
+    }
+    assert "Top-1 accuracy of the methods of table1 against the frame count" in page
+    assert "Frame Flexible Networks, on demo." in page
+    workflow.made("--report", "snakemake.zip")
+    with zipfile.ZipFile(workflow.folder / "snakemake.zip") as archive:
+        (table,) = (name for name in archive.namelist() if name.endswith("/table1.csv"))
+        assert archive.read(table) == (workflow.folder / "results/table1.csv").read_bytes()
 
 
 def test_networks_are_the_ones_that_the_table_and_the_provenance_name(finished: Finished) -> None:

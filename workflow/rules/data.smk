@@ -128,7 +128,12 @@ rule build_manifest:
         ),
     output:
         splits=expand("results/manifest/{split}.parquet", split=["train", "validation", "test"]),
-        excluded="results/manifest/excluded.csv",
+        excluded=report(
+            "results/manifest/excluded.csv",
+            caption="../report/excluded.rst",
+            category="Data",
+            labels={"content": "videos that are left out"},
+        ),
         summary="results/manifest/summary.json",
         digest="results/manifest/manifest.sha256",
     log:
@@ -185,8 +190,18 @@ rule plot_manifest:
     input:
         "results/manifest/summary.json",
     output:
-        classes="results/figures/class_counts.png",
-        lengths="results/figures/clip_lengths.png",
+        classes=report(
+            "results/figures/class_counts.png",
+            caption="../report/class_counts.rst",
+            category="Data",
+            labels={"content": "videos by class"},
+        ),
+        lengths=report(
+            "results/figures/clip_lengths.png",
+            caption="../report/clip_lengths.rst",
+            category="Data",
+            labels={"content": "frames by video"},
+        ),
     log:
         "logs/plot_manifest.log",
     conda:

@@ -21,7 +21,12 @@ rule assemble_table:
         # The digest below counts, not the file's time: a clone gives the file a new time.
         published=ancient(PUBLISHED),
     output:
-        csv="results/{table}.csv",
+        csv=report(
+            "results/{table}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}", "content": "accuracy, intervals, cost"},
+        ),
         markdown="results/{table}.md",
         latex="results/{table}.tex",
         record="results/{table}.json",
@@ -53,7 +58,12 @@ rule plot_accuracy:
         table="results/{table}.csv",
         published=ancient(PUBLISHED),
     output:
-        "results/figures/{table}.png",
+        report(
+            "results/figures/{table}.png",
+            caption="../report/accuracy.rst",
+            category="Accuracy by frame count",
+            labels={"table": "{table}", "content": "at the table's frame counts"},
+        ),
     log:
         "logs/plot_accuracy/{table}.log",
     conda:
@@ -80,8 +90,18 @@ rule assemble_curve:
         data="results/manifest/manifest.sha256",
         published=ancient(PUBLISHED),
     output:
-        csv="results/{table}_curve.csv",
-        figure="results/figures/{table}_curve.png",
+        csv=report(
+            "results/{table}_curve.csv",
+            caption="../report/curve.rst",
+            category="Tables",
+            labels={"table": "{table}", "content": "accuracy at any frame count"},
+        ),
+        figure=report(
+            "results/figures/{table}_curve.png",
+            caption="../report/curve.rst",
+            category="Accuracy by frame count",
+            labels={"table": "{table}", "content": "at any frame count"},
+        ),
     log:
         "logs/assemble_curve/{table}.log",
     conda:
@@ -112,7 +132,12 @@ rule plot_batchnorm:
         model=ancient(lambda wildcards: f"{network_with_private_norms(wildcards)}.pt"),
     output:
         csv="results/figures/batchnorm_{experiment}.csv",
-        figure="results/figures/batchnorm_{experiment}.png",
+        figure=report(
+            "results/figures/batchnorm_{experiment}.png",
+            caption="../report/batchnorm.rst",
+            category="BatchNorm statistics",
+            labels={"experiment": "{experiment}"},
+        ),
     log:
         "logs/plot_batchnorm/{experiment}.log",
     wildcard_constraints:
@@ -139,7 +164,12 @@ rule diagnose:
         summary="results/manifest/summary.json",
     output:
         record="results/diagnosis.json",
-        text="results/diagnosis.txt",
+        text=report(
+            "results/diagnosis.txt",
+            caption="../report/diagnosis.rst",
+            category="Diagnosis",
+            labels={"content": "findings"},
+        ),
     log:
         "logs/diagnose.log",
     conda:
@@ -170,7 +200,12 @@ rule report:
         split=ancient(f"results/manifest/{CONFIG.evaluation.split}.parquet"),
         published=ancient(PUBLISHED),
     output:
-        "results/report.html",
+        report(
+            "results/report.html",
+            caption="../report/report.rst",
+            category="Report",
+            labels={"content": "results on one page"},
+        ),
     log:
         "logs/report.log",
     conda:
