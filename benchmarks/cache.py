@@ -300,6 +300,8 @@ def making_text(paths: list[Path]) -> tuple[float, str]:
     table = pd.DataFrame({"path": names, "frames": FRAMES, "class": 0})
     manifest = WORK / "train.parquet"
     table.to_parquet(manifest)
+    # Disk is counted for both splits of a training.
+    table.head(0).to_parquet(manifest.with_stem("validation"))
     shutil.rmtree(WORK / "making", ignore_errors=True)
     script = Path(__file__).parents[1] / "workflow/scripts/cache_frames.py"
     command = [
@@ -307,14 +309,21 @@ def making_text(paths: list[Path]) -> tuple[float, str]:
         script,
         "--videos",
         paths[0].parent,
-        "--splits",
+        "--manifest",
         manifest,
         "--shard",
         "0",
         "--shards",
         "1",
     ]
-    command += ["--quality", "90", "--cache-folder", WORK / "making", "--output", WORK / "making/part-0.json"]
+    command += [
+        "--quality",
+        "90",
+        "--cache-folder",
+        WORK / "making/train",
+        "--output",
+        WORK / "making/part-0.json",
+    ]
     before = bare_seconds(paths[0].parent, names[::2])
     started = time.perf_counter()
     subprocess.run(list(map(str, command)), check=True, stderr=subprocess.DEVNULL)

@@ -71,13 +71,20 @@ def training_checks(network: Network) -> dict[str, Findings]:
 
 NETWORK_CHECKS: dict[str, Callable[[Network], Findings]] = {
     "classifier": faults.classifier_untrained,
+    "labels": faults.labels_permuted,
     "batchnorm": faults.batchnorm_wrong,
     "chance": faults.near_chance,
     "one_class": faults.one_class,
-    "labels": faults.labels_permuted,
     "no_collapse": faults.not_collapsed,
 }
-"""The checks of a network and its scores, by name."""
+"""The checks of a network and its scores, by name; each of `EXPLAINS` stands before those that it explains."""
+
+EXPLAINS = ("loss", "classifier", "labels", "batchnorm")
+"""Faults that spoil all scores of a network. Where one is found, the later checks of its scores and of its row are left out: they
+would find the same fault again, and give the advice of another one."""
+
+EXPLAINS_FFN = (*EXPLAINS, "distillation", "chance", "no_collapse")
+"""Faults of FFN or of TSM that explain why FFN does not help."""
 
 
 def read_network(folder: Path, evaluations: Mapping[int, Path]) -> Network:
@@ -149,19 +156,25 @@ def diagnose(
             for finding in found
         )
 
+    def has(names: Sequence[str], *subjects: str) -> bool:
+        return any(each["check"] in names and each["subject"] in subjects for each in findings)
+
     for network_name, network in networks.items():
         for name, found in training_checks(network).items():
             add(name, network_name, found)
         for name, check in NETWORK_CHECKS.items():
-            add(name, network_name, check(network))
+            add(name, network_name, iter(()) if has(EXPLAINS, network_name) else check(network))
     for ffn, tsm in _pairs(list(networks.values())):
-        add("ffn", ffn.name, faults.ffn_does_not_help(ffn, tsm))
+        explained = has(EXPLAINS_FFN, ffn.name, tsm.name)
+        add("ffn", ffn.name, iter(()) if explained else faults.ffn_does_not_help(ffn, tsm))
     for table in tables:
         for row in table["rows"]:
             frames = [int(n) for n in row["evaluations"]]
             if any(row["numbers"][f"published_{n}f"] is not None for n in frames):
-                own = _changes_of_row(row, networks)
-                add("published", row["label"], faults.unlike_published(row["numbers"], frames, own))
+                of_row = _networks_of_row(row, networks)
+                explained = has(EXPLAINS, *(network.name for network in of_row))
+                differs = faults.unlike_published(row["numbers"], frames, _changes_of_row(row, of_row))
+                add("published", row["label"], iter(()) if explained else differs)
     for split in dict.fromkeys(("train", tables[0]["split"])):
         add("excluded", "", faults.many_excluded(summary, split))
     checks = [{"name": name, "title": title} for name, title in TITLES.items() if name in names]
@@ -185,19 +198,21 @@ def _pairs(networks: Sequence[Network]) -> Iterator[tuple[Network, Network]]:
                 yield ffn, tsm
 
 
-def _changes_of_row(row: Mapping[str, Any], networks: Mapping[str, Network]) -> list[str]:
-    """Settings in which a row's networks differ from the published recipe of that row, each once."""
+def _networks_of_row(row: Mapping[str, Any], networks: Mapping[str, Network]) -> list[Network]:
+    """The networks of all seeds of a row; those of an ensemble, too."""
     runs = {
         member.parts[-3]
         for paths in row["evaluations"].values()
         for path in paths
         for member in member_records(Path(path))
     }
+    return [network for network in networks.values() if network.record["run"] in runs]
+
+
+def _changes_of_row(row: Mapping[str, Any], networks: Sequence[Network]) -> list[str]:
+    """Settings in which a row's networks differ from the published recipe of that row, each once."""
     changes = dict.fromkeys(
-        change
-        for network in networks.values()
-        if network.record["run"] in runs
-        for change in unpublished_settings(network.settings)
+        change for network in networks for change in unpublished_settings(network.settings)
     )
     # A row that is published with a setting is an ablation, another depth, or the like.
     own = OF_ROW if row["published"][1] else ()

@@ -253,6 +253,7 @@ def learning_rate_wrong(history: Sequence[Row], training: TrainingSettings, step
         training: settings of the training.
         steps: steps of an epoch.
     """
+    wrong = []
     for row in history:
         planned = training.learning_rate * learning_rate_factor(
             row["epoch"] - 1 / steps,
@@ -262,12 +263,16 @@ def learning_rate_wrong(history: Sequence[Row], training: TrainingSettings, step
             warmup_epochs=training.warmup_epochs,
         )
         if not math.isclose(row["learning_rate"], planned, rel_tol=0.01, abs_tol=1e-7):
-            yield Finding(
-                f"In epoch {row['epoch']:.0f} the learning rate is {row['learning_rate']:.2g}, but the settings give {planned:.2g}.",
-                "The code that sets the learning rate was changed, or the history belongs to other settings.",
-                "Compare learning_rate in history.parquet with training.milestones and training.schedule, and train again.",
-            )
-            return
+            wrong.append((abs(row["learning_rate"] - planned), row["epoch"], row["learning_rate"], planned))
+    if wrong:
+        _, epoch, rate, planned = max(wrong)
+        yield Finding(
+            f"In {len(wrong)} of {len(history)} epochs the learning rate is not that of the settings. In epoch {epoch:.0f} it is "
+            f"{rate:.2g} instead of {planned:.2g}.",
+            "The code that sets the learning rate was changed, or the history belongs to other settings.",
+            "Compare learning_rate in history.parquet with training.milestones and training.schedule, and train again.",
+        )
+        return
     if training.schedule == "step" and len(history) > 1 and not training.milestones:
         yield Finding(
             f"The learning rate is {training.learning_rate:g} in all {len(history)} epochs.",
@@ -342,7 +347,7 @@ def batchnorm_wrong(network: Network) -> Iterator[Finding]:
             "These BatchNorms were in evaluation mode during training, or their statistics were not read from the file.",
             "Check that nothing calls eval() on a part of the network during training. Then train or import the network again.",
         )
-    elif network.has_learnt_in_training_only and not list(labels_permuted(network)):
+    elif network.has_learnt_in_training_only:
         best = max(row["train_top1"] for row in network.history)
         yield Finding(
             f"The training accuracy reaches {best:.1f} %, but top-1 is {_scores(network, network.judged_frames)}.",
@@ -370,8 +375,7 @@ def _is_stale(network: Network, norm: str) -> bool:
 def near_chance(network: Network) -> Iterator[Finding]:
     """Find trained frame counts at which the network is hardly better than chance."""
     frames = [frames for frames in network.judged_frames if network.is_near_chance(frames)]
-    # Otherwise `batchnorm_wrong` or `labels_permuted` has more to say.
-    if not frames or network.has_learnt_in_training_only or list(labels_permuted(network)):
+    if not frames:
         return
     trained = ""
     if network.history:
@@ -472,8 +476,8 @@ def ffn_does_not_help(ffn: Network, tsm: Network) -> Iterator[Finding]:
         yield Finding(
             f"At {low} frames, top-1 is {ffn.top1[low]:.1f} %; for {tsm.name}, it is {tsm.top1[low]:.1f} %. The difference is "
             f"{ffn.top1[low] - tsm.top1[low]:+.1f} points [{below:+.1f}, {above:+.1f}].",
-            "The lower frame counts do not learn from the highest one, or TSM does not collapse, so there is nothing to regain.",
-            f"Look at train_kl_{low}f in history.parquet, and check distillation_weight and the four switches of FFN.",
+            "The lowest frame count has learnt from the highest one no more than TSM has without it.",
+            f"Check distillation_weight and the four switches of FFN, and look at train_kl_{low}f in history.parquet.",
         )
 
 

@@ -348,7 +348,7 @@ def unpublished_settings(settings: RunSettings) -> list[str]:
 
 
 def _yaml(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -245,6 +245,41 @@ FAULTS: list[tuple[str, Change, Any, Any]] = [
 ]
 
 
+def same_at_4_frames(network: Network, _: Any) -> dict[str, Any]:
+    return {"predictions": {**network.predictions, 4: network.predictions[16]}}
+
+
+def one_class(network: Network, _: Any) -> dict[str, Any]:
+    scores = {frames: rows.assign(class_1=3) for frames, rows in network.predictions.items()}
+    return {"predictions": scores}
+
+
+def permuted(network: Network, _: Any) -> dict[str, Any]:
+    scores = {
+        frames: rows.assign(class_1=(rows["class_1"] + 5) % CLASSES)
+        for frames, rows in network.predictions.items()
+    }
+    return {"predictions": scores}
+
+
+def untrained(network: Network, _: Any) -> dict[str, Any]:
+    start = {"fc.weight": 0.001 * torch.randn(CLASSES, 640)}
+    return {"tensors": {**network.tensors, **start}, **one_class(network, _)}
+
+
+def stale(network: Network, _: Any) -> dict[str, Any]:
+    return {**new_norm(network, 1.0), **one_class(network, _)}
+
+
+def exploded(network: Network, _: Any) -> dict[str, Any]:
+    return {**epochs(network, 5, train_cross_entropy=8.0, train_top1=8.0), **one_class(network, _)}
+
+
+def unlearnt(network: Network, _: Any) -> dict[str, Any]:
+    lowest = of_4_frames(network, 358)
+    return {**divergence(network, 0.9), **lowest}
+
+
 def found(evidence: Evidence) -> set[str]:
     return {finding["check"] for finding in evidence.diagnose()["findings"]}
 
@@ -255,6 +290,35 @@ def test_a_fault_is_found_and_one_below_its_threshold_is_not(
 ) -> None:
     assert found(change(healthy(), made)) == {check}
     assert found(change(healthy(), below)) == set()
+
+
+@pytest.mark.parametrize(
+    ("check", "changes"),
+    [
+        ("labels", (in_tsm(permuted), in_ffn(permuted))),
+        ("batchnorm", (in_tsm(one_class), in_ffn(one_class))),
+        ("batchnorm", (in_tsm(stale),)),
+        ("batchnorm", (in_ffn(stale),)),
+        ("classifier", (in_tsm(untrained),)),
+        ("classifier", (in_ffn(untrained),)),
+        ("loss", (in_tsm(exploded),)),
+        ("loss", (in_ffn(exploded),)),
+        ("distillation", (in_ffn(unlearnt),)),
+        ("no_collapse", (in_tsm(same_at_4_frames),)),
+    ],
+)
+def test_a_fault_that_spoils_all_scores_is_the_only_finding(check: str, changes: tuple[Change, ...]) -> None:
+    """Its effects on FFN's gain, or on one class, bring no advice of another fault."""
+    evidence = healthy()
+    for change in changes:
+        evidence = change(evidence, None)
+    assert found(evidence) == {check}
+
+
+def test_a_row_with_spoilt_scores_does_not_list_the_settings_that_differ() -> None:
+    evidence = replace(healthy(), numbers={**healthy().numbers, "published_16f": 90.0})
+    assert found(evidence) == {"published"}
+    assert found(in_tsm(permuted)(evidence, None)) == {"labels"}
 
 
 def test_each_check_has_a_made_fault() -> None:
@@ -382,7 +446,7 @@ def test_a_network_with_a_count_trained_below_its_own_has_no_collapse_to_show() 
         ),
         ({"weights": None}, ["weights null instead of 0676ba61"]),
         ({"weights": None, "start": "0a635141"}, []),
-        ({"dataset": "kinetics-400"}, ["training.flip False instead of True"]),
+        ({"dataset": "kinetics-400"}, ["training.flip false instead of true"]),
         ({"dataset": "kinetics-400", "training": {"flip": True}}, []),
         ({"method": {"method": "checkpoint", "path": ""}}, []),
     ],
