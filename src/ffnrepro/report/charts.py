@@ -103,7 +103,6 @@ def accuracy_charts(table: Table, published: Published) -> list[Chart]:
 
     Published figures of the same data set are dashed; those of another data set have charts of their own.
     """
-    labels = [row.label for row in table.rows]
     points = [*_own_points(table), *_published_points(table, published)]
     charts = []
     for source in dict.fromkeys(point["source"] for point in points):
@@ -116,11 +115,11 @@ def accuracy_charts(table: Table, published: Published) -> list[Chart]:
             kinds = {(row["row"], row["kind"]) for row in rows}
             legend = [
                 Series(label if kind == "ours" else f"{label} (published)", number, kind == "published")
-                for number, label in enumerate(labels)
+                for label, number in table.colours.items()
                 for kind in ("ours", "published")
                 if (label, kind) in kinds
             ]
-            layers = _accuracy_layers(rows, labels, name, table.frames)
+            layers = _accuracy_layers(rows, list(table.colours), name)
             charts.append(Chart(title, _chart(title, rows, layers, 260), legend))
     return charts
 
@@ -154,16 +153,11 @@ def _published_points(table: Table, published: Published) -> Iterator[Point]:
                 }  # fmt: skip
 
 
-def _accuracy_layers(
-    rows: Sequence[Point], labels: Sequence[str], name: str, frames: Sequence[int]
-) -> list[Spec]:
+def _accuracy_layers(rows: Sequence[Point], labels: Sequence[str], name: str) -> list[Spec]:
     logarithm = {"type": "log", "base": 2, "padding": 24}
-    if name == "frames":
-        x = _axis(name, "frames of a video", logarithm, grid=False, values=list(frames))
-    else:
-        x = _axis(
-            name, "GFLOPs of a video", logarithm, grid=False, format=".3~g", labelOverlap=True, tickCount=5
-        )
+    title = "frames of a video" if name == "frames" else "GFLOPs of a video"
+    ticks = [row[name] for row in rows if row["row"] == rows[0]["row"] and row["kind"] == rows[0]["kind"]]
+    x = _axis(name, title, logarithm, grid=False, format=".3~g", labelOverlap=True, values=ticks)
     values = [row[key] for row in rows for key in ("top1", "low", "high") if row[key] is not None]
     ends = [5 * math.floor((min(values) - 1) / 5), min(100, 5 * math.ceil((max(values) + 1) / 5))]
     y = _axis("top1", "top-1 accuracy (%)", {"domain": ends})
@@ -281,7 +275,7 @@ def _history_chart(title: str, history: pd.DataFrame, names: Mapping[str, str], 
 # --- classes and data
 
 
-def class_chart(classes: pd.DataFrame, first: str, second: str, frames: int, number: int) -> Chart:
+def class_chart(classes: pd.DataFrame, first: str, second: str, frames: int) -> Chart:
     """Accuracy of each class with two networks, a point for each class.
 
     Args:
@@ -289,7 +283,6 @@ def class_chart(classes: pd.DataFrame, first: str, second: str, frames: int, num
         first: label of the first row.
         second: label of the other row.
         frames: frame count.
-        number: number of the colour of the other row.
     """
     title = f"Each point is a class, at {frames} frames; above the line, {second} is better"
     scale = {"domain": [0, 100], "padding": 6}
@@ -299,7 +292,7 @@ def class_chart(classes: pd.DataFrame, first: str, second: str, frames: int, num
         "encoding": {name: {"field": "x", "type": "quantitative"} for name in ("x", "y")},
     }
     points = {
-        "mark": {"type": "point", "filled": True, "size": 55, "opacity": 0.75, "color": _css_colour(number)},
+        "mark": {"type": "point", "filled": True, "size": 55, "opacity": 0.75, "color": _css_colour(1)},
         "encoding": {
             "x": _axis("first", f"{first} (%)", scale),
             "y": _axis("second", f"{second} (%)", scale),

@@ -65,6 +65,12 @@ class Table:
         others = [row for row in self.rows if row.is_ffn] or self.rows
         return self.rows[0], others[-1]
 
+    @property
+    def colours(self) -> dict[str, int]:
+        """Number of the colour of each row, by label: 0 and 1 for the compared rows, in every table."""
+        labels = dict.fromkeys(row.label for row in (*self.compared, *self.rows))
+        return {label: number for number, label in enumerate(labels)}
+
 
 @dataclass(frozen=True)
 class Training:

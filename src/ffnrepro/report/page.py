@@ -16,7 +16,6 @@ import vl_convert
 from ffnrepro import __version__
 from ffnrepro.estimate import duration
 from ffnrepro.report.charts import (
-    COLOURS,
     SPLITS,
     Chart,
     accuracy_charts,
@@ -175,7 +174,6 @@ def _classes(table: Table, names: Sequence[str], sources: Sources) -> dict[str, 
         "names": names,
         "first": first,
         "second": second,
-        "colour": table.rows.index(second) % COLOURS,
         "compared": compared,
         "low": low,
         "high": high,
@@ -186,9 +184,7 @@ def _classes(table: Table, names: Sequence[str], sources: Sources) -> dict[str, 
         .sort_values("gain", ascending=False, kind="stable")
         .head(8)
         .to_dict("records"),
-        "chart": class_chart(present, first.label, second.label, low, table.rows.index(second))
-        if compared
-        else None,
+        "chart": class_chart(present, first.label, second.label, low) if compared else None,
         "pairs": pairs,
         "chosen": chosen,
         "strips": strips,
@@ -208,6 +204,14 @@ def render(page: Mapping[str, Any]) -> str:
         specs[name] = chart.spec
         return name
 
+    installed: dict[str, int] = {}
+
+    def software(record: Mapping[str, Any]) -> int:
+        """Number of the software in a record; the same versions have the same number."""
+        names = {"Python": record["python"], **record["packages"]}
+        versions = ", ".join(f"{name} {version}" for name, version in names.items())
+        return installed.setdefault(versions, len(installed) + 1)
+
     environment = jinja2.Environment(
         autoescape=True,
         loader=jinja2.PackageLoader("ffnrepro.report", ""),
@@ -226,6 +230,8 @@ def render(page: Mapping[str, Any]) -> str:
     return environment.get_template("page.html").render(
         page,
         place=place,
+        software=software,
+        installed=installed,
         specs=specs,
         style=(files / "page.css").read_text(encoding="utf-8"),
         library=library,
