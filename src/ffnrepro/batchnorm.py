@@ -1,4 +1,4 @@
-"""What the private BatchNorms of a network have learnt (paper, Figures 10 and 11)."""
+"""Statistics of the private BatchNorms of a network (paper, Figures 10 and 11)."""
 
 from collections.abc import Iterator
 

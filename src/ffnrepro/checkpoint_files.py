@@ -19,11 +19,11 @@ Format = Literal["ours", "authors", "mit-han-lab"]
 
 
 def describe(path: Path, *, shift: Shift | None = None) -> tuple[dict[str, str], str | None]:
-    """What a checkpoint holds, line by line, and what is wrong with its network, if anything.
+    """Describe the content of a checkpoint line by line, and what is wrong with its network, if anything.
 
     Args:
         path: The file.
-        shift: The blocks that shift, for a file whose keys do not tell.
+        shift: The blocks that shift, for a file whose keys do not say.
 
     Raises:
         UserError: The file cannot be read, or is of no known format.
@@ -38,7 +38,7 @@ def describe(path: Path, *, shift: Shift | None = None) -> tuple[dict[str, str],
         "all": "all blocks",
         "every_second": "blocks 0, 2, 4, ... of each stage",
         "none": "no block",
-        None: "its keys do not tell which blocks",
+        None: "its keys do not say which blocks",
     }
     lines = {
         "file": f"{path} ({path.stat().st_size / 1e6:.1f} MB, SHA-256 {file_digest(path)})",
@@ -71,7 +71,7 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
         path: Checkpoint of a TSM or of a Frame Flexible Network.
         target: The file to write, which appears whole or not at all.
         to: The format.
-        shift: The blocks that shift, for a file whose keys do not tell.
+        shift: The blocks that shift, for a file whose keys do not say.
 
     Returns:
         A line that says what was written.
@@ -95,7 +95,7 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
                 train_frames=checkpoint.train_frames,
             )
         else:
-            torch.save({"state_dict": tensors_by_their_names(network, to)}, temporary)
+            torch.save({"state_dict": renamed_tensors(network, to)}, temporary)
         written = read_checkpoint(temporary)
         if tensors_digest(written.tensors) != tensors_digest(network.state_dict()):
             raise RuntimeError(f"{target}: its tensors are not those of {path}")
@@ -103,7 +103,7 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
 
 
 def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Format) -> None:
-    """Refuse a network that the format of other people's code cannot hold, and warn of what that format leaves out."""
+    """Refuse a network that a foreign format cannot hold, and warn of what that format leaves out."""
     settings, shift = network.architecture, network.architecture["shift"]
     switches = ("specialized_normalization", "weight_alteration")
     kept = "ours keeps it (--to ours)"
@@ -124,8 +124,8 @@ def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Form
         )
     if to == "mit-han-lab" and shift == "none":
         raise UserError(
-            f"{path}: the network has shift none, but the format of mit-han-lab marks the blocks that shift, so a file without a mark "
-            f"would not tell; {kept}"
+            f"{path}: the network has shift none, but in the format of mit-han-lab, marks in the keys say which blocks shift, so a "
+            f"file without marks would be ambiguous; {kept}"
         )
     left_out = {
         "class names": checkpoint.class_names is not None,
@@ -139,19 +139,19 @@ def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Form
         )
 
 
-def tensors_by_their_names(network: Network, to: Literal["authors", "mit-han-lab"]) -> dict[str, Tensor]:
-    """The tensors of a network by the names of FFN's authors, or of mit-han-lab's TSM, as `DataParallel` saves them."""
+def renamed_tensors(network: Network, to: Literal["authors", "mit-han-lab"]) -> dict[str, Tensor]:
+    """The tensors of a network with the names of FFN's authors or of mit-han-lab's TSM, as `DataParallel` saves them."""
     is_ffn = "frame_counts" in network.architecture
     marked: Shift = network.architecture["shift"] if to == "mit-han-lab" else "none"
     return {
-        _their_name(name, is_ffn=is_ffn, marked=marked): tensor.view(-1, 1, 1, 1)
+        _foreign_name(name, is_ffn=is_ffn, marked=marked): tensor.view(-1, 1, 1, 1)
         if ".alteration." in name
         else tensor
         for name, tensor in network.state_dict().items()
     }
 
 
-def _their_name(name: str, *, is_ffn: bool, marked: Shift) -> str:
+def _foreign_name(name: str, *, is_ffn: bool, marked: Shift) -> str:
     if name.startswith("fc."):
         return f"module.new_{name}"
     if is_ffn:
@@ -168,4 +168,4 @@ _FFN_NAMES = (
     (r"\.downsample\.1\.(\d+)\.", r".downsample_bn_\1."),
     (r"(^|\.)bn(\d)\.(\d+)\.", r"\1bn\2_\3."),
 )
-"""Our names, and the names in the authors' FFN; `checkpoint_formats` has the other direction."""
+"""Our names -> the names in the authors' FFN; `checkpoint_formats` has the opposite direction."""

@@ -1,4 +1,4 @@
-"""Checkpoint files: what a file is, whose code wrote it, and which network it holds.
+"""Checkpoint files: recognises the file type, the code that wrote the file, and the network in it.
 
 `read_checkpoint` reads our own files and those of FFN's authors, mit-han-lab's TSM, mmaction2's TSM, torchvision and
 timm (ResNets), and mmpretrain. It recognises the format by the keys, renames the keys to ours (torchvision's), and reads
@@ -39,15 +39,15 @@ class Checkpoint:
     """The network of a file.
 
     Attributes:
-        kind: TSM, FFN, FFN without weight sharing, or a ResNet that is no video network.
-        source: Whose format the file has.
-        architecture: Arguments of the network. In a file of other people's code, `classes` is missing if there is no classifier,
-            and `shift` if the keys do not tell which blocks shift.
+        kind: TSM, FFN, FFN without weight sharing, or a ResNet for images.
+        source: The code whose format the file has.
+        architecture: Arguments of the network. In a file that is not ours, `classes` is missing if there is no classifier,
+            and `shift` if the keys do not say which blocks shift.
         tensors: The tensors by our names.
         class_names: The names of the classes, which only our own files and those of mmaction2 and mmpretrain may hold.
         dataset: The data set that the network was trained on, which only our own files hold.
-        train_frames: The frame counts that the network was trained at; empty if the file does not tell. All files of an FFN
-            tell, and our own files of a TSM.
+        train_frames: The frame counts that the network was trained at; empty if the file does not say. All files of an FFN
+            say so, and our own files of a TSM.
     """
 
     kind: Kind
@@ -72,13 +72,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a file and recognise its network.
 
     Raises:
-        UserError: the file is missing, is no checkpoint, holds objects that are not plain values, or its keys are of no
-            known format.
+        UserError: the file is missing, is not a checkpoint, holds objects that are not plain values, or has keys of an
+            unknown format.
     """
     content = _load(path)
     state = _state_dict(path, content)
     if "format" in content:
-        return _own(path, content, state)
+        return _read_our_file(path, content, state)
     state = _without_wrappers(state)
     for pattern, what in _OTHER_TSMS.items():
         if name := next((name for name in state if re.search(pattern, name)), None):
@@ -123,7 +123,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 _scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
 _NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    # Other people's checkpoints hold numpy scalars (`best_prec1`), under the name of numpy 1 or of numpy 2.
+    # Foreign checkpoints hold numpy scalars (`best_prec1`), under the module name of numpy 1 or of numpy 2.
     (_scalar, "numpy.core.multiarray.scalar"),
     (_scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
@@ -135,11 +135,11 @@ def _load(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: {problem}; give the path of a checkpoint")
-    if other := _what_else(path):
+    if other := _other_file_type(path):
         raise UserError(f"{path}: is {other}")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
-            warnings.simplefilter("ignore")  # of other pickle protocols
+            warnings.simplefilter("ignore")  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         # Torch puts its own advice around the error of its unpickler.
@@ -151,13 +151,13 @@ def _load(path: Path) -> Mapping[str, Any]:
             ) from error
         raise UserError(
             f"{path}: torch.load cannot read it ({reason.splitlines()[0].split('. ')[0][:160]}), so it is incomplete, damaged or not "
-            "a file of torch.save; fetch it again"
+            "written by torch.save; fetch it again"
         ) from error
     return content if isinstance(content, Mapping) else {"content": content}
 
 
-def _what_else(path: Path) -> str | None:
-    """What a file is, and what to do, if `torch.save` did not write it."""
+def _other_file_type(path: Path) -> str | None:
+    """The type of a file that `torch.save` did not write, and what to do; None if it may be one of `torch.save`."""
     with path.open("rb") as file:
         head = file.read(512)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -168,15 +168,15 @@ def _what_else(path: Path) -> str | None:
     if text.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the checkpoint that it stands for; fetch that with git lfs pull"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        return "a safetensors file, which is not read; torch.save what safetensors.torch.load_file gives"
+        return "a safetensors file, which cannot be read; load it with safetensors.torch.load_file, and save the result with torch.save"
     if head[:1] == b"\x80" and MAGIC_NUMBER.to_bytes(10, "little") not in head:
-        return "a pickle that torch.save did not write; save its state_dict of tensors with torch.save where it was made"
+        return "a pickle that torch.save did not write; save the state_dict with torch.save where the file was made"
     if head[:1] == b"\x08" and head[2:3] == b"\x12":
-        return "an ONNX file, which is not read; give the checkpoint that it was exported from"
+        return "an ONNX file, which cannot be read; give the checkpoint that it was exported from"
     if head[:2] == b"\x1f\x8b" or head[257:262] == b"ustar":
         return "an archive (gzip or tar); unpack it, and give the checkpoint in it"
     if head[:2] == b"PK":
-        return _what_archive(path)
+        return _archive_type(path)
     if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
         return (
             f"text, not a checkpoint (it begins with {text.decode().splitlines()[0][:60]!r}); fetch it again"
@@ -184,28 +184,26 @@ def _what_else(path: Path) -> str | None:
     return None
 
 
-def _what_archive(path: Path) -> str | None:
-    """What a zip archive is, if `torch.save` did not write it."""
+def _archive_type(path: Path) -> str | None:
+    """The same for a zip archive."""
     if not zipfile.is_zipfile(path):
         return f"incomplete: its end is missing after {path.stat().st_size} bytes; fetch it again"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in names):
-        return (
-            "a TorchScript archive, which is not read; torch.save the state_dict of what torch.jit.load gives"
-        )
+        return "a TorchScript archive, which cannot be read; load it with torch.jit.load, and save its state_dict with torch.save"
     if not any(name.endswith("/data.pkl") for name in names):
-        return f"a zip archive of {some(names)}, not of torch.save; unpack it, and give the checkpoint in it"
+        return f"a zip archive of {first_names(names)}, not of torch.save; unpack it, and give the checkpoint in it"
     return None
 
 
 # --- Keys ------------------------------------------------------------------------------------------------------
 
 _STATE_KEYS = ("state_dict", "model_state", "model_state_dict", "model")
-"""Where a training's checkpoint holds the tensors, in most code, PySlowFast, other code and torchvision's references."""
+"""Entries that may hold the tensors: in most code, in PySlowFast, in other code, and in torchvision's reference scripts."""
 
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
-"""Prefixes of DataParallel, Lightning and torch.compile."""
+"""Prefixes that DataParallel, Lightning and torch.compile put before the names."""
 
 _BASE_MODEL = (  # FFN's authors and mit-han-lab's TSM
     (r"^base_model\.", ""),
@@ -230,17 +228,17 @@ _OTHER_TSMS = {
     r"layer\d\.\d+\.net\.": "that shifts before whole blocks (shift_place=block)",
     r"layer\d\.net\.": "with temporal pooling",
 }
-"""Networks of mit-han-lab and mmaction2 that are not built here, by their keys."""
+"""Networks of mit-han-lab and mmaction2 that cannot be built here, by their keys."""
 _MMPRETRAIN = ((r"^backbone\.", ""), (r"^head\.fc\.", "fc."))
 
 
 def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The named tensors of a file: all that it holds, or one of its entries."""
+    """The named tensors of a file: its whole content, or one of its entries."""
     entries = [content.get(key) for key in _STATE_KEYS]
     state = next((entry for entry in entries if isinstance(entry, Mapping)), content)
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError(
-            f"{path}: holds no state_dict of tensors (its entries: {some(content)}); save the model's state_dict"
+            f"{path}: holds no state_dict of tensors (its entries: {first_names(content)}); save the model's state_dict"
         )
     return {str(name): tensor for name, tensor in state.items()}
 
@@ -252,16 +250,14 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unknown(state: Mapping[str, Tensor]) -> str:
-    """What to say about keys of no known format."""
+    """The message about keys of an unknown format."""
     inner = [
         name.removesuffix("layer1.0.conv1.weight") for name in state if name.endswith("layer1.0.conv1.weight")
     ]
     if inner:
-        return (
-            f"its ResNet is under {some(inner)}; save these tensors of one network alone, without this prefix"
-        )
+        return f"its ResNet is under {first_names(inner)}; save only the tensors of one such network, without the prefix"
     return (
-        f"its keys ({some(state)}) are of no known format; known are the formats of ffnrepro, FFN's authors, mit-han-lab's TSM, "
+        f"its keys ({first_names(state)}) are of an unknown format; known are the formats of ffnrepro, FFN's authors, mit-han-lab's TSM, "
         "mmaction2's TSM and torchvision's ResNets"
     )
 
@@ -274,7 +270,7 @@ def _rename(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> di
             ours = re.sub(pattern, replacement, ours)
         renamed[ours] = tensor.flatten() if ".alteration." in ours else tensor
     for name in [name for name in renamed if name.endswith(".running_var")]:
-        # Files from before PyTorch 0.4.1 have no count of batches, and nothing depends on it.
+        # Files from before PyTorch 0.4.1 have no count of batches. Nothing depends on it.
         renamed.setdefault(name.removesuffix("running_var") + "num_batches_tracked", torch.tensor(0))
     return renamed
 
@@ -282,7 +278,7 @@ def _rename(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> di
 # --- Architecture ----------------------------------------------------------------------------------------------
 
 
-def _own(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+def _read_our_file(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     architecture = content.get("architecture")
     kind = architecture.get("method") if isinstance(architecture, Mapping) else None
     if not isinstance(architecture, Mapping) or kind not in ("tsm", "ffn", "ffn_separate"):
@@ -290,10 +286,10 @@ def _own(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> 
             f"{path}: does not describe a network that this version knows (format {content['format']!r}, architecture "
             f"{architecture!r}); use the version that wrote it"
         )
-    # Files from before the setting existed have no `shift`; every block shifted.
+    # Files from before this setting have no `shift`: at that time every block shifted.
     own = {"shift": "all", **{key: value for key, value in architecture.items() if key != "method"}}
     dataset = content.get("dataset")
-    # A file from before they were saved has those of an FFN all the same, in its architecture.
+    # An older file has no `train_frames`, but the architecture of an FFN contains them.
     counts = content.get("train_frames") or own.get("frame_counts")
     return Checkpoint(
         kind,
@@ -307,10 +303,10 @@ def _own(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> 
 
 
 def _class_names_of(content: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names of the classes that a file of ours, of mmaction2 or of mmpretrain holds."""
+    """The class names in a file of ours, of mmaction2 or of mmpretrain; None if there are none."""
     meta = content.get("meta")
     if isinstance(meta, Mapping):
-        # Under these keys in versions 0 and 1 of their packages.
+        # Versions 0 and 1 of mmaction2 and mmpretrain use different keys.
         inner = meta.get("dataset_meta")
         content = {**meta, **(inner if isinstance(inner, Mapping) else {})}
     found = (content.get(key) for key in ("classes", "CLASSES"))
@@ -325,7 +321,7 @@ def _architecture_of(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any
     )
     if stem is None or len(stem) != 4 or (classifier is not None and len(classifier) != 2):
         raise UserError(
-            f"{path}: holds no ResNet over single frames (its keys: {some(tensors)}; the shape of conv1.weight: {stem}, of "
+            f"{path}: holds no ResNet over single frames (its keys: {first_names(tensors)}; the shape of conv1.weight: {stem}, of "
             f"fc.weight: {classifier}); give the checkpoint of a ResNet, or of a TSM on one"
         )
     block = Bottleneck if any(".conv3." in name for name in tensors) else BasicBlock
@@ -344,7 +340,7 @@ def _architecture_of(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any
         "depth": depths[stages],
         "width": stem[0],
         "stem": stem[-1],
-        # The dropout of all published networks; their files do not store it.
+        # Foreign files do not store the dropout; this is that of all published networks.
         "dropout": 0.5,
         **({"frame_counts": frame_counts} if frame_counts else {}),
     }
@@ -362,16 +358,16 @@ def _shift_of(path: Path, theirs: Iterable[str], ours: Iterable[str]) -> Shift |
     for shift in patterns:
         if shifted == {block for block in blocks if is_shifted(shift, int(block[1]))}:
             return shift
-    still = some([f"layer{stage}.{index}" for stage, index in sorted(blocks - shifted)])
-    moved = some([f"layer{stage}.{index}" for stage, index in sorted(shifted)])
+    still = first_names([f"layer{stage}.{index}" for stage, index in sorted(blocks - shifted)])
+    moved = first_names([f"layer{stage}.{index}" for stage, index in sorted(shifted)])
     raise UserError(
         f"{path}: its keys mark the shift (.net.) in {moved}, but not in {still}; a network shifts all blocks, or blocks 0, 2, "
         "4, ... of each stage"
     )
 
 
-def some(names: Iterable[str], limit: int = 5) -> str:
-    """The first names, and how many more there are."""
+def first_names(names: Iterable[str], limit: int = 5) -> str:
+    """The first few names as text, and how many more there are."""
     names = [str(name) for name in names]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

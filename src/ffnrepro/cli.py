@@ -212,7 +212,7 @@ def checkpoint_command(
         action: What to do.
         paths: The files to show; or the file to read and the new file to write.
         to: Format to write: ours, that of FFN's authors, or that of mit-han-lab's TSM.
-        shift: Blocks that shift, for a file whose keys do not tell; None: all.
+        shift: Blocks that shift, for a file whose keys do not say; None: all.
     """
     from ffnrepro.checkpoint_files import convert, describe  # noqa: PLC0415
 
@@ -282,7 +282,7 @@ def watch_command(directory: Path = Path(), once: bool = False) -> None:
 
     Args:
         directory: Folder in which the workflow runs.
-        once: Print the trainings once and end, as always where the output is no terminal.
+        once: Print the trainings once and end; if the output is not a terminal, this is always so.
     """
     from ffnrepro.watch import watch  # noqa: PLC0415
 
@@ -306,14 +306,14 @@ def predict_command(
 ) -> None:
     """Print the five likeliest classes of videos, with their probabilities.
 
-    The exit code is 1 if a video cannot be read; the other videos are predicted all the same.
+    If a video cannot be read, the others are predicted nevertheless, and the exit code is 1.
 
     Args:
         videos: Videos, folders of frames, or folders of either.
         run: Name of a run, or of an experiment, which stands for its selected run.
         checkpoint: File of a network, instead of a run.
         frames: Frame count of the clips, such as 8; or several to compare, such as 4,8,16. Default: all that were trained.
-        budget: GFLOPs of a video (10^9 multiply-adds, as in the paper): the largest of the frame counts within it is taken.
+        budget: GFLOPs of a video (10^9 multiply-adds, as in the paper). The largest frame count within this budget is used.
         workflow: Folder and configuration of the workflow, for --run.
         seed: Seed of the training, for --run.
         labels: Names of the classes: a classes.csv, or a text file with a name in each line. Default: those in the
@@ -333,23 +333,23 @@ def predict_command(
         raise UserError("ffnrepro predict: give --json or --csv, not both")
     counts = () if frames is None else prediction.read_frame_counts(frames)
     if checkpoint is not None:
-        source, classes = prediction.source_of_checkpoint(checkpoint), None
+        predictor, classes = prediction.predictor_of_file(checkpoint), None
     else:
-        source = prediction.source_of_run(_run_folder(workflow, str(run)), seed)
+        predictor = prediction.predictor_of_run(_run_folder(workflow, str(run)), seed)
         classes = workflow.directory / CLASSES
-    source = source.resized(short_side, crop_size)
-    names = prediction.names_of_classes(source, labels, classes)
-    if not (counts := counts or source.trained):
+    predictor = predictor.resized(short_side, crop_size)
+    names = prediction.names_of_classes(predictor, labels, classes)
+    if not (counts := counts or predictor.train_frames):
         raise UserError(
             "ffnrepro predict: the file does not say at which frame counts its network was trained; give --frames, such as "
             "--frames 8, or --frames 4,8,16 to compare or to choose from (--budget)"
         )
     if budget is not None:
-        counts = (prediction.within_budget(source, counts, budget),)
+        counts = (prediction.within_budget(predictor, counts, budget),)
     files = [file for path in videos for file in _videos_of(path)]
     predictions = []
     for predicted in tqdm(
-        prediction.predict_videos(source, files, counts),
+        prediction.predict_videos(predictor, files, counts),
         total=len(files),
         unit="video",
         leave=False,
@@ -388,25 +388,25 @@ def export_command(
             network's file; else the workflow's results/labels/classes.csv.
     """
     from ffnrepro.export import check_packages, export_run  # noqa: PLC0415
-    from ffnrepro.prediction import names_of_classes, read_frame_counts, source_of_run  # noqa: PLC0415
+    from ffnrepro.prediction import names_of_classes, predictor_of_run, read_frame_counts  # noqa: PLC0415
 
     check_packages()
     read_frame_counts(str(frames))
     folder = _run_folder(workflow, run)
     output = output or workflow.directory / f"results/exports/{folder.name}-seed{seed}-{frames}f"
-    source = source_of_run(folder, seed)
-    names = names_of_classes(source, labels, workflow.directory / CLASSES)
+    predictor = predictor_of_run(folder, seed)
+    names = names_of_classes(predictor, labels, workflow.directory / CLASSES)
     differences = export_run(
         folder,
         output,
-        network=source.network,
-        trained=source.trained,
+        network=predictor.network,
+        train_frames=predictor.train_frames,
         seed=seed,
         frames=frames,
         names=names,
     )
     for name, difference in differences.items():
-        print(f"{name}: largest difference of a logit from the network's {difference:.1e}")
+        print(f"{name}: largest difference from the network's logits: {difference:.1e}")
     print(f"{output}: model.onnx, model.pt2, labels.txt; README.md says how to use them")
 
 

@@ -11,13 +11,13 @@ from ffnrepro.recipe.models.weight_alteration import AlteredConv2d
 
 
 def gflops(network: nn.Module, *, frames: int, size: int) -> float:
-    """Multiply-adds of one clip, in 10^9, counted on shapes alone.
+    """Multiply-adds of one clip, in 10^9, counted from the shapes, without computing.
 
     Convolutions and the classifier count, as in the paper. Weight alteration counts as the depthwise convolution of the
-    paper, although here it is folded into the next convolution.
+    paper, although it is folded into the next convolution here.
 
     Args:
-        network: TSM, FrameFlexibleNetwork or SeparateNetworks, on any device; it is left as it is.
+        network: TSM, FrameFlexibleNetwork or SeparateNetworks, on any device; it is not changed.
         frames: frame count T of the clip.
         size: height and width of the clip in pixels.
     """
@@ -61,6 +61,6 @@ def record_speeds(network: nn.Module) -> list[float]:
 
 
 def _wait_for_device(tensor: Tensor) -> None:
-    """Wait until a GPU has finished its work, which it does while Python goes on."""
+    """Wait until a GPU has finished its work: GPUs compute asynchronously."""
     if tensor.device.type != "cpu":
         torch.accelerator.synchronize()

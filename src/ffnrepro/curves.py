@@ -1,8 +1,8 @@
 """The curve of a table: accuracy of its networks at any frame count (paper, Table 7).
 
-A row with one network is a curve over `evaluation.any_frame`, from one evaluation for all these frame counts.
-Every other row, such as TSM-ST with a network for each frame count, has the table's frame counts, from the
-evaluations of the table.
+A row with one network is a curve over `evaluation.any_frame`, from one evaluation at all these frame counts.
+Every other row, such as TSM-ST with a network for each frame count, has points at the table's frame counts,
+from the evaluations of the table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from ffnrepro.statistics import bootstrap_interval
 from ffnrepro.tables import Published, Records, TableRow, published_accuracy, read_correct, read_records
 
 CurveScores = Mapping[tuple[Path, int], "pd.Series[int]"]
-"""Which videos an evaluation gets right at a frame count, by id; by path of the record and frame count."""
+"""By path of the record and frame count: which videos are predicted correctly, by id of the video."""
 
 PUBLISHED_ON = "something-something-v1"
 """The data set on which the paper publishes accuracy at any frame count."""
@@ -28,7 +28,7 @@ def read_curve_records(
     """Read the records of all evaluations of a curve, and refuse them if any is missing or stale.
 
     Args:
-        rows: rows of the table; those of `evaluate_any_frame` have the same records at all frame counts.
+        rows: rows of the table; a row of `evaluate_any_frame` has the same records at all frame counts.
         inputs: `evaluation_inputs` of the table.
         frame_counts: frame counts of `evaluate_any_frame`.
 
@@ -45,10 +45,10 @@ def _is_at_any_frame(row: TableRow) -> bool:
 
 
 def read_curve_scores(rows: Sequence[TableRow], records: Records) -> CurveScores:
-    """Read which videos each evaluation of a curve gets right, from the predictions beside its record.
+    """Read which videos each evaluation of a curve predicts correctly, from the predictions beside its record.
 
     Raises:
-        UserError: predictions do not give the top-1 of their record.
+        UserError: the predictions do not give the top-1 of their record.
     """
     return {
         (path, frames): read_correct(
@@ -61,7 +61,7 @@ def read_curve_scores(rows: Sequence[TableRow], records: Records) -> CurveScores
 
 
 def _top1(record: Mapping[str, Any], frames: int) -> float:
-    """Top-1 accuracy at a frame count; an evaluation at any frame has one for each of its frame counts."""
+    """Top-1 accuracy at a frame count; the record of `evaluate_any_frame` has one for each of its frame counts."""
     top1 = record["top1"]
     return float(top1[str(frames)] if isinstance(top1, Mapping) else top1)
 

@@ -1,13 +1,13 @@
 """Ensembles: networks whose class probabilities are averaged (Table 1).
 
-The evaluation of an ensemble lies in `results/ensembles/{run}+{run}/seed{seed}/`, in files named as in the folder of a run.
+The evaluation of an ensemble is in `results/ensembles/{run}+{run}/seed{seed}/`; its files have the same names as in a run.
 """
 
 from pathlib import Path
 
 
 def member_records(record: Path) -> list[Path]:
-    """Records of the evaluations that an ensemble is computed from; of any other evaluation, its own record.
+    """The records that an ensemble's evaluation is computed from; for any other evaluation, its own record.
 
     Args:
         record: `results/ensembles/{run}+{run}/seed{seed}/{split}_{frames}f.json`, or the same in `results/runs/{run}`.

@@ -1,4 +1,4 @@
-"""How long a training takes: the time on the GPU or the time to read its frames, whichever is longer.
+"""Estimates how long a training takes: the time on the GPU or the time to read its frames, whichever is longer.
 
 docs/performance.md has a table of such estimates.
 """
@@ -15,17 +15,18 @@ FRAMES_PER_SECOND = {"tsm": 5293, "ffn": 4758}
 """Frames that one H200 trains on per second: ResNet-50, 224 px, float16, batches of 32 videos."""
 
 SECONDS_PER_FRAME = 1 / 16 / 48
-"""Time of one core for each frame of a video, of 427x240 px. A sample takes that of all frames of its video, at any frame
-count: all frames before the last one that it needs are decoded. (16 samples a second, of videos of 48 frames.)"""
+"""Time of one core to decode a frame of a video of 427x240 px. A sample takes the time of all frames of its video at any frame
+count, because all frames before the last one that it needs are decoded. (Measured: 16 samples a second from videos of 48
+frames.)"""
 
 SECONDS_PER_CACHED_FRAME = 0.0011
-"""Time of one core for a frame from the frame cache, on the same machine. (`benchmarks/loader.py` measures the ratio.)"""
+"""Time of one core to read a frame from the frame cache on the same machine. (`benchmarks/loader.py` measures the ratio.)"""
 
 FRAMES_OF_VIDEO = {"kinetics-400": 300, "hmdb51": 95}
-"""About how many frames a video has, by data set; 48 in all others."""
+"""Approximate number of frames of a video, by data set; 48 in all others."""
 
-SINGLE_FRAMES = ("something-something-v1",)
-"""Data sets that are released as frames, which are read singly, as those of the frame cache."""
+FRAME_DATASETS = ("something-something-v1",)
+"""Data sets that are released as frames, which take as long to read as those of the frame cache."""
 
 GFLOPS = {10: 0.9, 18: 1.8, 50: 4.1, 101: 7.8}
 """Billions of multiply-adds per frame at 224 px, by depth."""
@@ -71,7 +72,7 @@ def estimate(
         settings: Settings of the run.
         videos: Number of videos in the training split; None: the data set's official number, if known.
         cores: Number of CPU cores that read videos or cached frames.
-        gpu: Whether a GPU trains. For a CPU there are no measured rates, and the time to read is negligible.
+        gpu: Whether a GPU trains. For a CPU there are no measured rates, and reading takes hardly any of its time.
         past: An earlier training of the same family, whose measured time is scaled.
     """
     videos = videos or VIDEOS.get(settings.dataset)
@@ -93,7 +94,7 @@ def estimate(
         basis += "decoding" if settings.cache == "none" else "the frame cache"
         enough = math.ceil(cores * seconds / fastest)
         remedies = {f"with {enough} cores": fastest}
-        if settings.cache == "none" and settings.dataset not in SINGLE_FRAMES:
+        if settings.cache == "none" and settings.dataset not in FRAME_DATASETS:
             cached = _seconds(settings.model_copy(update={"cache": "jpeg"}), videos, cores)
             remedies["with data.cache: jpeg"] = cached
         savings = [f"{duration(time / 3600 * gpus, gpu=True)} {remedy}" for remedy, time in remedies.items()]
@@ -112,10 +113,10 @@ def _seconds(settings: RunSettings, videos: int, cores: float) -> float:
         / FRAMES_PER_SECOND[settings.method.family]
         / settings.training.gpus
     )
-    # A frame is not read if no clip has it; a clip of T frames has one of each T-th part of the video.
+    # Only frames in some clip are read; a clip of T frames has one frame from each T-th part of the video.
     frames = FRAMES_OF_VIDEO.get(settings.dataset, 48)
     left_out = math.prod(max(0.0, 1 - count / frames) for count in counts)
-    if settings.cache == "none" and settings.dataset not in SINGLE_FRAMES:
+    if settings.cache == "none" and settings.dataset not in FRAME_DATASETS:
         reading = SECONDS_PER_FRAME * frames
     else:
         reading = SECONDS_PER_CACHED_FRAME * frames * (1 - left_out)
@@ -123,7 +124,7 @@ def _seconds(settings: RunSettings, videos: int, cores: float) -> float:
 
 
 def _trained_frames(method: AnyMethod) -> float:
-    """Number of frames of a video that a step trains on, on average."""
+    """Average number of frames of a video that a step trains on."""
     if not isinstance(method, Mixed | Proportional):
         return sum(method.frame_counts)
     low, high = method.train_frames

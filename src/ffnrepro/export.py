@@ -1,4 +1,4 @@
-"""The sub-network of one frame count as a plain network without this package: for PyTorch, and for ONNX.
+"""Exports the sub-network of one frame count as a plain network for PyTorch and for ONNX, which does not need this package.
 
 Weight alteration and BatchNorm are linear in evaluation, so they are folded into the convolutions. What is left is a
 TSM: convolutions with a bias, shifts, and a classifier.
@@ -32,7 +32,7 @@ from ffnrepro.tables import read_correct
 from ffnrepro.weights import Network, tensors_digest
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit that rounding explains, relative to the largest logit if that is above 1."""
+"""Largest difference of a logit that rounding can explain; relative to the largest logit if that is above 1."""
 
 
 # --- Folding ---------------------------------------------------------------------------------------------------------
@@ -48,8 +48,8 @@ class _Folded(nn.Module):
 class _ShiftedConv2d(nn.Module):
     """The temporal shift of clips of T frames, and the convolution after it.
 
-    The shift is written as padding and concatenation. From `temporal_shift`, which assigns to slices, the ONNX exporter
-    makes scatter operations, with which a ResNet-50 takes twice as long in onnxruntime.
+    The shift consists of padding and concatenation. `temporal_shift` assigns to slices, which the ONNX exporter turns into
+    scatter operations, and with these a ResNet-50 takes twice as long in onnxruntime.
     """
 
     def __init__(self, convolution: nn.Module, frames: int) -> None:
@@ -72,8 +72,8 @@ def fold(network: Network, frames: int) -> TSM:
     """The sub-network of a frame count as a plain TSM, with weight alteration and BatchNorm folded into the convolutions.
 
     Args:
-        network: the network; it is left as it is.
-        frames: frame count T; if it was not trained, the nearest sub-network is taken, as in evaluation.
+        network: the network; it is not changed.
+        frames: frame count T; if it was not trained, the nearest sub-network is used, as in evaluation.
 
     Returns:
         A network in evaluation mode, for normalised clips (N, 3, T, H, W) of this T only.
@@ -107,10 +107,10 @@ def fold(network: Network, frames: int) -> TSM:
 
 
 def check_packages() -> None:
-    """Refuse to export where a package is missing.
+    """Check that the packages for the export are installed.
 
     Raises:
-        UserError: it says what to install.
+        UserError: one is missing; the message says what to install.
     """
     needed = ("onnx", "onnxscript", "onnxruntime")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
@@ -123,19 +123,19 @@ def check_packages() -> None:
 def write_programs(network: Network, folder: Path, *, frames: int, crop_size: int) -> dict[str, float]:
     """Write `model.pt2` and `model.onnx`, and compare both files with the network on two random clips.
 
-    Both take `clip`, normalised clips (N, 3, T, S, S) of float32 for any N, and give `logits` (N, classes).
+    Both take `clip`, normalised float32 clips (N, 3, T, S, S) for any N, and give `logits` (N, classes).
 
     Args:
-        network: on the CPU.
+        network: the network, on the CPU.
         folder: the folder to write to.
         frames: frame count T.
         crop_size: height and width S of the clips in pixels.
 
     Returns:
-        The largest difference of a logit from the network's, by the name of what was compared.
+        The largest difference from the network's logits, by the name of what was compared.
 
     Raises:
-        UserError: a package is missing, or a difference is larger than rounding explains; that file is not written then.
+        UserError: a package is missing, or a difference is larger than rounding can explain; that file is then not written.
     """
     check_packages()
     import onnxruntime  # noqa: PLC0415
@@ -157,13 +157,13 @@ def write_programs(network: Network, folder: Path, *, frames: int, crop_size: in
         # A NaN is refused, too.
         if not differences[name] <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise UserError(
-                f"{folder}: {name}: a logit differs by {differences[name]:.2g} from the network's; nothing is exported that differs by more "
-                "than rounding. Please report it, with the versions of torch and onnxscript"
+                f"{folder}: {name}: a logit differs by {differences[name]:.2g} from the network's, which is more than rounding, so this file is not "
+                "written. Please report it, with the versions of torch and onnxscript"
             )
 
     with torch.inference_mode():
         compare("folded", folded(clips))
-    # Any number of clips but one, which the exporter would take for fixed.
+    # More than one clip, because the exporter would treat a batch of one as a fixed size.
     example = torch.zeros(3, *clips.shape[1:])
     with torch.no_grad():
         program = torch.export.export(folded, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -172,7 +172,7 @@ def write_programs(network: Network, folder: Path, *, frames: int, crop_size: in
         with torch.inference_mode():
             compare("model.pt2", torch.export.load(path).module()(clips))
     with replacing(folder / "model.onnx") as path:
-        # The exporter reports its progress on stdout, whatever `verbose` is.
+        # The exporter prints its progress on stdout even with verbose=False.
         with redirect_stdout(io.StringIO()):
             exported = torch.onnx.export(
                 program, (), dynamo=True, input_names=["clip"], output_names=["logits"], verbose=False
@@ -189,7 +189,7 @@ def export_run(
     output: Path,
     *,
     network: Network,
-    trained: Sequence[int],
+    train_frames: Sequence[int],
     seed: int,
     frames: int,
     names: Sequence[str],
@@ -198,9 +198,9 @@ def export_run(
 
     Args:
         run: folder of the run.
-        output: the folder to write to; it is made if necessary.
+        output: the folder to write to; it is created if necessary.
         network: the network of the run.
-        trained: the frame counts that it was trained at; empty if not known.
+        train_frames: the frame counts that it was trained at; empty if not known.
         seed: seed of the training.
         frames: frame count T.
         names: names of the classes.
@@ -223,7 +223,7 @@ def export_run(
         settings=settings,
         record=read_record(folder / "run.json"),
         frames=frames,
-        trained=trained,
+        train_frames=train_frames,
         subnetwork=None if isinstance(network, TSM) else nearest(network.frame_counts, frames),
         parameters=sum(parameter.numel() for parameter in fold(network, frames).parameters()),
         classes=len(names),

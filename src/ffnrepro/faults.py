@@ -125,7 +125,7 @@ class Network:
 
     @property
     def train_frames(self) -> tuple[int, ...]:
-        """The frame counts that it was trained at; empty for an imported network whose file does not tell."""
+        """The frame counts that it was trained at; empty for an imported network whose file does not say."""
         imported = self.record.get("imported")
         if imported:
             return tuple(imported["architecture"].get("frame_counts", ()))
@@ -133,7 +133,7 @@ class Network:
 
     @property
     def steps(self) -> int | None:
-        """Number of steps of an epoch; None if the record does not tell."""
+        """Number of steps of an epoch; None if the record does not say."""
         videos = self.record.get("videos")
         return videos and videos // self.settings.training.batch_size
 

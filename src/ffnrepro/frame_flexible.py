@@ -1,7 +1,7 @@
-"""A convolutional network of your own as a frame flexible network (paper, "Multi-Frequency Adaptation").
+"""Turns your own convolutional network into a frame flexible network (paper, "Multi-Frequency Adaptation").
 
-The network's code stays as it is. Its BatchNorms and the weights of some convolutions choose by a `Selection`, which is
-set before each forward pass; and again before the backward pass of the same logits, because `torch.utils.checkpoint`
+The network's code stays as it is. A `Selection` tells its BatchNorms and altered convolutions which sub-network to use. It
+is set before each forward pass, and again before the backward pass of the same logits, because `torch.utils.checkpoint`
 runs parts of the network once more there.
 """
 
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from ffnrepro.errors import UserError
-from ffnrepro.private_layers import PrivateBatchNorm, Selection, WeightAlteration, take_plain_weight
+from ffnrepro.private_layers import PrivateBatchNorm, Selection, WeightAlteration, load_plain_weight
 from ffnrepro.recipe.models.ffn import nearest
 from ffnrepro.residual_branches import CONVOLUTIONS, branch_entries
 
@@ -26,30 +26,30 @@ def make_frame_flexible(
     alter: Callable[[str, nn.Module], bool] | None = None,
     shift: bool = False,
 ) -> "FrameFlexible":
-    """Make a frame flexible network from a 2D or 3D convolutional network, which stays as it is.
+    """Make a frame flexible network from a copy of a 2D or 3D convolutional network.
 
-    Every BatchNorm becomes private to a frame count, and starts as a copy of the network's. The first convolution of
+    Every BatchNorm is replaced by a copy for each frame count. The first convolution of
     each residual branch gets a weight alteration, which starts near zero. Everything else is shared.
 
     Args:
         model: a network with a `Conv3d`, from clips `(N, 3, T, H, W)` to logits `(N, classes)`; or one without, from
             frames `(N, 3, H, W)`.
         frame_counts: the frame counts that are trained, each with a sub-network.
-        alter: whether a convolution, given by name and module, gets a weight alteration; by default the first ones of
-            the residual branches do, as `residual_branches.branch_entries` finds them.
+        alter: whether a convolution, given by name and module, gets a weight alteration; by default, the first convolution
+            of each residual branch does, as `residual_branches.branch_entries` finds it.
         shift: whether the input of each altered convolution of a 2D network is shifted in time, as in TSM.
 
     Raises:
-        UserError: the network has no BatchNorm or no residual branch, or a 3D network is to be shifted.
+        UserError: the network has no BatchNorm or no residual branch, or `shift` is set for a 3D network.
     """
     kind, longest = type(model).__name__, max(frame_counts)
     selection = Selection(longest, longest)
     flexible = FrameFlexible(copy.deepcopy(model), frame_counts, selection)
-    if shift and not flexible.over_frames:
+    if shift and not flexible.is_2d:
         raise UserError(f"{kind} has 3D convolutions; the shift is for 2D networks")
     modules: dict[str, Any] = dict(flexible.network.named_modules())
     if alter is None:
-        chosen = branch_entries(model, None if flexible.over_frames else longest)
+        chosen = branch_entries(model, None if flexible.is_2d else longest)
     else:
         convolutions = {name: part for name, part in modules.items() if isinstance(part, CONVOLUTIONS)}
         chosen = [name for name, part in convolutions.items() if alter(name, part)]
@@ -57,7 +57,7 @@ def make_frame_flexible(
         convolution = modules[name]
         alteration = WeightAlteration(convolution, frame_counts, selection)
         parametrize.register_parametrization(convolution, "weight", alteration)
-        convolution.register_load_state_dict_pre_hook(take_plain_weight)
+        convolution.register_load_state_dict_pre_hook(load_plain_weight)
         if shift:
             convolution.register_forward_pre_hook(selection.shift)
     norms = {
@@ -78,15 +78,16 @@ class FrameFlexible(nn.Module):
     """A network with a sub-network for each trained frame count; `make_frame_flexible` makes it.
 
     Attributes:
-        network: the converted network. Its `load_state_dict` also takes the state of the plain network: its BatchNorms
-            go to all frame counts, and alterations stay as they are.
-        over_frames: whether it is 2D: it gets the frames `(N*T, 3, H, W)`, and the scores of a clip's frames are averaged.
+        network: the converted network. Its `load_state_dict` also takes the state of the plain network: each BatchNorm is
+            copied to all frame counts, and alterations stay as they are.
+        is_2d: whether the network is 2D. It then gets the frames `(N*T, 3, H, W)`, and the scores of a clip's frames are
+            averaged.
     """
 
     def __init__(self, network: nn.Module, frame_counts: Sequence[int], selection: Selection) -> None:
         super().__init__()
         self.network, self.frame_counts, self._selection = network, tuple(frame_counts), selection
-        self.over_frames = not any(isinstance(module, nn.Conv3d) for module in network.modules())
+        self.is_2d = not any(isinstance(module, nn.Conv3d) for module in network.modules())
 
     def forward(self, clips: Tensor | Mapping[int, Tensor]) -> Any:
         """Logits `(N, classes)` of normalised clips `(N, 3, T, H, W)`, at any T; of `{T: clips}`, `{T: logits}`.
@@ -100,8 +101,8 @@ class FrameFlexible(nn.Module):
             raise ValueError(f"clips must have the shape (N, 3, T, H, W), not {tuple(clips.shape)}")
         frames = clips.shape[2]
         self._select(frames)
-        logits: Tensor = self.network(clips.transpose(1, 2).flatten(0, 1) if self.over_frames else clips)
-        if self.over_frames:
+        logits: Tensor = self.network(clips.transpose(1, 2).flatten(0, 1) if self.is_2d else clips)
+        if self.is_2d:
             logits = logits.view(len(clips), frames, -1).mean(1)
         if logits.requires_grad:
             logits.register_hook(lambda _: self._select(frames))  # type: ignore[no-untyped-call]

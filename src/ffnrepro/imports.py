@@ -17,20 +17,20 @@ from ffnrepro.weights import Network, build_network, save_checkpoint, tensors_di
 
 
 def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> tuple[Checkpoint, Network]:
-    """Read the network that a run imports, and check that it is the one that the settings and the labels describe.
+    """Read the network that a run imports, and check that it fits the settings and the labels.
 
-    Warns where the file or a record beside it says that its classes are others.
+    Warns if the file, or a record beside it, says that the network has other classes.
 
     Args:
         path: The file.
-        settings: Settings of the run. Their `network.shift` counts for a file whose keys do not tell which blocks shift.
+        settings: Settings of the run. `network.shift` is used for a file whose keys do not say which blocks shift.
         classes: Class names of the labels, in index order.
 
     Returns:
         The content of the file, and its network.
 
     Raises:
-        UserError: The file is no network that is known, or another network than the settings and labels describe.
+        UserError: The file holds no known network, or a network that does not fit the settings and labels.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; set the `path` of its experiment to the file of the network")
@@ -44,13 +44,13 @@ def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> t
     shift = None if "shift" in found else settings.network.shift
     network = build_network(path, checkpoint, shift=shift)
     if shift:
-        logger.info("%s: its keys do not tell which blocks shift; network.shift says %s", path, shift)
+        logger.info("%s: its keys do not say which blocks shift, so network.shift decides: %s", path, shift)
     if found["classes"] != len(classes):
         raise UserError(
             f"{path}: its network has {found['classes']} classes, but the labels of {settings.dataset} have {len(classes)}; "
             "give a network that was trained on this data set"
         )
-    if warning := _other_classes(path, checkpoint, settings, classes):
+    if warning := _class_warning(path, checkpoint, settings, classes):
         logger.warning("%s", warning)
     return checkpoint, network
 
@@ -59,10 +59,10 @@ def _values(settings: dict[str, Any], keys: Sequence[str]) -> str:
     return ", ".join(f"{key} {settings.get(key)}" for key in keys)
 
 
-def _other_classes(
+def _class_warning(
     path: Path, checkpoint: Checkpoint, settings: RunSettings, classes: Sequence[str]
 ) -> str | None:
-    """A warning if the network was trained on other classes, as far as the file or the `run.json` beside it tells."""
+    """A warning if the file, or the `run.json` beside it, says that the network was trained on other classes."""
     names = checkpoint.class_names
     if names is not None and len(names) == len(classes):
         differ = [i for i in range(len(classes)) if names[i] != classes[i]]
@@ -70,8 +70,8 @@ def _other_classes(
             return None
         return (
             f"{path}: {len(differ)} of its {len(names)} class names are not those of the labels of {settings.dataset}, such as class "
-            f"{differ[0]}: {names[differ[0]]!r} instead of {classes[differ[0]]!r}; its scores mean nothing unless both lists mean the "
-            "same classes"
+            f"{differ[0]}: {names[differ[0]]!r} instead of {classes[differ[0]]!r}; its scores mean nothing unless both lists name the "
+            "same classes in other words"
         )
     record = read_record(path.with_name("run.json")).get("settings")
     dataset = checkpoint.dataset or (record.get("dataset") if isinstance(record, dict) else None)
@@ -88,7 +88,7 @@ def import_network(run: Path, seed: int, *, path: Path, classes: Sequence[str], 
 
     Args:
         run: Folder of the run, with its `settings.json`.
-        seed: Seed whose folder the files go to; the network is the same for each seed.
+        seed: Seed whose folder the files are written to; the network is the same for each seed.
         path: The file to import.
         classes: Class names of the labels, in index order.
         data: Digest of the data.

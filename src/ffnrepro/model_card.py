@@ -13,19 +13,19 @@ from ffnrepro.runs import RunSettings
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model card tells.
+    """The content of a model card.
 
     Attributes:
         name: name of the run.
         settings: settings of the run.
         record: `run.json` of the training.
         frames: frame count T of the exported network.
-        trained: the frame counts that the network was trained at; empty if an imported file does not tell.
+        train_frames: the frame counts that the network was trained at; empty if an imported file does not say.
         subnetwork: the trained frame count whose sub-network it is; None for TSM, which has one set of weights.
         parameters: number of weights of the exported network.
         classes: number of classes.
         scores: a row for each evaluation of the run.
-        differences: largest difference of a logit from the run's network, by file.
+        differences: largest difference from the logits of the run's network, by file.
         digests: SHA-256 by file.
     """
 
@@ -33,7 +33,7 @@ class ModelCard:
     settings: RunSettings
     record: Mapping[str, Any]
     frames: int
-    trained: Sequence[int]
+    train_frames: Sequence[int]
     subnetwork: int | None
     parameters: int
     classes: int
@@ -47,10 +47,10 @@ class ModelCard:
         short_side, size = settings.short_side, settings.crop_size
         depth, trained = (
             settings.network.depth,
-            "whose file does not tell at which frame counts it was trained",
+            "whose file does not say at which frame counts it was trained",
         )
-        if self.trained:
-            trained = f"trained at {', '.join(map(str, self.trained))} frames"
+        if self.train_frames:
+            trained = f"trained at {', '.join(map(str, self.train_frames))} frames"
         origin = f"It is a TSM (Lin et al., ICCV 2019) on a ResNet-{depth}, {trained}"
         folded = "BatchNorm is"
         if self.subnetwork is not None:
@@ -76,7 +76,7 @@ class ModelCard:
             if settings.cache == "jpeg":
                 scores += f"\n\nThe frames of these videos had been stored as JPEG of quality {settings.jpeg_quality}."
             if "best_epoch" in record and any(score["split"] == "validation" for score in self.scores):
-                scores += "\n\nThe epoch that is kept is the best one on the validation videos, so scores on them are somewhat too high."
+                scores += "\n\nThe kept epoch is the best one on the validation videos, so scores on these are somewhat too high."
         differences = "\n".join(
             f"- `{name}`: {value:.1e}" for name, value in self.differences.items() if name != "folded"
         )
@@ -94,7 +94,7 @@ A network that says what happens in a short video, as one of {self.classes} clas
 | `model.pt2` | the same for PyTorch: `torch.export.load("model.pt2").module()` |
 | `labels.txt` | names of the classes, one in each line, in the order of the logits |
 
-Both networks take `clip`, float32 of shape (N, 3, {frames}, {size}, {size}) for any N, and give `logits` (N, {self.classes}). The
+Both networks take `clip`, a float32 array of shape (N, 3, {frames}, {size}, {size}) for any N, and give `logits` (N, {self.classes}). The
 softmax of the logits gives the probabilities.
 
 ## Example
@@ -115,19 +115,19 @@ With `pip install onnxruntime numpy av pillow`, this prints the class of `video.
 ## Data and training
 
 - {data_set}: {settings.dataset}; digest of the data `{record.get("data", "not recorded")}`.
-{_made_by(settings, record)}
+{_origin(settings, record)}
 - Run: `{self.name}`, seed {record.get("seed", "not recorded")}; code at revision {record.get("git_revision") or "not recorded"}.
 
 ## Scores
 
 Accuracy in percent of the whole run at each frame count. This export is the network for {frames} frames only. The
-interval of top-1 is a 95 % interval by the bootstrap over videos; it does not include the spread between trainings.
+95 % interval of top-1 is a bootstrap over videos; it does not include the spread between trainings.
 
 {scores}
 
 ## Digests
 
-Largest difference of a logit from the run's network, on two random clips:
+Largest difference from the logits of the run's network, on two random clips:
 
 {differences}
 
@@ -158,8 +158,8 @@ print(pathlib.Path("labels.txt").read_text(encoding="utf-8").split("\\n")[logits
 """
 
 
-def _made_by(settings: RunSettings, record: Mapping[str, Any]) -> str:
-    """How the network came to be, as items of a list."""
+def _origin(settings: RunSettings, record: Mapping[str, Any]) -> str:
+    """The origin of the network, as items of a list."""
     if imported := record.get("imported"):
         return (
             f"- Imported, not trained here: from {PurePath(imported['path']).name}, in the format of {imported['source']}, SHA-256 "

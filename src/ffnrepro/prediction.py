@@ -1,7 +1,7 @@
-"""The likeliest classes of any videos, by a trained network at one or several frame counts.
+"""Predicts the likeliest classes of any videos with a trained network, at one or several frame counts.
 
-Frames, crop and network are those of the evaluation. Only the videos need not be in a manifest: their frames are counted
-here, as the index does.
+Frames, crop and network are those of the evaluation. The videos need not be in a manifest: their frames are counted here
+as in the index.
 """
 
 import csv
@@ -35,25 +35,25 @@ from ffnrepro.weights import Network, build_network
 
 
 @dataclass(frozen=True)
-class Source:
-    """A network and the clips that it takes.
+class Predictor:
+    """A network with its class names and the size of its clips.
 
     Attributes:
         network: the network, on the CPU.
-        trained: frame counts that it was trained at; empty if its file does not tell.
-        names: names of its classes; None if its file does not tell.
+        trained: frame counts that it was trained at; empty if its file does not say.
+        names: names of its classes; None if its file has none.
         short_side: short side of the resized frames in pixels.
         crop_size: height and width of the clips in pixels.
     """
 
     network: Network
-    trained: tuple[int, ...]
-    names: tuple[str, ...] | None
+    train_frames: tuple[int, ...]
+    class_names: tuple[str, ...] | None
     short_side: int
     crop_size: int
 
-    def resized(self, short_side: int | None, crop_size: int | None) -> "Source":
-        """The same with clips of another size; None keeps a length.
+    def resized(self, short_side: int | None, crop_size: int | None) -> "Predictor":
+        """A copy for clips of another size; None keeps a value.
 
         Raises:
             UserError: the crop does not fit into the frames.
@@ -67,7 +67,7 @@ class Source:
         return new
 
 
-def source_of_run(run: Path, seed: int) -> Source:
+def predictor_of_run(run: Path, seed: int) -> Predictor:
     """The network of a run.
 
     Raises:
@@ -77,24 +77,26 @@ def source_of_run(run: Path, seed: int) -> Source:
     if not path.exists():
         others = sorted(other.parent.name for other in run.glob("seed*/model.pt"))
         raise UserError(
-            f"{path}: is not there; {run.name} has a network for {', '.join(others) or 'no seed'}; run snakemake, or change --seed"
+            f"{path}: no such file; {run.name} has a network for {', '.join(others) or 'no seed'}; run snakemake, or change --seed"
         )
     settings, _ = read_run(run)
-    source = source_of_checkpoint(path)
-    # The file of a TSM did not always tell them; of an imported network, only the file can.
-    trained = source.trained or settings.method.train_frames
-    return replace(source, trained=trained, short_side=settings.short_side, crop_size=settings.crop_size)
+    predictor = predictor_of_file(path)
+    # Files of earlier versions do not contain them for a TSM. For an imported network, only the file may.
+    train_frames = predictor.train_frames or settings.method.train_frames
+    return replace(
+        predictor, train_frames=train_frames, short_side=settings.short_side, crop_size=settings.crop_size
+    )
 
 
-def source_of_checkpoint(path: Path) -> Source:
-    """The network of any file that `load_checkpoint` reads; clips as in the paper.
+def predictor_of_file(path: Path) -> Predictor:
+    """The network of any file that `load_checkpoint` reads; clips have the size of the paper.
 
     Raises:
         UserError: it cannot be read.
     """
     checkpoint = read_checkpoint(path)
     network = build_network(path, checkpoint)
-    return Source(network, checkpoint.train_frames, checkpoint.class_names, short_side=256, crop_size=224)
+    return Predictor(network, checkpoint.train_frames, checkpoint.class_names, short_side=256, crop_size=224)
 
 
 def read_frame_counts(text: str) -> tuple[int, ...]:
@@ -114,11 +116,11 @@ def read_frame_counts(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(counts)))
 
 
-def within_budget(source: Source, frame_counts: Sequence[int], budget: float) -> int:
+def within_budget(predictor: Predictor, frame_counts: Sequence[int], budget: float) -> int:
     """The largest frame count whose clip takes no more than a number of GFLOPs.
 
     Args:
-        source: the network and the size of its clips.
+        predictor: the network and the size of its clips.
         frame_counts: the frame counts to choose from.
         budget: GFLOPs of a clip, as the paper counts them: 10^9 multiply-adds.
 
@@ -126,22 +128,24 @@ def within_budget(source: Source, frame_counts: Sequence[int], budget: float) ->
         UserError: none is small enough.
     """
     # Each frame of a clip costs the same.
-    of_frame = gflops(source.network, frames=1, size=source.crop_size)
+    of_frame = gflops(predictor.network, frames=1, size=predictor.crop_size)
     costs = {frames: frames * of_frame for frames in frame_counts}
     listed = ", ".join(f"{cost:.4g} at {frames} frames" for frames, cost in costs.items())
     fitting = [frames for frames, cost in costs.items() if cost <= budget]
     if not fitting:
-        raise UserError(f"--budget {budget:g}: every frame count takes more GFLOPs ({listed}); raise it")
+        raise UserError(
+            f"--budget {budget:g}: every frame count takes more GFLOPs ({listed}); give a larger budget"
+        )
     logger.info("%d frames: GFLOPs of a video are %s", max(fitting), listed)
     return max(fitting)
 
 
-def names_of_classes(source: Source, labels: Path | None, default: Path | None = None) -> list[str]:
+def names_of_classes(predictor: Predictor, labels: Path | None, default: Path | None = None) -> list[str]:
     """The names of a network's classes, in the order of its logits.
 
     Args:
-        source: the network.
-        labels: file of the names that the user gives: `classes.csv` of the workflow, or a text file with a name in each
+        predictor: the network.
+        labels: file of names given by the user: `classes.csv` of the workflow, or a text file with a name in each
             line (`labels.txt` of an export).
         default: file that is read if there are no `labels` and the network's own file has no names.
 
@@ -151,10 +155,10 @@ def names_of_classes(source: Source, labels: Path | None, default: Path | None =
     Raises:
         UserError: the file cannot be read, or holds another number of names.
     """
-    classes = source.network.architecture["classes"]
-    path = labels or (None if source.names else default)
+    classes = predictor.network.architecture["classes"]
+    path = labels or (None if predictor.class_names else default)
     if path is None:
-        return list(source.names or map(str, range(classes)))
+        return list(predictor.class_names or map(str, range(classes)))
     try:
         names = (
             read_classes(path)
@@ -182,7 +186,7 @@ def names_of_classes(source: Source, labels: Path | None, default: Path | None =
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says about a video.
+    """The prediction of a network for a video.
 
     Attributes:
         video: the file, or the folder of frames.
@@ -196,12 +200,12 @@ class Prediction:
 
 
 def predict_videos(
-    source: Source, videos: Iterable[Path], frame_counts: Sequence[int]
+    predictor: Predictor, videos: Iterable[Path], frame_counts: Sequence[int]
 ) -> Iterator[Prediction]:
     """Predict the classes of videos, on the GPU if there is one.
 
     Args:
-        source: the network, which is moved to the device, and the size of its clips.
+        predictor: the network, which is moved to the device, and the size of its clips.
         videos: video files, or folders of frames.
         frame_counts: frame counts T of the clips, which are made from one decoding.
 
@@ -211,19 +215,19 @@ def predict_videos(
     device = torch.device("cpu")
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator() or device
-    network = place(source.network, device)
+    network = place(predictor.network, device)
     for video, outcome in examine_in_child(videos):
         if isinstance(outcome, Refusal):
             yield Prediction(video, error=_error(*outcome))
             continue
         dataset = ClipDataset(
-            # No label is known, and none is used.
+            # The class is unknown and not used.
             manifest=pd.DataFrame({"path": [str(video)], "frames": [outcome[1]], "class": [0]}),
             videos=Path(),
             open_video=open_video,
             frame_counts=frame_counts,
-            size=source.crop_size,
-            short_side=source.short_side,
+            size=predictor.crop_size,
+            short_side=predictor.short_side,
             crop="centre",
         )
         try:
@@ -246,7 +250,7 @@ def rows_of(predictions: Iterable[Prediction], names: Sequence[str]) -> list[dic
     """The five likeliest classes at each frame count as rows, for JSON and CSV.
 
     Args:
-        predictions: of `predict_videos`.
+        predictions: from `predict_videos`.
         names: names of the classes.
 
     Returns:
@@ -277,10 +281,10 @@ def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table_of(predictions: Iterable[Prediction], names: Sequence[str], frame_counts: Sequence[int]) -> str:
-    """The same for a reader: the probabilities at each frame count side by side.
+    """The likeliest classes as a table to read: probabilities at the frame counts side by side.
 
     Args:
-        predictions: of `predict_videos`.
+        predictions: from `predict_videos`.
         names: names of the classes.
         frame_counts: frame counts of the columns.
 

@@ -1,6 +1,6 @@
-"""Layers of a network that choose by the frame count, where the network's code cannot tell them (see `frame_flexible`).
+"""Layers with private weights for each frame count, for networks whose code does not pass the frame count on.
 
-They read the sub-network from a `Selection`. One thread at a time may use it.
+See `frame_flexible`. The layers read the sub-network from a `Selection`, which only one thread at a time may use.
 """
 
 import copy
@@ -33,7 +33,7 @@ class PrivateBatchNorm(nn.ModuleDict):
     def __init__(self, norm: nn.Module, frame_counts: Sequence[int], selection: Selection) -> None:
         super().__init__({str(frames): copy.deepcopy(norm) for frames in frame_counts})
         self._selection = selection
-        self.register_load_state_dict_pre_hook(_take_plain_norm)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_load_plain_norm)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise features with the BatchNorm of the selected sub-network."""
@@ -42,7 +42,7 @@ class PrivateBatchNorm(nn.ModuleDict):
 
 
 class WeightAlteration(nn.Module):
-    """The weight of a convolution times `1 + a` along its input channels, with `a` of the selected sub-network."""
+    """Multiplies a convolution's weight by `1 + a` along its input channels; `a` is that of the selected sub-network."""
 
     def __init__(self, convolution: Any, frame_counts: Sequence[int], selection: Selection) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class WeightAlteration(nn.Module):
         return altered.flatten(0, 1)
 
 
-def _take_plain_norm(norms: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Give the state of a plain BatchNorm to those of all frame counts."""
+def _load_plain_norm(norms: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Copy the state of a plain BatchNorm to those of all frame counts."""
     for key in [key for key in state if key.startswith(prefix) and "." not in key.removeprefix(prefix)]:
         tensor = state.pop(key)
         state |= {
@@ -67,8 +67,8 @@ def _take_plain_norm(norms: nn.Module, state: dict[str, Any], prefix: str, *_: A
         }
 
 
-def take_plain_weight(convolution: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Take the weight of a plain convolution, and keep the alterations."""
+def load_plain_weight(convolution: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load the weight of a plain convolution, and keep the alterations."""
     if f"{prefix}weight" in state:
         state |= {
             prefix + name: tensor

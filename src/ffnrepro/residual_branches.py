@@ -15,14 +15,14 @@ _PIXELS = 224
 
 
 def branch_entries(model: nn.Module, frames: int | None) -> list[str]:
-    """The names of the convolutions with which residual branches begin, in the order of the network's modules.
+    """The names of the first convolutions of all residual branches, in the order of the network's modules.
 
-    The network runs once on PyTorch's meta device, without arithmetic, and the graph that autograd records is searched.
-    Where it adds two tensors of a common origin, and one of them (the shortcut) has passed one convolution at most
-    since then, the other one's convolutions are a residual branch.
+    The network runs once on PyTorch's meta device, which computes no values, and the graph that autograd records is searched.
+    If it adds two tensors that stem from the same tensor, and one of them (the shortcut) has passed at most one convolution
+    since then, the convolutions of the other one are a residual branch.
 
     Args:
-        model: 2D or 3D network; it stays as it is.
+        model: 2D or 3D network; it is not changed.
         frames: number of frames of the clip (1, 3, frames, 224, 224); None: a picture (1, 3, 224, 224).
 
     Raises:
@@ -40,7 +40,7 @@ def branch_entries(model: nn.Module, frames: int | None) -> list[str]:
     except Exception as error:
         raise UserError(
             f"the residual branches of {kind} are not found: on an input of the shape {shape} it fails with "
-            f"{type(error).__name__} ({error}); name its convolutions by `alter`"
+            f"{type(error).__name__} ({error}); choose the convolutions with `alter`"
         ) from error
     entries: set[str] = set()
     for node in _origins(last):
@@ -50,7 +50,7 @@ def branch_entries(model: nn.Module, frames: int | None) -> list[str]:
             if one & other and len(shortcut) <= 1 and len(branch) > len(shortcut):
                 entries |= {names[first] for first in branch if _origins(first) & branch == {first}}
     if not entries:
-        raise UserError(f"{kind} has no residual branch; name the convolutions to be altered by `alter`")
+        raise UserError(f"{kind} has no residual branch; choose the convolutions to alter with `alter`")
     return [name for name, _ in network.named_modules() if name in entries]
 
 
@@ -59,7 +59,7 @@ def _remember(names: dict[Any, str], name: str, _: nn.Module, __: Any, output: T
 
 
 def _origins(node: Any) -> set[Any]:
-    """The nodes of the graph that a node depends on, itself included."""
+    """All nodes of the graph that a node depends on, and the node itself."""
     found: set[Any] = set()
     waiting = [node]
     while waiting:

@@ -21,7 +21,7 @@ class Block:
 
 
 def table_blocks(table: pd.DataFrame, *, published: Published, dataset: str) -> list[Block]:
-    """The parts of a table's text; a part without any number is left out, and so is a line.
+    """The parts of a table's text; a part or a line without any number is left out.
 
     Args:
         table: a table of `ffnrepro.tables.assemble_table`.

@@ -16,7 +16,7 @@ from ffnrepro.files import network_digest, read_record
 from ffnrepro.statistics import Scores, bootstrap_interval
 
 REFERENCES = ("something-something-v2", "something-something-v1")
-"""Data sets whose published figures are shown apart where the evaluated data set has none. The ablations are on the second."""
+"""Data sets whose published figures are shown separately where the evaluated data set has none. The second has the ablations."""
 
 Published = Sequence[Mapping[str, str]]
 """The rows of `resources/published.csv`."""
@@ -30,8 +30,8 @@ class TableRow:
     """A row of a table.
 
     Attributes:
-        label: the name of the row; nothing else depends on it.
-        published: method and setting (None: the plain one) of the published figures to compare with, or None.
+        label: the name of the row in the table.
+        published: method and setting (None: the plain method) of the published figures to compare with; None: no figures.
         evaluations: frame count -> paths of the records of its evaluations, one per seed.
         compare_with: label of the row that it is compared with; None: the first row of the table.
     """
@@ -120,19 +120,19 @@ def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records
     if stale:
         file, difference = next(iter(stale.items()))
         raise UserError(
-            f"{file}: {difference}; make all stale files again, with the --directory and --configfile of your call: "
+            f"{file}: {difference}; make all stale files again, with your --directory and --configfile: "
             f"snakemake --cores 1 --force {' '.join(map(str, stale))}"
         )
     return records
 
 
 def _expected_records(path: Path, frames: int, inputs: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
-    """What the files behind an evaluation must hold: the records of its networks and of the evaluations of each, and its own."""
+    """The expected content of the files behind an evaluation: its own record and, for each network, `run.json` and the evaluation."""
     expected: dict[Path, dict[str, Any]] = {}
     members = member_records(path)
     for run in (member.with_name("run.json") for member in members):
         expected[run] = {"model": network_digest(run.parent), "data": inputs["data"]}
-        # Of the network that the training started from, where that is another run's.
+        # If the training started from the network of another run, that network counts, too.
         start = read_record(run)
         if start.get("start_model") and Path(start["start"]).exists():
             expected[run]["start_model"] = network_digest(Path(start["start"]).parent)
@@ -148,7 +148,7 @@ def _first_digits(digests: Any) -> str:
 
 
 def read_scores(rows: Sequence[TableRow], records: Records) -> pd.DataFrame:
-    """Read which videos each evaluation of a table gets right, from the predictions beside its record.
+    """Read which videos each evaluation of a table predicts correctly, from the predictions beside its record.
 
     Args:
         rows: rows of the table.
@@ -158,14 +158,14 @@ def read_scores(rows: Sequence[TableRow], records: Records) -> pd.DataFrame:
         1 if the prediction is right, else 0; by id of the video (rows) and path of the record (columns).
 
     Raises:
-        UserError: predictions do not give the top-1 of their record.
+        UserError: the predictions do not give the top-1 of their record.
     """
     paths = [path for row in rows for paths in row.evaluations.values() for path in paths]
     return pd.DataFrame({path: read_correct(path, "class_1", records[path]["top1"]) for path in paths})
 
 
 def read_correct(record: Path, column: str, top1: float) -> "pd.Series[int]":
-    """Read which videos an evaluation gets right.
+    """Read which videos an evaluation predicts correctly.
 
     Args:
         record: record of the evaluation; the predictions lie beside it.
@@ -179,7 +179,7 @@ def read_correct(record: Path, column: str, top1: float) -> "pd.Series[int]":
         UserError: the predictions cannot be read, or have another top-1.
     """
     file = record.with_suffix(".parquet")
-    again = f"make both again, with the --directory and --configfile of your call: snakemake --cores 1 --force {record}"
+    again = f"make both again, with your --directory and --configfile: snakemake --cores 1 --force {record}"
     try:
         predictions = pd.read_parquet(file, columns=["id", "label", column]).set_index("id")
     except (OSError, ValueError) as error:
@@ -253,7 +253,7 @@ def _cell(
     Args:
         records: record of each seed.
         own: (seeds, videos), 1 where the prediction is right, else 0.
-        other: the same of the row that it is compared with; None: it is compared with none.
+        other: the same for the row that this row is compared with; None: there is no such row.
         figure: the published top-1.
     """
     top1 = [record["top1"] for record in records]
@@ -275,7 +275,7 @@ def _cell(
 def published_elsewhere(
     table: pd.DataFrame, *, published: Published, dataset: str
 ) -> dict[str, dict[str, dict[int, float]]]:
-    """Figures of other data sets, for comparison where nothing is published on the evaluated data set.
+    """Published figures of other data sets, for comparison where there are none on the evaluated data set.
 
     Args:
         table: a table of `assemble_table`.

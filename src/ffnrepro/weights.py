@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights
 
-from ffnrepro.checkpoint_formats import FORMAT, KIND_NAMES, Checkpoint, read_checkpoint, some
+from ffnrepro.checkpoint_formats import FORMAT, KIND_NAMES, Checkpoint, first_names, read_checkpoint
 from ffnrepro.config import IMAGENET
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest, replacing
@@ -97,7 +97,7 @@ def load_checkpoint(path: Path | str, *, shift: Shift | None = None) -> Network:
 
     Args:
         path: the file. Depth, width, classes, frame counts and shifted blocks are read from it.
-        shift: the blocks that shift, for a file whose keys do not tell; None: all, with a warning.
+        shift: the blocks that shift, for a file whose keys do not say; None: all, with a warning.
 
     Returns:
         The network on the CPU, in evaluation mode, every weight filled.
@@ -128,7 +128,7 @@ def build_network(path: Path, checkpoint: Checkpoint, *, shift: Shift | None = N
         )
     if not shift and known is None:
         logger.warning(
-            "%s: its keys do not tell which blocks shift, so every block does, as in the TSM of FFN's authors; if that is wrong, "
+            "%s: its keys do not say which blocks shift, so every block does, as in the TSM of FFN's authors; if that is wrong, "
             "load it with shift='every_second' or shift='none'",
             path,
         )
@@ -157,7 +157,7 @@ def _require_match(path: Path | str, expected: Mapping[str, Tensor], found: Mapp
         if name in found and found[name].shape != tensor.shape
     ]
     kinds = (("missing", missing), ("left over", left_over), ("of another shape", shapes))
-    wrong = [f"{kind}: {some(names)}" for kind, names in kinds if names]
+    wrong = [f"{kind}: {first_names(names)}" for kind, names in kinds if names]
     if wrong:
         raise UserError(
             f"{path}: its weights do not fit the network ({'; '.join(wrong)}); give the file of this network"
@@ -221,7 +221,7 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
     load_pretrained(model, found)
     if checkpoint.kind == "tsm" and "shift" not in theirs:
         _warn_once(
-            f"{path}: its keys do not tell which blocks shift; this training shifts as network.shift says: {ours['shift']} (all, "
+            f"{path}: its keys do not say which blocks shift; this training shifts as network.shift says: {ours['shift']} (all, "
             "every_second or none)"
         )
     elif checkpoint.kind == "tsm":

@@ -104,7 +104,7 @@ FFN = {"frame_counts": (4, 8)}
         (FrameFlexibleNetwork(**SMALL, **FFN, specialized_normalization=False), "authors", "a BatchNorm and a weight alteration"),
         (TSM(**SMALL, shift="every_second"), "authors", "has shift every_second, .* shifts every block, .*and so does --to mit-han-lab"),
         (FrameFlexibleNetwork(**SMALL, **FFN, shift="none"), "authors", r"has shift none, .*; ours keeps it \(--to ours\)$"),
-        (TSM(**SMALL, shift="none"), "mit-han-lab", "has shift none, .* a file without a mark would not tell"),
+        (TSM(**SMALL, shift="none"), "mit-han-lab", "has shift none, .* a file without marks would be ambiguous"),
     ],
 )  # fmt: skip
 def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(
@@ -124,9 +124,9 @@ def test_the_new_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
         convert(source, source, to="ours")
     assert source.read_bytes() == content
 
-    wrong = dict(checkpoint_files.tensors_by_their_names(load_checkpoint(source), "authors"))
+    wrong = dict(checkpoint_files.renamed_tensors(load_checkpoint(source), "authors"))
     wrong["module.new_fc.bias"] = wrong["module.new_fc.bias"] + 1
-    monkeypatch.setattr(checkpoint_files, "tensors_by_their_names", lambda *_: wrong)
+    monkeypatch.setattr(checkpoint_files, "renamed_tensors", lambda *_: wrong)
     with pytest.raises(RuntimeError, match="its tensors are not those of"):
         convert(source, tmp_path / "y.pth", to="authors")
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
@@ -162,7 +162,7 @@ def test_show_names_what_is_missing_and_left_over(tmp_path: Path, capsys: Any, c
     state["module.base_model.layer1.0.bn9.weight"] = state.pop("module.base_model.layer1.0.bn1.weight")
     torch.save(content, tmp_path / "x.pth")
     assert main(["checkpoint", "show", str(tmp_path / "x.pth")]) == 1
-    assert "its keys do not tell which blocks" in capsys.readouterr().out
+    assert "its keys do not say which blocks" in capsys.readouterr().out
     assert "missing: layer1.0.bn1.weight; left over: layer1.0.bn9.weight" in caplog.text
 
 

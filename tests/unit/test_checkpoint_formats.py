@@ -98,7 +98,7 @@ def test_keys_that_do_not_tell_which_blocks_shift(plain: State, tmp_path: Path, 
     assert load_checkpoint(path).architecture["shift"] == "all"
     (warning,) = caplog.messages
     assert warning == (
-        f"{path}: its keys do not tell which blocks shift, so every block does, as in the TSM of FFN's authors; if that is wrong, "
+        f"{path}: its keys do not say which blocks shift, so every block does, as in the TSM of FFN's authors; if that is wrong, "
         "load it with shift='every_second' or shift='none'"
     )
     caplog.clear()
@@ -172,12 +172,12 @@ NO_CHECKPOINT: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut": (lambda: saved_bytes(LARGE)[:20_000], "is incomplete: its end is missing after 20000 bytes; fetch it"),
     "old and cut": (
         lambda: saved_bytes(LARGE, _use_new_zipfile_serialization=False)[:20_000],
-        r"torch\.load cannot read it \(unexpected EOF, .*\), so it is incomplete, damaged or not a file of torch\.save",
+        r"torch\.load cannot read it \(unexpected EOF, .*\), so it is incomplete, damaged or not written by torch\.save",
     ),
     "noise": (lambda: bytes(range(1, 256)) * 9, r"torch\.load cannot read it \(.*; fetch it again"),
     "zip": (lambda: zip_of(**{"r50.pth": b"x"}), r"is a zip archive of r50\.pth, not of torch\.save; unpack it"),
     "gzip": (lambda: gzip.compress(b"x" * 600), r"is an archive \(gzip or tar\); unpack it"),
-    "script": (script, r"is a TorchScript archive, .* what torch\.jit\.load gives"),
+    "script": (script, r"is a TorchScript archive, .* load it with torch\.jit\.load"),
     "safetensors": (safetensors, r"is a safetensors file, .* safetensors\.torch\.load_file"),
     "onnx": (lambda: b"\x08\x07\x12\x07pytorch\x1a\x052.0.0:" + bytes(200), "is an ONNX file"),
 }  # fmt: skip
@@ -305,7 +305,7 @@ def test_a_start_whose_shift_differs_is_warned_of(plain: State, tmp_path: Path, 
         "that its weights were trained with"
     )
     assert unknown == (
-        f"{path}: its keys do not tell which blocks shift; this training shifts as network.shift says: none (all, every_second or "
+        f"{path}: its keys do not say which blocks shift; this training shifts as network.shift says: none (all, every_second or "
         "none)"
     )
 
@@ -333,7 +333,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         r"its ResNet has width 16, stem 3, but the one to train has width 8, stem 7; set network\.width, network\.stem, or",
     ),
     "ffn": (own_ffn, r"is a checkpoint of a Frame Flexible Network .*: depth 18, 6 classes, frame counts \[2, 4\], with"),
-    "moco": (moco, r"its ResNet is under encoder_q\., encoder_k\.; save these tensors of one network alone"),
+    "moco": (moco, r"its ResNet is under encoder_q\., encoder_k\.; save only the tensors of one such network, without the prefix"),
     "resnet34": (
         lambda _: torchvision.models.resnet34(weights=None, num_classes=2).state_dict(),
         r"a ResNet with \(3, 4, 6, 3\) blocks of 2 convolutions; known are those of depth 10, 18, 50, 101",
@@ -360,7 +360,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     ),
     "slowfast": (
         lambda _: {"model_state": {"s1.pathway0_stem.conv.weight": torch.zeros(1)}},
-        r"its keys \(s1\.pathway0_stem\.conv\.weight\) are of no known format; known are",
+        r"its keys \(s1\.pathway0_stem\.conv\.weight\) are of an unknown format; known are",
     ),
     "training state": (
         lambda _: {"epoch": 1, "optimizer": {}},

@@ -157,13 +157,13 @@ def test_a_missing_package_is_one_line(workflow, monkeypatch, caplog):
         ({"method": "ffn", "train_frames": [4, 8]}, {"videos": 24}, (4, 8), 8,
          ["sub-network of 8 frames (the nearest to 12 that was trained) of", "on a ResNet-10, trained at 4, 8 frames", "train_frames 4 8", "random weights"]),
         ({"method": "checkpoint", "path": "somewhere/a.pth"}, {"imported": {"path": "somewhere/a.pth", "source": "x", "sha256": "12ab"}}, (), None,
-         ["on a ResNet-10, whose file does not tell at which frame counts it was trained.\n", "Data set of the scores: demo", "Imported, not trained here: from a.pth, in the format of x, SHA-256 `12ab`"]),
+         ["on a ResNet-10, whose file does not say at which frame counts it was trained.\n", "Data set of the scores: demo", "Imported, not trained here: from a.pth, in the format of x, SHA-256 `12ab`"]),
     ],
 )  # fmt: skip
 def test_the_card_tells_where_a_network_comes_from(experiment, record, frame_counts, subnetwork, expected):
     settings = run_settings(configuration(experiments={"own": experiment}), "own")
     text = ModelCard(
-        name="own-1", settings=settings, record=record, frames=12, trained=frame_counts, subnetwork=subnetwork, parameters=1,
+        name="own-1", settings=settings, record=record, frames=12, train_frames=frame_counts, subnetwork=subnetwork, parameters=1,
         classes=2, scores=[], differences={}, digests={},
     ).text()  # fmt: skip
     for part in expected:
@@ -175,7 +175,7 @@ def test_the_card_tells_how_the_frames_of_its_scores_were_kept():
     settings = run_settings(configuration(data={"cache": "jpeg", "jpeg_quality": 80}), "tsm")
     row = {"frames": "8", "split": "validation"}
     card = ModelCard(
-        name="own-1", settings=settings, record={"best_epoch": 3}, frames=8, trained=(16,), subnetwork=None, parameters=1,
+        name="own-1", settings=settings, record={"best_epoch": 3}, frames=8, train_frames=(16,), subnetwork=None, parameters=1,
         classes=2, scores=[row], differences={}, digests={},
     )  # fmt: skip
-    assert "had been stored as JPEG of quality 80.\n\nThe epoch that is kept is the best one" in card.text()
+    assert "had been stored as JPEG of quality 80.\n\nThe kept epoch is the best one" in card.text()

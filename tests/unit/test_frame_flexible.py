@@ -331,7 +331,7 @@ def only_32_pixels() -> nn.Module:
             {"alter": lambda *_: True},
             "Sequential has no BatchNorm",
         ),
-        (densenet121, {}, "DenseNet has no residual branch; name the convolutions to be altered by `alter`"),
+        (densenet121, {}, "DenseNet has no residual branch; choose the convolutions to alter with `alter`"),
         (
             only_32_pixels,
             {},

@@ -151,7 +151,7 @@ def test_an_imported_network_keeps_the_frame_counts_of_its_training(
     assert {row["epoch"] for row in RunList(config).rows() if row["run"] == run.name} == {"imported"}
     card = Path("out/README.md").read_text()
     assert ("sub-network of 8 frames of a Frame Flexible Network" in card) == (experiment == "ffn")
-    told = f"trained at {', '.join(map(str, counts))} frames." if counts else "whose file does not tell at"
+    told = f"trained at {', '.join(map(str, counts))} frames." if counts else "whose file does not say at"
     assert f"on a ResNet-10, {told}" in card
     assert "from theirs.pth, in the format of" in card
     assert "the terms of that file" in card
@@ -264,7 +264,7 @@ def test_classes_that_are_known_to_be_others_are_warned_of(
     read_network(path, small(), CLASSES)
     names = (
         f"{path}: 2 of its 6 class names are not those of the labels of ours, such as class 2: 'x' instead of 'c'; its scores mean "
-        "nothing unless both lists mean the same classes"
+        "nothing unless both lists name the same classes in other words"
     )
     dataset = (
         f"{path}: was trained on theirs, but the labels are those of ours; its scores mean nothing unless both have the same list "

@@ -15,7 +15,7 @@ from ffnrepro.cli import main
 from ffnrepro.data.decode import open_video
 from ffnrepro.errors import UserError
 from ffnrepro.evaluation import predict
-from ffnrepro.prediction import Source, names_of_classes, read_frame_counts, within_budget
+from ffnrepro.prediction import Predictor, names_of_classes, read_frame_counts, within_budget
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.tsm import TSM
@@ -121,11 +121,15 @@ def test_a_checkpoint_without_a_class_list(seed, options, data, tmp_path, capsys
 def test_a_budget_chooses_the_frame_count():
     """ResNet-50 at 224 pixels; the paper has 16.4, 32.7 and 65.4 GFLOPs for TSM (Table 1)."""
     with torch.device("meta"):
-        ffn = Source(
-            FrameFlexibleNetwork(classes=174), trained=(4, 8, 16), names=None, short_side=256, crop_size=224
+        ffn = Predictor(
+            FrameFlexibleNetwork(classes=174),
+            train_frames=(4, 8, 16),
+            class_names=None,
+            short_side=256,
+            crop_size=224,
         )
-        tsm = Source(TSM(classes=174), trained=(), names=None, short_side=256, crop_size=224)
-    assert [within_budget(ffn, ffn.trained, budget) for budget in (20, 40)] == [4, 8]
+        tsm = Predictor(TSM(classes=174), train_frames=(), class_names=None, short_side=256, crop_size=224)
+    assert [within_budget(ffn, ffn.train_frames, budget) for budget in (20, 40)] == [4, 8]
     assert [within_budget(tsm, (4, 8, 16), budget) for budget in (65.3, 65.5)] == [8, 16]
     with pytest.raises(
         UserError, match=r"--budget 16: every frame count takes more GFLOPs \(16.35 at 4 frames, 32.7 at 8"
@@ -161,7 +165,7 @@ def test_neither_videos_nor_a_network(options, caplog):
     assert main(["predict", "video.webm", "--frames", "8", "--seed", "3", *options]) == 1
     first, second = caplog.messages
     assert "give videos" in first
-    assert "seed3/model.pt: is not there; " in second
+    assert "seed3/model.pt: no such file; " in second
     assert "has a network for seed0" in second
 
 
@@ -173,27 +177,31 @@ def test_frame_counts_in_any_order():
 
 
 def test_names_of_classes(tmp_path):
-    source = Source(TSM(classes=2, depth=10, width=8), trained=(), names=None, short_side=40, crop_size=32)
-    of_file = replace(source, names=("a", "b"))
+    predictor = Predictor(
+        TSM(classes=2, depth=10, width=8), train_frames=(), class_names=None, short_side=40, crop_size=32
+    )
+    of_file = replace(predictor, class_names=("a", "b"))
     path = tmp_path / "classes.csv"
     path.write_text("class\nNull\n007\n")
-    assert names_of_classes(source, path) == ["Null", "007"]
-    assert names_of_classes(source, None) == ["0", "1"]
-    assert names_of_classes(source, None, path) == ["Null", "007"]
+    assert names_of_classes(predictor, path) == ["Null", "007"]
+    assert names_of_classes(predictor, None) == ["0", "1"]
+    assert names_of_classes(predictor, None, path) == ["Null", "007"]
     assert names_of_classes(of_file, None, path) == ["a", "b"]
     assert names_of_classes(of_file, path, None) == ["Null", "007"]
     with pytest.raises(UserError, match="cannot be read"):
-        names_of_classes(source, tmp_path / "missing.txt")
+        names_of_classes(predictor, tmp_path / "missing.txt")
     path.write_text("class\na\n")
     with pytest.raises(UserError, match=r"classes.csv: has 1 classes, but the network has 2"):
-        names_of_classes(source, path)
+        names_of_classes(predictor, path)
     path.write_text("name\nx\n")
     with pytest.raises(UserError, match="no column `class`"):
-        names_of_classes(source, path)
+        names_of_classes(predictor, path)
 
 
 def test_a_crop_that_does_not_fit():
-    source = Source(TSM(classes=2, depth=10, width=8), trained=(), names=None, short_side=40, crop_size=32)
-    assert (source.resized(None, 36).crop_size, source.resized(64, None).short_side) == (36, 64)
+    predictor = Predictor(
+        TSM(classes=2, depth=10, width=8), train_frames=(), class_names=None, short_side=40, crop_size=32
+    )
+    assert (predictor.resized(None, 36).crop_size, predictor.resized(64, None).short_side) == (36, 64)
     with pytest.raises(UserError, match="a crop of 32 pixels does not fit into a short side of 30"):
-        source.resized(30, None)
+        predictor.resized(30, None)

@@ -361,7 +361,7 @@ def test_a_stale_evaluation_is_refused(rows: list[TableRow], change: dict[str, A
         read_records(rows, INPUTS)
     assert (
         str(refused.value)
-        == f"{NAME}: {problem}; make all stale files again, with the --directory and --configfile of your call: snakemake --cores 1 --force {NAME}"
+        == f"{NAME}: {problem}; make all stale files again, with your --directory and --configfile: snakemake --cores 1 --force {NAME}"
     )
 
 
@@ -383,7 +383,7 @@ def test_another_network_than_that_of_the_run_is_refused(rows: list[TableRow]) -
     with pytest.raises(UserError) as refused:
         read_records(rows, INPUTS)
     assert str(refused.value) == (
-        f"{RUN}/run.json: model is abababab and should be efefefef; make all stale files again, with the --directory and --configfile of your call: "
+        f"{RUN}/run.json: model is abababab and should be efefefef; make all stale files again, with your --directory and --configfile: "
         f"snakemake --cores 1 --force {RUN}/run.json {NAME}"
     )
 

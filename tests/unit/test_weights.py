@@ -314,7 +314,7 @@ BROKEN = {
         lambda state: {
             name.replace("layer", "stage"): x for name, x in _without(state, "base_model").items()
         },
-        "of no known format",
+        "of an unknown format",
     ),
     "future": (
         lambda state: {"format": "ffnrepro checkpoint 9", "state_dict": state},

@@ -81,7 +81,7 @@ def cache_records(*splits):
 
 
 def names_of_runs(experiments):
-    """Regular expression of runs. Of any key: the script of a job whose code was edited in the queue refuses in plain words."""
+    """Regular expression of runs, with any key: if the code of a queued job was edited, its script reports that in plain words."""
     return f"(?:{'|'.join(experiments)})-[0-9a-f]{{8}}"
 
 
@@ -103,7 +103,7 @@ def experiment_of(wildcards):
 
 @cache
 def check(*experiments):
-    """Refuse experiments whose settings do not fit together, or are the settings of another experiment."""
+    """Refuse experiments whose settings do not fit together, or equal those of another experiment."""
     with one_line_errors():
         check_experiments(CONFIG, experiments)
 
@@ -164,7 +164,7 @@ def evaluations_of_table(name):
 
 
 def predictions_of(records):
-    """Predictions that records of evaluations belong to."""
+    """The predictions beside records of evaluations."""
     return [path.replace(".json", ".parquet") for path in records]
 
 
@@ -185,7 +185,7 @@ def files_of_report():
 
 
 def report_code():
-    """Digests of the package `report` and of the files that it fills in; other code that it imports only reads files."""
+    """Digests of the package `report`, its template, style and script; the other code that it imports only reads files."""
     folder = Path(workflow.basedir, "src", "ffnrepro", "report")
     files = {name: file_digest(folder / name)[:8] for name in ("page.html", "page.css", "page.js")}
     return {**code_digests(["ffnrepro.report.page"], within="ffnrepro.report"), **files}
@@ -236,7 +236,7 @@ def check_imports(experiments, classes):
 
 
 def start_digest(wildcards):
-    """Digest of the network of another run that a training starts from: the network may change while its path stays."""
+    """Digest of the other run's network that a training starts from, because the network may change while its path stays."""
     path = start_file(wildcards)
     return path.replace(".pt", ".sha256") if CONFIG.experiments[experiment_of(wildcards)].start else []
 
@@ -283,7 +283,7 @@ def digests_of_shards():
 
 
 def rows_of_curve(name):
-    """Rows of a table; a row with one network has its evaluation at any frame instead of those of the table."""
+    """Rows of a table; a row with one network has its evaluation at any frame count instead of those of the table."""
     rows = rows_of_table(name)
     for row, settings in zip(rows, CONFIG.tables[name].rows, strict=True):
         if isinstance(settings.experiments, str):
@@ -310,7 +310,7 @@ def network_with_private_norms(wildcards):
     experiment = wildcards.experiment
     with one_line_errors():
         check(experiment)
-        # Of an imported network, it is known once its file is read.
+        # For an imported network, this is known only when its file is read.
         if experiment not in CONFIG.imports and not getattr(
             CONFIG.experiments[experiment].method, "specialized_normalization", False
         ):

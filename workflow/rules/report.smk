@@ -179,7 +179,7 @@ rule diagnose:
         runtime=15,
         mem_mb=4000,
     params:
-        # Of these two modules only: the code of the settings, which they import, changes often, and no finding.
+        # Only these two modules count: the code of the settings, which they import, changes often, but changes no finding.
         code=code_digests(["ffnrepro.diagnosis"], within="ffnrepro.faults"),
     message:
         "Checking the networks and scores of {input.tables} for known faults"

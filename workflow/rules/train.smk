@@ -88,7 +88,7 @@ rule train_tsm:
         classes=ancient("results/labels/classes.csv"),
         data="results/manifest/manifest.sha256",
         splits=ancient(["results/manifest/train.parquet", "results/manifest/validation.parquet"]),
-        # Not ancient: where a job of the cache runs, Snakemake would otherwise overlook that the data has changed, too.
+        # Not ancient: if a job of the cache also runs, Snakemake would otherwise overlook a change of the data.
         cache=cache_records("train", "validation"),
         start=ancient(start_file),
         start_digest=start_digest,

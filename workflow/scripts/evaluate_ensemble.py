@@ -34,8 +34,8 @@ def main(members: list[Path], output: Path, log: Path | None = None) -> int:
             different = [key for key in SHARED if record.get(key, "missing") != records[0].get(key)]
             if different:
                 raise UserError(
-                    f"{path}: {different[0]} is not that of {members[0]}; make both again, with the --directory and "
-                    f"--configfile of your call: snakemake --cores 1 --force {members[0]} {path}"
+                    f"{path}: {different[0]} is not that of {members[0]}; make both again, with your --directory and "
+                    f"--configfile: snakemake --cores 1 --force {members[0]} {path}"
                 )
         predictions = predict_with_ensemble(
             [pd.read_parquet(path.with_suffix(".parquet")) for path in members]
@@ -43,7 +43,7 @@ def main(members: list[Path], output: Path, log: Path | None = None) -> int:
         write_predictions(predictions, output.with_suffix(".parquet"))
         scores = accuracy(predictions)
         cost = {}
-        # Earlier evaluations have no cost.
+        # Evaluations of earlier versions have no cost.
         if all("gflops" in record for record in records):
             cost["gflops"] = sum(record["gflops"] for record in records)
             # The networks run one after the other.

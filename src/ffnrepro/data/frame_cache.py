@@ -6,7 +6,7 @@ of 16 frames takes about 0.3 of the time, and one of 4 frames about 0.1 (benchma
 A shard is an Arrow IPC file with a record batch of one row for each video. It is read from a memory map, and only the
 frames that are asked for are fetched from the disk. Each frame has a CRC-32, which is checked whenever the frame is
 read. A shard is written under a temporary name, and renamed once it is complete; an incomplete Arrow file cannot be opened.
-So a job that was killed leaves nothing that could be taken for a shard.
+So what a killed job leaves cannot be mistaken for a shard.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ from ffnrepro.recipe import REVISION as RECIPE_REVISION
 logger = logging.getLogger(__name__)
 
 REVISION = 1
-"""Raised by hand when the frames of the same videos change, so that they are encoded again."""
+"""Raised by hand when the same videos would give other frames, so that they are encoded again."""
 
 Cache = Literal["none", "jpeg"]
 
-# In a call of its own: within one call, Snakemake would run the trainings and evaluations behind the cache again. Later it
-# compares the records by content. It sees the records only; the jobs of intact shards take a second.
+# This needs a call of its own: in the same call, Snakemake would run all trainings and evaluations again, whereas in the next
+# call it compares the content of the records. Snakemake does not see the shards; the jobs of intact ones take a second.
 _MAKE_AGAIN = "snakemake --cores 1 --until cache_frames --forcerun cache_frames, and run snakemake again"
 
 SAMPLE = 16
@@ -72,7 +72,7 @@ class _Video(NamedTuple):
 
 
 class _Shard:
-    """An opened shard. Frames are read from the memory map only when they are asked for.
+    """An open shard. Frames are read from the memory map only when they are asked for.
 
     Raises:
         OSError: There is no such file.
@@ -82,7 +82,7 @@ class _Shard:
     def __init__(self, file: Path) -> None:
         with file.open("rb") as opened:
             self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        # Without this the system reads ahead after each frame: for 4 frames it would read the whole video.
+        # Without this the system reads ahead after each frame, so that 4 frames would read the whole video.
         self._map.madvise(mmap.MADV_RANDOM)
         buffer = pa.py_buffer(self._map)
         self._start: int = buffer.address
@@ -113,7 +113,7 @@ class _Shard:
         positions = list(positions)
         if not 0 <= min(positions) <= max(positions) < len(values):
             raise ValueError(f"frame {max(positions)} of {len(values)}")
-        # Ask for all frames before the first of them is used, so that the disk reads them at the same time.
+        # Ask for all frames before the first one is used, so that the disk reads them in parallel.
         for position in positions:
             start = data.address - self._start + int(ends[position])
             page = start - start % mmap.PAGESIZE
@@ -144,27 +144,27 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write the frames of some videos into a file, unless it already holds exactly them.
 
-    If it holds some of these videos in their present state, their frames are copied, and no other video is decoded.
+    If it already holds some of these videos, unchanged, their frames are copied, and only the other videos are decoded.
 
     Args:
         file: File of the shard.
         videos: The videos, with the columns `path` (relative to `folder`) and `frames`.
         folder: Folder of the videos.
         quality: Quality of the JPEGs.
-        frames_of_all: Number of frames of all shards together, to estimate the size of the cache.
-        folders: Folders of these shards; by default that of the file.
+        frames_of_all: Number of frames in all shards that are needed together, to estimate the size of the cache.
+        folders: Folders of all these shards; by default, the folder of the file.
 
     Returns:
         The record of the shard: what it was made with, its videos in order, numbers of videos, frames and bytes, and the
         SHA-256 of the names and of the checksums of all frames.
 
     Raises:
-        UserError: A video cannot be decoded any more, or the disk is too small for the whole cache.
+        UserError: A video can no longer be decoded, or the disk is too small for the whole cache.
     """
     made_with = _made_with(quality)
     rows = videos[["path", "frames"]].sort_values("path").itertuples(index=False)
     wanted = {_Video(path, int(frames), *size_and_time(folder / path)) for path, frames in rows}
-    # Temporary files of earlier attempts that were killed.
+    # Temporary files of killed jobs.
     for left in file.parent.glob(f".{file.stem}-*"):
         left.unlink(missing_ok=True)
     old = None
@@ -213,7 +213,7 @@ def _write(
     sample: int,
     check_space: Callable[[float], None],
 ) -> None:
-    """Write videos with their frames; after `sample` videos, check the space with the bytes that a frame takes."""
+    """Write videos with their frames; after `sample` videos, call `check_space` with the bytes per frame so far."""
     schema = _SCHEMA.with_metadata({"made_with": made_with})
     with (
         replacing(file) as temporary,
@@ -232,7 +232,7 @@ def _write(
 def _encoded(
     old: _Shard | None, kept: dict[_Video, int], new: list[_Video], folder: Path, quality: int
 ) -> Iterator[tuple[_Video, Sequence[bytes | memoryview]]]:
-    """The frames of kept videos from their rows of the old shard, then those of new videos, and of damaged ones."""
+    """The frames of kept videos from the old shard, then those of new videos and of videos whose frames are damaged."""
     damaged = []
     for state, row in kept.items():
         assert old is not None
@@ -262,13 +262,13 @@ def encode_video(state: _Video, *, folder: Path, quality: int) -> list[bytes]:
 
 
 def _check_space(file: Path, folders: Sequence[Path], frames_of_all: int, bytes_per_frame: float) -> None:
-    """Say how much disk the whole cache takes, and refuse a disk that is too small.
+    """Log how much disk space the whole cache takes, and refuse a disk that is too small.
 
     Raises:
-        UserError: It is too small.
+        UserError: The disk is too small.
     """
     whole = bytes_per_frame * frames_of_all
-    # Shards that other jobs are writing count, too. The old file of this shard stays until the new one is complete.
+    # Files that other jobs are writing count, too. The old file of this shard stays until the new one is complete.
     pattern = f"*-of-{file.stem.rpartition('-')[2]}*.arrow"
     all_shards = (path for folder in folders for path in folder.glob(pattern))
     done = sum(path.stat().st_size for path in all_shards if path != file and path.exists())
@@ -283,7 +283,7 @@ def _check_space(file: Path, folders: Sequence[Path], frames_of_all: int, bytes_
 
 
 class FrameCache:
-    """Opens videos from the frame cache. Each process opens a shard when it needs it.
+    """Opens videos from the frame cache. Each process opens a shard when it first needs it.
 
     Args:
         folder: Folder of the shards' files.
@@ -331,7 +331,7 @@ class FrameCache:
         """Check whether the cache holds all of these videos.
 
         Raises:
-            UserError: It lacks one.
+            UserError: A video is missing.
         """
         missing = sorted(set(paths).difference(self._paths.tolist()))
         if missing:
@@ -388,7 +388,7 @@ def opener(
         paths: Names of the videos that will be opened.
 
     Raises:
-        UserError: The cache lacks some of them, or is not complete.
+        UserError: The cache lacks some of the videos, or is incomplete.
     """
     if cache == "none":
         return open_video

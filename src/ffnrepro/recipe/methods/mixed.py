@@ -1,4 +1,4 @@
-"""Mixed Sampling: a TSM that is trained at a high frame count and on mixtures of a high and a low one (Table 1)."""
+"""Mixed Sampling: a TSM trained on clips of a high frame count, and on their mixtures with clips of a low one (Table 1)."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
@@ -59,10 +59,10 @@ class Mixed(Method):
         yield Term("cross_entropy", sum(losses[1:], losses[0]) / len(losses), logits=logits[0].detach())
 
     def _draw(self, clips: "Mapping[int, Tensor]", generator: "torch.Generator") -> "list[Tensor]":
-        """With probability `rho`, mixed clips of the low frame count; else the clips that `unmixed` names.
+        """Draw the clips of a step: with probability `rho`, mixed clips of the low frame count; else those of `unmixed`.
 
-        All clips of a step have the same window of frames and the same weight. Both clips of a pair show one video, so
-        the label is not mixed.
+        All clips of a step share the window of frames and the weight. Both clips of a mixture show the same video, so the
+        label is not mixed.
         """
         import torch
 
