@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,35 +76,31 @@ def test_it_ends_with_the_report(finished: Finished) -> None:
     assert "The video cannot be shown" not in page
 
 
-def test_snakemakes_own_report_is_made_without_internet(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workflow = finished[0].copy(tmp_path)
-    # Nothing listens there.
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    workflow.made("--report", "snakemake.html")
-    page = (workflow.folder / "snakemake.html").read_text()
-    categories: dict[str, dict[str, list[str]]] = json.loads(
-        re.findall(r"^ *(?:var )?categories = (\{.*?\});?$", page, re.MULTILINE)[0]
-    )
-    assert {name: sorted(files["Other"]) for name, files in categories.items()} == {
-        "Tables": ["results/table1.csv"],
-        "Accuracy by frame count": ["results/figures/table1.png"],
-        "Data": [
-            "results/figures/class_counts.png",
-            "results/figures/clip_lengths.png",
-            "results/manifest/excluded.csv",
-        ],
-        "Diagnosis": ["results/diagnosis.txt"],
-        "Report": ["results/report.html"],
+def snakemakes_report(workflow: Workflow, path: Path, *targets: str, **config: Any) -> dict[str, Any]:
+    """Categories of `snakemake --report`: the description of each of their results."""
+    workflow.made(*targets, "--report", str(path), **config)
+    page = path.read_text()
+    assert not re.findall(r"""(?:src|href) *= *["']https?:""", page)
+    results, categories = (
+        json.JSONDecoder().raw_decode(page.rpartition(f"var {name} = ")[2])[0] for name in ("results", "categories")
+    )  # fmt: skip
+    # Without a subcategory, Snakemake calls it "Other".
+    return {name: {each: results[each]["caption"] for each in parts["Other"]} for name, parts in categories.items()}  # fmt: skip
+
+
+def test_snakemakes_own_report_has_the_results_with_descriptions(finished: Finished, tmp_path: Path) -> None:
+    found = snakemakes_report(finished[0], tmp_path / "page.html")
+    assert {category: {Path(path).name for path in captions} for category, captions in found.items()} == {
+        "table1": {"table1.csv", "table1.md", "table1.tex", "table1.png"},
+        "Data": {"class_counts.png", "clip_lengths.png", "excluded.csv"},
+        "Diagnosis": {"diagnosis.txt"},
+        "Report": {"report.html"},
     }
-    assert "Top-1 accuracy of the methods of table1 against the frame count" in page
-    assert "Frame Flexible Networks, on demo." in page
-    workflow.made("--report", "snakemake.zip")
-    with zipfile.ZipFile(workflow.folder / "snakemake.zip") as archive:
-        (table,) = (name for name in archive.namelist() if name.endswith("/table1.csv"))
-        assert archive.read(table) == (workflow.folder / "results/table1.csv").read_bytes()
+    assert all("</p>" in caption for captions in found.values() for caption in captions.values())
+    assert (
+        "each method of table1 by frame count on the validation videos of\ndemo,"
+        in found["table1"]["results/table1.csv"]
+    )
 
 
 def test_networks_are_the_ones_that_the_table_and_the_provenance_name(finished: Finished) -> None:
@@ -346,6 +341,12 @@ def test_a_curve_at_any_frame_count_and_batchnorm_statistics(finished: Finished,
     assert rows_of_one["variance"].tolist() == pytest.approx(state["layer4.0.bn2.16.running_var"].tolist())
     for name in ("mine_curve", "batchnorm_ffn"):
         assert (workflow.folder / f"results/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    found = snakemakes_report(
+        workflow, tmp_path / "page.html", "results/mine_curve.csv", "results/figures/batchnorm_ffn.png",
+        tables=tables, evaluation={"any_frame": [4, 20]},
+    )  # fmt: skip
+    assert "network of mine at 4 to\n20 frames" in found["mine"]["results/figures/mine_curve.png"]
+    assert "BatchNorms of ffn in the fourth stage" in found["BatchNorm"]["results/figures/batchnorm_ffn.png"]
     result = workflow.run("--dry-run", "results/figures/batchnorm_tsm.png")
     assert result.returncode != 0
     assert "error: config: experiments.tsm has no BatchNorm statistics for each frame count" in result.stderr

@@ -128,12 +128,7 @@ rule build_manifest:
         ),
     output:
         splits=expand("results/manifest/{split}.parquet", split=["train", "validation", "test"]),
-        excluded=report(
-            "results/manifest/excluded.csv",
-            caption="../report/excluded.rst",
-            category="Data",
-            labels={"content": "videos that are left out"},
-        ),
+        excluded=report("results/manifest/excluded.csv", caption="../report/excluded.rst", category="Data"),
         summary="results/manifest/summary.json",
         digest="results/manifest/manifest.sha256",
     log:
@@ -191,16 +186,10 @@ rule plot_manifest:
         "results/manifest/summary.json",
     output:
         classes=report(
-            "results/figures/class_counts.png",
-            caption="../report/class_counts.rst",
-            category="Data",
-            labels={"content": "videos by class"},
+            "results/figures/class_counts.png", caption="../report/class_counts.rst", category="Data"
         ),
         lengths=report(
-            "results/figures/clip_lengths.png",
-            caption="../report/clip_lengths.rst",
-            category="Data",
-            labels={"content": "frames by video"},
+            "results/figures/clip_lengths.png", caption="../report/clip_lengths.rst", category="Data"
         ),
     log:
         "logs/plot_manifest.log",

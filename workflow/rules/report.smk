@@ -21,14 +21,9 @@ rule assemble_table:
         # The digest below counts, not the file's time: a clone gives the file a new time.
         published=ancient(PUBLISHED),
     output:
-        csv=report(
-            "results/{table}.csv",
-            caption="../report/table.rst",
-            category="Tables",
-            labels={"table": "{table}", "content": "accuracy, intervals, cost"},
-        ),
-        markdown="results/{table}.md",
-        latex="results/{table}.tex",
+        csv=report("results/{table}.csv", caption="../report/table.rst", category="{table}"),
+        markdown=report("results/{table}.md", caption="../report/table.rst", category="{table}"),
+        latex=report("results/{table}.tex", caption="../report/table.rst", category="{table}"),
         record="results/{table}.json",
     log:
         "logs/assemble_table/{table}.log",
@@ -58,12 +53,7 @@ rule plot_accuracy:
         table="results/{table}.csv",
         published=ancient(PUBLISHED),
     output:
-        report(
-            "results/figures/{table}.png",
-            caption="../report/accuracy.rst",
-            category="Accuracy by frame count",
-            labels={"table": "{table}", "content": "at the table's frame counts"},
-        ),
+        report("results/figures/{table}.png", caption="../report/accuracy.rst", category="{table}"),
     log:
         "logs/plot_accuracy/{table}.log",
     conda:
@@ -90,18 +80,8 @@ rule assemble_curve:
         data="results/manifest/manifest.sha256",
         published=ancient(PUBLISHED),
     output:
-        csv=report(
-            "results/{table}_curve.csv",
-            caption="../report/curve.rst",
-            category="Tables",
-            labels={"table": "{table}", "content": "accuracy at any frame count"},
-        ),
-        figure=report(
-            "results/figures/{table}_curve.png",
-            caption="../report/curve.rst",
-            category="Accuracy by frame count",
-            labels={"table": "{table}", "content": "at any frame count"},
-        ),
+        csv=report("results/{table}_curve.csv", caption="../report/curve.rst", category="{table}"),
+        figure=report("results/figures/{table}_curve.png", caption="../report/curve.rst", category="{table}"),
     log:
         "logs/assemble_curve/{table}.log",
     conda:
@@ -131,12 +111,15 @@ rule plot_batchnorm:
         digest=lambda wildcards: f"{network_with_private_norms(wildcards)}.sha256",
         model=ancient(lambda wildcards: f"{network_with_private_norms(wildcards)}.pt"),
     output:
-        csv="results/figures/batchnorm_{experiment}.csv",
+        csv=report(
+            "results/figures/batchnorm_{experiment}.csv",
+            caption="../report/batchnorm.rst",
+            category="BatchNorm",
+        ),
         figure=report(
             "results/figures/batchnorm_{experiment}.png",
             caption="../report/batchnorm.rst",
-            category="BatchNorm statistics",
-            labels={"experiment": "{experiment}"},
+            category="BatchNorm",
         ),
     log:
         "logs/plot_batchnorm/{experiment}.log",
@@ -164,12 +147,7 @@ rule diagnose:
         summary="results/manifest/summary.json",
     output:
         record="results/diagnosis.json",
-        text=report(
-            "results/diagnosis.txt",
-            caption="../report/diagnosis.rst",
-            category="Diagnosis",
-            labels={"content": "findings"},
-        ),
+        text=report("results/diagnosis.txt", caption="../report/diagnosis.rst", category="Diagnosis"),
     log:
         "logs/diagnose.log",
     conda:
@@ -200,12 +178,7 @@ rule report:
         split=ancient(f"results/manifest/{CONFIG.evaluation.split}.parquet"),
         published=ancient(PUBLISHED),
     output:
-        report(
-            "results/report.html",
-            caption="../report/report.rst",
-            category="Report",
-            labels={"content": "results on one page"},
-        ),
+        report("results/report.html", caption="../report/report.rst", category="Report"),
     log:
         "logs/report.log",
     conda:
