@@ -43,3 +43,13 @@ for experiment in CONFIG.experiments:
             experiment
         input:
             evaluations_of_experiment(experiment),
+
+
+# Of a mistyped experiment or table, Snakemake would only say that no rule makes it.
+rule unknown:
+    input:
+        lambda wildcards: refuse(wildcards.target),
+    output:
+        "{target}",
+    wildcard_constraints:
+        target=rf"[^/.]+|results/(?!(?:{'|'.join(CONFIG.tables)})(?:_curve)?\.)\w+\.csv",

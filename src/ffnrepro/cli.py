@@ -272,7 +272,7 @@ def runs_command(
                 f"{plan} needs {len(rows) - imports} trainings; finished: {done}; the others take about {hours:.1f} {runs.hours_of}{rest}."
             )
         else:
-            print(tabulate(runs.rows(), headers="keys") or "no runs yet")
+            print(tabulate(runs.rows(), headers="keys") or f"no runs yet in {Path.cwd()}")
 
 
 def watch_command(directory: Path = Path(), once: bool = False) -> None:

@@ -205,7 +205,8 @@ class RunList:
         run = self.selected.get(name) or Path(name).name
         folders = [root / run for root in (RUNS, STATE)]
         if not re.fullmatch("[A-Za-z0-9_-]+-[0-9a-f]{8}", run) or not any(map(Path.is_dir, folders)):
-            raise UserError(f"there is no run {run or name}; ffnrepro runs lists all runs")
+            hint = "ffnrepro runs lists all runs; --directory and --configfile are those that snakemake was given"
+            raise UserError(f"there is no run {run or name} in {RUNS.absolute()}; {hint}")
         return run
 
     def accept(self, name: str) -> str:

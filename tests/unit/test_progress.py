@@ -20,6 +20,7 @@ def test_the_log_line_of_an_epoch() -> None:
         "validation 4f 30.0/60.0, 16f 45.5/75.0, learning rate 0.01, 1234 frames/s, 12 % waiting for data, 2400 s, "
         "31 hours left"
     )
+    assert epoch_line("ffn", 3, ROW).endswith("data, 2400 s")
 
 
 def epochs(*pairs: tuple[float, float]) -> list[dict[str, float]]:

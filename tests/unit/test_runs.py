@@ -487,7 +487,9 @@ def test_a_name_that_is_not_a_run_is_refused(name: str, tmp_path: Path) -> None:
     finish(age(configuration(), "tsm"))
     (tmp_path / "x-12345678").mkdir()
     files = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"^there is no run .*; ffnrepro runs lists all runs"):
+    with pytest.raises(
+        UserError, match=r"^there is no run .* in .*/results/runs; ffnrepro runs lists all runs"
+    ):
         RunList(configuration()).prune(name)
     assert sorted(tmp_path.rglob("*")) == files
 
@@ -512,12 +514,12 @@ def test_the_command(
     )
     assert main(["runs", "prune", "tsm", *place]) == 1
     assert (
-        f"error: there is no run {run_name(config, 'tsm')}; ffnrepro runs lists all runs"
-        in capsys.readouterr().err
+        f"error: there is no run {run_name(config, 'tsm')} in {tmp_path}/results/runs; ffnrepro runs lists all runs; "
+        "--directory and --configfile are those that snakemake was given" in capsys.readouterr().err
     )
     assert main(["runs", "prune", *place]) == 1
     assert "ffnrepro runs prune: give the names of runs" in capsys.readouterr().err
     assert main(["runs", "prune", "ffn", *place]) == 0
     assert capsys.readouterr().out == f"results/runs/{run}, state/{run}: deleted (0 MB)\n"
     assert main(["runs", *place]) == 0
-    assert capsys.readouterr().out == "no runs yet\n"
+    assert capsys.readouterr().out == f"no runs yet in {tmp_path}\n"

@@ -416,6 +416,25 @@ def test_bad_input_stops_before_any_job_with_one_line(
     assert not (unfinished.folder / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("fnn", r"there is no experiment fnn; give one of tsm, .*ffn"),
+        (
+            "results/tabel1.csv",
+            r"there is no table tabel1; give one of table1, .*, or the --configfile that has tabel1",
+        ),
+    ],
+)
+def test_a_mistyped_target_is_refused_with_the_names_that_there_are(
+    unfinished: Workflow, target: str, says: str
+) -> None:
+    result = unfinished.run(target)
+    assert result.returncode != 0
+    assert re.match(f"error: {says}", result.stderr.splitlines()[-1]), result.stderr
+    assert not (unfinished.folder / "results").exists()
+
+
 def test_a_training_without_a_training_split_is_refused_before_any_job(
     unfinished: Workflow, tmp_path: Path
 ) -> None:

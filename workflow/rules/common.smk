@@ -319,3 +319,14 @@ def network_with_private_norms(wildcards):
                 "of method ffn with specialized_normalization: true"
             )
     return f"results/runs/{RUN_LIST.selected[experiment]}/seed{CONFIG.seeds[0]}/model"
+
+
+def refuse(target):
+    """Say which experiments and tables there are; a file of that name needs no rule."""
+    if os.path.exists(target):
+        raise WorkflowError(f"{target} is a file")
+    kind, names = ("table", CONFIG.tables) if target.endswith(".csv") else ("experiment", CONFIG.experiments)
+    name = Path(target).stem
+    sys.exit(
+        f"error: there is no {kind} {name}; give one of {', '.join(names)}, or the --configfile that has {name}"
+    )

@@ -88,7 +88,8 @@ def read_labels(folder: Path, *, trained: bool = True) -> tuple[list[str], pd.Da
         files = _of_one_split(list_label_files(folder))
     except OSError as error:
         raise UserError(
-            f"{folder}: no such folder of label files ({error.strerror}): set `data.labels` to the folder that holds them"
+            f"{folder}: no such folder of label files ({error.strerror}; relative paths start at {Path.cwd()}): set "
+            "`data.labels` to the folder that holds them, or give snakemake another --directory"
         ) from error
     contents = {file: read_label_file(file) for file in files}
     parts = [content for content in contents.values() if isinstance(content, LabelRows)]

@@ -80,7 +80,7 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
             )
     except OSError as error:
         raise UserError(
-            f"{folder}: no such folder of videos ({error.strerror}): set `data.videos`"
+            f"{folder}: no such folder of videos ({error.strerror}; relative paths start at {Path.cwd()}): set `data.videos`"
         ) from error
     if not names:
         kind = f"videos ({', '.join(VIDEO_ENDINGS)})" if layout == "videos" else "folders of frames"

@@ -32,12 +32,12 @@ def epoch_line(name: str, epochs: int, row: Row) -> str:
         for key, value in row.items()
         if key.startswith("validation_top1_")
     )
-    left = duration((epochs - row["epoch"]) * row["seconds"] / 3600)
+    hours = (epochs - row["epoch"]) * row["seconds"] / 3600
     return (
         f"{name}: epoch {row['epoch']:.0f}/{epochs}, loss {row['train_loss']:.3f} ({parts}), top-1/top-5 train "
         f"{row['train_top1']:.1f}/{row['train_top5']:.1f}, validation {scores}, learning rate "
         f"{row['learning_rate']:.2g}, {row['frames_per_second']:.0f} frames/s, {row['data_wait']:.0f} % waiting for "
-        f"data, {row['seconds']:.0f} s, {left} left"
+        f"data, {row['seconds']:.0f} s" + (f", {duration(hours)} left" if hours else "")
     )
 
 
