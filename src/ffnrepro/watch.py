@@ -50,8 +50,7 @@ class Training:
         seed: Its seed.
         state: `running`, `no heartbeat`, `killed`, `failed`, `stopped` or `finished`.
         progress: Content of `progress.json` or, where that is missing, of `about.json`.
-        process: The process that holds its lease; empty if there is none.
-        message: The last warning, why it ended, or what to do; may be empty.
+        message: The process that works on it and the last warning, or why it ended and what to do; may be empty.
         changed: When its folder last changed, in seconds since 1970.
     """
 
@@ -59,7 +58,6 @@ class Training:
     seed: str
     state: str
     progress: Mapping[str, Any]
-    process: str
     message: str
     changed: float
 
@@ -97,27 +95,27 @@ def _read_training(folder: Path) -> Training:
     state = _state(lease, about, failure)
     run, seed = folder.parent.name, folder.name.removeprefix("seed").partition("-")[0]
     warning = read_record(folder / "warning.json")
-    last = f"{warning['time']} {warning['message'].removeprefix(f'{run}: ')}" if warning else ""
-    silent = 0.0 if lease is None else time.time() - lease.heartbeat / 1e9
+    last = f"{warning['time']} {warning['message'].replace(f'{run}: ', '')}; " if warning else ""
+    process, silent = ("", 0.0) if lease is None else (lease.name, time.time() - lease.heartbeat / 1e9)
     if state == "running" and progress.get("steps", 0) > progress.get("step", 0):
         # Nothing is reported during a validation.
         since = time.time() - (folder / "progress.json").stat().st_mtime
         if since > EXPIRY:
-            last = f"no step has ended for {duration(since / 3600)}{'; ' if last else ''}{last}"
+            last = f"no step has ended for {duration(since / 3600)}; {last}"
     message = {
-        "no heartbeat": f"its process has been silent for {duration(silent / 3600)}: it is paused, or dead, or its machine "
+        "running": f"{process}; {last}",
+        "no heartbeat": f"{process} has been silent for {duration(silent / 3600)}: it is paused, or dead, or its machine "
         "cannot reach this disk",
-        "killed": "its process was killed; run snakemake again, and the training continues from its last save",
+        "killed": f"{process} was killed; run snakemake again, and the training continues from its last save",
         "failed": f"{failure.get('message', '')} (another attempt: ffnrepro runs retry {run})",
-        "stopped": f"{last}{'; ' if last else ''}run snakemake again to continue",
+        "stopped": f"{last.replace('unfinished, run again: ', '')}run snakemake again to continue",
         "finished": "",
-    }.get(state, last)
+    }[state].removesuffix("; ")
     return Training(
         run=run,
         seed=seed,
         state=state,
         progress=progress,
-        process="" if lease is None else lease.name,
         message=message,
         changed=folder.stat().st_mtime,
     )
@@ -138,23 +136,19 @@ def view(trainings: Sequence[Training]) -> Group:
     """A table of the trainings, and their messages below it."""
     ended = [each for each in trainings if not each.active]
     shown = [*(each for each in trainings if each.active), *ended[:MAX_ENDED]]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in (
-        "run",
-        "seed",
-        "state",
-        "epoch",
-        "loss",
-        "validation top-1",
-        "frames/s",
-        "time left",
-        "process",
-    ):
-        number = header in ("seed", "loss", "frames/s")
-        table.add_column(header, justify="right" if number else "left", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for header in ("run", "seed", "state", "epoch", "loss", "validation top-1", "frames/s", "time left"):
+        table.add_column(
+            header,
+            justify="right" if header in ("seed", "loss", "frames/s") else "left",
+            # In a narrow terminal, only these two wrap.
+            no_wrap=header not in ("run", "validation top-1"),
+            overflow="fold",
+            min_width=12 if header == "run" else None,
+        )
     for each in shown:
         colour = COLOURS.get(each.state, "")
-        table.add_row(each.run, each.seed, Text(each.state, colour), *_cells(each), each.process)
+        table.add_row(each.run, each.seed, Text(each.state, colour), *_cells(each))
     parts: list[Table | Text] = [table] if shown else []
     for each in shown:
         if each.message:

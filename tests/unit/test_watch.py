@@ -84,15 +84,20 @@ WARNING = {"time": "2026-01-02 03:04:05", "message": "ffn-0123abcd: kl_4f went [
 @pytest.mark.parametrize(
     ("files", "state", "message"),
     [
-        ({"heartbeat": 5}, "running", ""),
-        ({"heartbeat": 5, "warning": WARNING}, "running", "2026-01-02 03:04:05 kl_4f went [up]"),
-        ({"heartbeat": 600, "warning": WARNING}, "no heartbeat", "silent for 10 minutes: it is paused, or"),
-        ({"heartbeat": 7200}, "killed", "run snakemake again, and the training continues"),
+        ({"heartbeat": 5}, "running", "job 42, process 12 on node7"),
+        ({"heartbeat": 5, "warning": WARNING}, "running", "job 42, process 12 on node7; 2026-01-02 03:04:05 kl_4f went [up]"),
+        ({"heartbeat": 600, "warning": WARNING}, "no heartbeat", "job 42, process 12 on node7 has been silent for 10 minutes: it is paused, or"),
+        ({"heartbeat": 7200}, "killed", "job 42, process 12 on node7 was killed; run snakemake again, and the training continues"),
         ({"failed": {"message": "the loss is nan"}}, "failed", "the loss is nan (another attempt: ffnrepro runs retry ffn-0123abcd)"),
         ({}, "stopped", "run snakemake again to continue"),
         ({"warning": WARNING}, "stopped", "kl_4f went [up]; run snakemake again to continue"),
+        (
+            {"warning": WARNING | {"message": "unfinished, run again: ffn-0123abcd: SIGINT, saved at epoch 3"}},
+            "stopped",
+            "2026-01-02 03:04:05 SIGINT, saved at epoch 3; run snakemake again to continue",
+        ),
         ({"epoch": 50, "warning": WARNING}, "finished", ""),
-        ({"epoch": 50, "heartbeat": 5}, "running", ""),
+        ({"epoch": 50, "heartbeat": 5}, "running", "job 42, process 12 on node7"),
     ],
 )  # fmt: skip
 def test_the_state_of_a_training(files: dict[str, Any], state: str, message: str, tmp_path: Path) -> None:
@@ -101,7 +106,6 @@ def test_the_state_of_a_training(files: dict[str, Any], state: str, message: str
     assert (training.run, training.seed, training.state) == ("ffn-0123abcd", "3", state)
     assert message in training.message
     assert bool(message) == bool(training.message)
-    assert training.process == ("job 42, process 12 on node7" if "heartbeat" in files else "")
     text = shown([training])
     assert message in text
     assert ("No training is running here" in text) == (state not in ("running", "no heartbeat"))
@@ -120,8 +124,8 @@ def test_the_state_of_a_training(files: dict[str, Any], state: str, message: str
 )
 def test_the_progress_of_a_training(progress: dict[str, Any], cells: str, tmp_path: Path) -> None:
     make(tmp_path, heartbeat=5, progress=progress)
-    (line,) = (line for line in shown(read_trainings(tmp_path)).splitlines() if "ffn-0123abcd" in line)
-    assert " ".join(line.split()) == f"ffn-0123abcd 3 running {cells} job 42, process 12 on node7"
+    line = next(line for line in shown(read_trainings(tmp_path)).splitlines() if "ffn-0123abcd" in line)
+    assert " ".join(line.split()) == f"ffn-0123abcd 3 running {cells}"
 
 
 def test_a_training_that_hangs(tmp_path: Path) -> None:
@@ -132,7 +136,8 @@ def test_a_training_that_hangs(tmp_path: Path) -> None:
     for folder in folders:
         os.utime(folder / "progress.json", (time.time() - 1200,) * 2)
     hangs, validates = read_trainings(tmp_path)
-    assert (hangs.message, validates.message) == ("no step has ended for 20 minutes", "")
+    assert hangs.message == "job 42, process 12 on node7; no step has ended for 20 minutes"
+    assert validates.message == "job 42, process 12 on node7"
 
 
 def test_running_trainings_are_first_and_many_ended_ones_are_counted(tmp_path: Path) -> None:
@@ -250,10 +255,10 @@ def test_a_training_that_runs_and_is_stopped(
 
     monkeypatch.setattr("ffnrepro.training.loop.write_scalars", at_the_end_of_the_first_epoch)
     assert run(lambda: run_job(job)) == UNFINISHED
-    (running,) = (line for line in seen[0].splitlines() if name in line)
-    assert f"{name}      5   running   2/3, 0 %" in running
-    assert f"process {os.getpid()} on " in running
+    running, process = (line for line in seen[0].splitlines() if name in line)
+    assert " ".join(running.split()).startswith(f"{name} 5 running 2/3, 0 % ")
     assert "16f " in running
+    assert process.startswith(f"{name}, seed 5: process {os.getpid()} on ")
     (training,) = read_trainings(tmp_path / "state")
     assert training.state == "stopped"
     assert "SIGTERM, saved at epoch 2 of 3, step 1" in training.message
