@@ -144,7 +144,6 @@ def view(trainings: Sequence[Training]) -> Group:
             # In a narrow terminal, only these two wrap.
             no_wrap=header not in ("run", "validation top-1"),
             overflow="fold",
-            min_width=12 if header == "run" else None,
         )
     for each in shown:
         colour = COLOURS.get(each.state, "")
