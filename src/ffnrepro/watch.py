@@ -95,7 +95,8 @@ def _read_training(folder: Path) -> Training:
     state = _state(lease, about, failure)
     run, seed = folder.parent.name, folder.name.removeprefix("seed").partition("-")[0]
     warning = read_record(folder / "warning.json")
-    last = f"{warning['time']} {warning['message'].replace(f'{run}: ', '')}; " if warning else ""
+    said = warning.get("message", "").replace(f"{run}: ", "").removeprefix("unfinished, run again: ")
+    last = f"{warning['time']} {said}; " if warning else ""
     process, silent = ("", 0.0) if lease is None else (lease.name, time.time() - lease.heartbeat / 1e9)
     if state == "running" and progress.get("steps", 0) > progress.get("step", 0):
         # Nothing is reported during a validation.
@@ -108,7 +109,7 @@ def _read_training(folder: Path) -> Training:
         "cannot reach this disk",
         "killed": f"{process} was killed; run snakemake again, and the training continues from its last save",
         "failed": f"{failure.get('message', '')} (another attempt: ffnrepro runs retry {run})",
-        "stopped": f"{last.replace('unfinished, run again: ', '')}run snakemake again to continue",
+        "stopped": f"{last}run snakemake again to continue",
         "finished": "",
     }[state].removesuffix("; ")
     return Training(
@@ -137,12 +138,12 @@ def view(trainings: Sequence[Training]) -> Group:
     ended = [each for each in trainings if not each.active]
     shown = [*(each for each in trainings if each.active), *ended[:MAX_ENDED]]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for header in ("run", "seed", "state", "epoch", "loss", "validation top-1", "frames/s", "time left"):
+    for header in ("run", "seed", "state", "epoch", "loss", "accuracy", "frames/s", "time left"):
         table.add_column(
             header,
             justify="right" if header in ("seed", "loss", "frames/s") else "left",
             # In a narrow terminal, only these two wrap.
-            no_wrap=header not in ("run", "validation top-1"),
+            no_wrap=header not in ("run", "accuracy"),
             overflow="fold",
         )
     for each in shown:
