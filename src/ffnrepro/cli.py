@@ -68,6 +68,11 @@ class Workflow:
     def config(self) -> Config:
         """The configuration; the given files override the project's own, as in the Snakefile."""
         own = [path for path in (Path("config/config.yaml"), Path("config/paper.yaml")) if path.exists()]
+        if not own and not self.configfile:
+            raise UserError(
+                f"config/config.yaml: no such file in {Path.cwd()}; start ffnrepro in the folder of the Snakefile, with the "
+                "--directory and --configfile that snakemake was given"
+            )
         return read_config(read_files([*own, *self.configfile]))
 
     def enter(self) -> contextlib.chdir[Path]:
@@ -318,8 +323,10 @@ def predict_command(
         seed: Seed of the training, for --run.
         labels: Names of the classes: a classes.csv, or a text file with a name in each line. Default: those in the
             network's file; else, with --run, the workflow's results/labels/classes.csv; else the numbers of the classes.
-        short_side: Short side of the resized frames in pixels; default: that of the run, or 256.
-        crop_size: Height and width of the clips in pixels; default: that of the run, or 224.
+        short_side: Short side of the resized frames in pixels; default: that of the run or of the run.json beside the
+            checkpoint, else 256.
+        crop_size: Height and width of the clips in pixels; default: that of the run or of the run.json beside
+            the checkpoint, else 224.
         as_json: Print a JSON list with an object for each video, frame count and class.
         as_csv: Print the same as CSV.
     """

@@ -23,6 +23,7 @@ from ffnrepro.data.isolation import Refusal, examine_in_child
 from ffnrepro.data.labels import read_classes
 from ffnrepro.data.video_index import printable
 from ffnrepro.errors import UserError
+from ffnrepro.files import read_record
 from ffnrepro.logs import logger
 from ffnrepro.recipe.clips import ClipDataset, collate_clips
 from ffnrepro.recipe.scoring import best_classes, clip_logits
@@ -89,14 +90,18 @@ def predictor_of_run(run: Path, seed: int) -> Predictor:
 
 
 def predictor_of_file(path: Path) -> Predictor:
-    """The network of any file that `load_checkpoint` reads; clips have the size of the paper.
+    """The network of any file that `load_checkpoint` reads.
+
+    Clips have the size that the `run.json` beside the file tells, or else that of the paper.
 
     Raises:
         UserError: it cannot be read.
     """
     checkpoint = read_checkpoint(path)
     network = build_network(path, checkpoint)
-    return Predictor(network, checkpoint.train_frames, checkpoint.class_names, short_side=256, crop_size=224)
+    trained = read_record(path.with_name("run.json")).get("settings", {})
+    sizes = {"short_side": trained.get("short_side", 256), "crop_size": trained.get("crop_size", 224)}
+    return Predictor(network, checkpoint.train_frames, checkpoint.class_names, **sizes)
 
 
 def read_frame_counts(text: str) -> tuple[int, ...]:

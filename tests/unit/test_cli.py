@@ -87,6 +87,14 @@ def test_an_interruption_is_one_line(folder):
     assert process.returncode == 130
 
 
+def test_another_folder_than_that_of_the_snakefile_is_refused(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs"]) == 1
+    assert (
+        f"config/config.yaml: no such file in {tmp_path}; start ffnrepro in the folder of the" in caplog.text
+    )
+
+
 def test_inspect_does_not_wait_for_torch():
     command = "import sys; from ffnrepro import cli; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", command], check=True)

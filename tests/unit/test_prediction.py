@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,14 @@ from ffnrepro.cli import main
 from ffnrepro.data.decode import open_video
 from ffnrepro.errors import UserError
 from ffnrepro.evaluation import predict
-from ffnrepro.prediction import Predictor, names_of_classes, read_frame_counts, within_budget
+from ffnrepro.files import write_json
+from ffnrepro.prediction import (
+    Predictor,
+    names_of_classes,
+    predictor_of_file,
+    read_frame_counts,
+    within_budget,
+)
 from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.tsm import TSM
@@ -116,6 +124,14 @@ def test_a_checkpoint_without_a_class_list(seed, options, data, tmp_path, capsys
     assert [row["probability"] for row in plain] == [row["probability"] for row in of_run]
     assert [row["class"] for row in plain] == [str(row["index"]) for row in of_run]
     assert [row["class"] for row in named] == ["abcdefghijkl"[row["index"]] for row in of_run]
+
+
+def test_a_run_json_beside_a_checkpoint_tells_the_size_of_its_clips(seed, tmp_path):
+    path = Path(shutil.copy(seed / "model.pt", tmp_path))
+    for record, sizes in (({}, (256, 224)), ({"settings": {"short_side": 40, "crop_size": 32}}, (40, 32))):
+        write_json(tmp_path / "run.json", record)
+        predictor = predictor_of_file(path)
+        assert (predictor.short_side, predictor.crop_size) == sizes
 
 
 def test_a_budget_chooses_the_frame_count():
