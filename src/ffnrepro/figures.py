@@ -22,7 +22,7 @@ _NAMED_CLASSES = 30
 def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) -> Figure:
     """Draw top-1 accuracy against frame count, a line for each row of a table, and the published figures dashed.
 
-    With several seeds, bars show the standard deviation. The published figures of other data sets, which are there if
+    Bars show the 95 % intervals. The published figures of other data sets, which are there if
     nothing is published on this one, have a panel each, so that the pattern can be compared.
 
     Args:
@@ -41,8 +41,11 @@ def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) 
         axes[0].errorbar(
             frames,
             [row[f"top1_{n}f"] for n in frames],
-            [row[f"deviation_{n}f"] for n in frames] if "seeds" in row else None,
-            fmt="o-", capsize=3, color=colour, label=row["method"],
+            [
+                [row[f"top1_{n}f"] - row[f"low_{n}f"] for n in frames],
+                [row[f"high_{n}f"] - row[f"top1_{n}f"] for n in frames],
+            ],
+            fmt="o-", capsize=3, elinewidth=1, color=colour, label=row["method"],
         )  # fmt: skip
         known = {n: row[f"published_{n}f"] for n in frames if not pd.isna(row[f"published_{n}f"])}
         if known:
@@ -81,7 +84,8 @@ def _add_legend(figure: Figure) -> None:
 def curve_figure(curve: pd.DataFrame, *, dataset: str) -> Figure:
     """Draw top-1 accuracy at any frame count, and the published figures dashed.
 
-    A row with one network is a line; a row with several (TSM-ST, an ensemble) is a set of points. Where another data
+    A row with one network is a line; a row with several (TSM-ST, an ensemble) is a set of points. Bars show the 95 %
+    intervals. Where another data
     set was evaluated, the figures published on Something-Something V1 have a panel of their own.
 
     Args:
@@ -98,8 +102,9 @@ def curve_figure(curve: pd.DataFrame, *, dataset: str) -> Figure:
         # An ensemble has the names of all its runs.
         separate = len(set(row["run"])) > 1 or "+" in row["run"].iloc[0]
         axes[0].errorbar(
-            row["frames"], row["top1"], row["deviation"] if "seeds" in row else None,
-            fmt="D" if separate else "o-", markersize=6 if separate else 4, capsize=3, color=colour, label=method,
+            row["frames"], row["top1"], [row["top1"] - row["low"], row["high"] - row["top1"]],
+            fmt="D" if separate else "o-", markersize=6 if separate else 4, capsize=2, elinewidth=1, color=colour,
+            label=method,
             # Points lie above the lines, on which some of them are.
             zorder=3 if separate else 2,
         )  # fmt: skip

@@ -29,6 +29,12 @@ def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[list[float], str]]:
     }
 
 
+def bars(figure: Figure) -> list[list[tuple[float, float]]]:
+    """Lower and upper end of each error bar, of each row."""
+    containers: list[Any] = list(figure.axes[0].containers)
+    return [[(low[1], high[1]) for low, high in row[2][0].get_segments()] for row in containers]
+
+
 def legend_covers_a_panel(figure: Figure) -> bool:
     figure.draw_without_rendering()
     (legend,) = figure.legends
@@ -50,6 +56,7 @@ def table(*labels: str) -> pd.DataFrame:
     rows = [
         {
             "method": label, "published": name, "top1_4f": 30.0 + row, "top1_16f": 60.0 + row,
+            "low_4f": 29.0, "high_4f": 33.0, "low_16f": 58.0, "high_16f": 62.0,
             "published_4f": published, "published_16f": None,
         }
         for row, (label, name, published) in enumerate(zip(labels, ["TSM-FFN", None], [56.07, None], strict=True))
@@ -63,6 +70,7 @@ def test_accuracy_is_drawn_beside_published_figures() -> None:
     assert {label: heights for label, (heights, _) in lines(figure).items()} == {
         "TSM": [30, 60], "B": [31, 61], "TSM (published)": [56.07],
     }  # fmt: skip
+    assert bars(figure)[0] == [(29, 33), (58, 62)]
     assert legend_of(figure) == ["TSM", "B", "published"]
 
 
@@ -87,8 +95,7 @@ def test_another_label_changes_no_colour() -> None:
 
 
 def test_without_published_figures_there_is_a_panel_of_the_reference(tmp_path: Path) -> None:
-    seeds = table("A", "B").assign(deviation_4f=3.0, deviation_16f=1.0, seeds=3)
-    figure = accuracy_figure(seeds, published=PUBLISHED, dataset="demo")
+    figure = accuracy_figure(table("A", "B"), published=PUBLISHED, dataset="demo")
     other = lines(figure, panel=1)
     # The colour of the row that is compared with these figures.
     assert other == {"A (published)": ([56.07, 63.61], lines(figure)["A"][1])}
@@ -104,7 +111,7 @@ def curve(published_on_v1: float | None) -> pd.DataFrame:
         {
             "method": ["FFN", "FFN", "ST", "ST", "Both", "Both"],
             "run": ["ffn", "ffn", "tsm_4f", "tsm_8f", *["tsm_4f+tsm_8f"] * 2], "frames": [2, 3, 4, 8, 4, 8],
-            "top1": [50.0, 60.0, 55.0, 65.0, 52.0, 53.0], "published_top1": [None, None, 56.0, 66.0, None, None],
+            "top1": [50.0, 60.0, 55.0, 65.0, 52.0, 53.0], "low": 49.0, "high": 66.0, "published_top1": [None, None, 56.0, 66.0, None, None],
             "published_on_v1": [None, published_on_v1, None, None, None, None],
         }
     )  # fmt: skip
@@ -118,6 +125,7 @@ def test_networks_at_any_frame_are_lines_and_several_networks_are_points() -> No
     }  # fmt: skip
     containers: list[Any] = list(axes.containers)
     assert [container[0].get_linestyle() for container in containers] == ["-", "None", "None"]
+    assert bars(figure) == [[(49, 66)] * 2] * 3
     (dashed,) = [line for line in axes.lines if line.get_label() == "ST (published)"]
     assert dashed.get_linestyle() == "--"
     assert dashed.get_color() == containers[1][0].get_color()
