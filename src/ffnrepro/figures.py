@@ -22,8 +22,8 @@ _NAMED_CLASSES = 30
 def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) -> Figure:
     """Draw top-1 accuracy against frame count, a line for each row of a table, and the published figures dashed.
 
-    Bars show the 95 % intervals. The published figures of other data sets, which are there if
-    nothing is published on this one, have a panel each, so that the pattern can be compared.
+    Bars show the 95 % intervals. The published figures of other data sets, which are there if nothing is published on
+    this one, have a panel each, so that the pattern can be compared.
 
     Args:
         table: a table from `assemble_table`.
@@ -85,8 +85,8 @@ def curve_figure(curve: pd.DataFrame, *, dataset: str) -> Figure:
     """Draw top-1 accuracy at any frame count, and the published figures dashed.
 
     A row with one network is a line; a row with several (TSM-ST, an ensemble) is a set of points. Bars show the 95 %
-    intervals. Where another data
-    set was evaluated, the figures published on Something-Something V1 have a panel of their own.
+    intervals. Where another data set was evaluated, the figures published on Something-Something V1 have a panel of
+    their own.
 
     Args:
         curve: curves from `assemble_curve`.
