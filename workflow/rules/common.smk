@@ -168,20 +168,23 @@ def predictions_of(records):
     return [path.replace(".json", ".parquet") for path in records]
 
 
+def network_folders(records):
+    """Folders of the networks behind records of evaluations, each once."""
+    return sorted({str(member.parent) for path in records for member in member_records(Path(path))})
+
+
 def files_of_table(name):
     """Networks and evaluations that a table is made of."""
     records = evaluations_of_table(name)
-    members = {member for path in records for member in member_records(Path(path))}
-    return records + sorted({str(member.with_name("model.pt")) for member in members})
+    return records + [f"{folder}/model.pt" for folder in network_folders(records)]
 
 
 def files_of_report():
     """Records, predictions, networks and histories behind the tables of the report."""
     records = {path for table in CONFIG.report.tables for path in evaluations_of_table(table)}
-    members = {member for path in records for member in member_records(Path(path))}
-    folders = sorted({str(member.parent) for member in members})
     names = ("model.pt", "history.parquet", "run.json")
-    return predictions_of(sorted(records)) + [f"{folder}/{name}" for folder in folders for name in names]
+    networks = [f"{folder}/{name}" for folder in network_folders(records) for name in names]
+    return predictions_of(sorted(records)) + networks
 
 
 def report_code():
