@@ -94,7 +94,7 @@ def estimate(
         basis += "decoding" if settings.cache == "none" else "the frame cache"
         enough = math.ceil(cores * seconds / fastest)
         remedies = {f"with {enough} cores": fastest}
-        if settings.cache == "none" and settings.dataset not in FRAME_DATASETS:
+        if _decodes_videos(settings):
             cached = _seconds(settings.model_copy(update={"cache": "jpeg"}), videos, cores)
             remedies["with data.cache: jpeg"] = cached
         savings = [f"{duration(time / 3600 * gpus, gpu=True)} {remedy}" for remedy, time in remedies.items()]
@@ -116,11 +116,16 @@ def _seconds(settings: RunSettings, videos: int, cores: float) -> float:
     # Only frames in some clip are read; a clip of T frames has one frame from each T-th part of the video.
     frames = FRAMES_OF_VIDEO.get(settings.dataset, 48)
     left_out = math.prod(max(0.0, 1 - count / frames) for count in counts)
-    if settings.cache == "none" and settings.dataset not in FRAME_DATASETS:
+    if _decodes_videos(settings):
         reading = SECONDS_PER_FRAME * frames
     else:
         reading = SECONDS_PER_CACHED_FRAME * frames * (1 - left_out)
     return settings.training.epochs * videos * max(computing, reading / cores)
+
+
+def _decodes_videos(settings: RunSettings) -> bool:
+    """Whether samples are read from videos, and not from frames of a data set or of the frame cache."""
+    return settings.cache == "none" and settings.dataset not in FRAME_DATASETS
 
 
 def _trained_frames(method: AnyMethod) -> float:
