@@ -146,17 +146,12 @@ def _classes(table: Table, names: Sequence[str], sources: Sources) -> dict[str, 
         for at, n in (("", low), ("_high", high)):
             accuracy[f"{key}{at}"] = class_accuracy(predictions[row.label, n], len(names))
     accuracy["gain"] = accuracy["second"] - accuracy["first"]
-    accuracy["videos"] = (
-        predictions[second.label, low]
-        .query("seed == 0")["label"]
-        .value_counts()
-        .reindex(range(len(names)), fill_value=0)
-    )
+    # Examples are those of the first seed; the videos of each seed are the same.
+    of_first, both = (predictions[row.label, low].query("seed == 0") for row in (first, second))
+    accuracy["videos"] = both["label"].value_counts().reindex(range(len(names)), fill_value=0)
     pairs = confusions(predictions[first.label, low], predictions[second.label, low])
-    # Examples are those of the first seed.
-    both = predictions[second.label, low].query("seed == 0").rename(columns={"class_1": "second"})
-    of_first = predictions[first.label, low].query("seed == 0").set_index("id")["class_1"]
-    both["first"] = both["id"].map(of_first)
+    both = both.rename(columns={"class_1": "second"})
+    both["first"] = both["id"].map(of_first.set_index("id")["class_1"])
     chosen = {
         "gains": choose_gains(both, accuracy["gain"]),
         "confusions": choose_confusions(both, pairs),
