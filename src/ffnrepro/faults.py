@@ -377,18 +377,19 @@ def near_chance(network: Network) -> Iterator[Finding]:
     frames = [frames for frames in network.judged_frames if network.is_near_chance(frames)]
     if not frames:
         return
-    trained = ""
+    evidence = f"Top-1 is {_scores(network, frames)}. The most frequent class has {network.chance(frames[0]):.1f} % of the videos."
     if network.history:
-        trained = f" The training accuracy is {network.history[-1]['train_top1']:.1f} % in the last epoch."
-    yield Finding(
-        f"Top-1 is {_scores(network, frames)}. The most frequent class has {network.chance(frames[0]):.1f} % of the videos.{trained}",
-        "The network has not learnt these clips: too few epochs, a wrong learning rate, or labels that do not belong to the videos."
-        if network.history
-        else "The network was trained on other classes, on the same classes in another order, or on other frames.",
-        "Look at train_loss in history.parquet, and compare some videos with their labels in results/manifest/train.parquet."
-        if network.history
-        else "Compare its list of classes with results/labels/classes.csv (ffnrepro checkpoint show).",
-    )
+        yield Finding(
+            f"{evidence} The training accuracy is {network.history[-1]['train_top1']:.1f} % in the last epoch.",
+            "The network has not learnt these clips: too few epochs, a wrong learning rate, or labels that do not belong to the videos.",
+            "Look at train_loss in history.parquet, and compare some videos with their labels in results/manifest/train.parquet.",
+        )
+    else:
+        yield Finding(
+            evidence,
+            "The network was trained on other classes, on the same classes in another order, or on other frames.",
+            "Compare its list of classes with results/labels/classes.csv (ffnrepro checkpoint show).",
+        )
 
 
 def one_class(network: Network) -> Iterator[Finding]:
@@ -445,15 +446,19 @@ def not_collapsed(network: Network) -> Iterator[Finding]:
     fall = 1 - network.top1[low] / network.top1[high]
     if fall < COLLAPSE:
         change = f"a fall by {100 * fall:.1f} %" if fall > 0 else "no fall"
+        if network.settings.network.shift == "none":
+            cause = "No block shifts (network.shift: none), so the network hardly depends on the frame count."
+            remedy = "Set network.shift: all."
+        else:
+            cause = "Clips of both frame counts show the same: videos are short, frames repeat, or one frame is enough to tell the classes apart."
+            remedy = (
+                "Check train_frames of the experiment, and the lengths in results/figures/clip_lengths.png: most videos need more than "
+                f"{high} frames."
+            )
         yield Finding(
             f"Trained at {high} frames, top-1 is {_scores(network, [low, high])}: {change}. In the paper, it falls by 12 % or more.",
-            "No block shifts (network.shift: none), so the network hardly depends on the frame count."
-            if network.settings.network.shift == "none"
-            else "Clips of both frame counts show the same: videos are short, frames repeat, or one frame is enough to tell the classes apart.",
-            "Set network.shift: all."
-            if network.settings.network.shift == "none"
-            else f"Check train_frames of the experiment, and the lengths in results/figures/clip_lengths.png: most videos need more than {high} "
-            "frames.",
+            cause,
+            remedy,
         )
 
 
