@@ -1,4 +1,4 @@
-# Each target sets up .venv first if necessary. Only Python 3.11.4 or newer and make are needed.
+# Each target sets up .venv first if necessary. Only Python 3.11 or newer and make are needed.
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
@@ -14,7 +14,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("ffnrepro needs Python 3.11.4 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; name a newer one, such as make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" if sys.version_info < (3, 11, 4) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("ffnrepro needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; name a newer one, such as make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "Installing all dependencies into $(VENV): a few minutes and about 7 GB, without output"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'

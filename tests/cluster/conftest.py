@@ -396,6 +396,11 @@ class ClusterWorkflow:
         lines = file.read_text().splitlines() if file.exists() else []
         return [(job, devices) for job, devices in (line.split(" ") for line in lines)]
 
+    def waits_after(self, step: int) -> bool:
+        """Whether training waits in the step after this one, and not in a validation or in an earlier step."""
+        file = self.folder / "waiting"
+        return file.exists() and file.read_text() == str(step)
+
     def slow_down(self, *, after: int, seconds: float = 1e9) -> None:
         """Slow down each training step after the first `after` steps; without `seconds`, training waits there."""
         pace = self.folder / "pace"

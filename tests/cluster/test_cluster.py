@@ -27,7 +27,7 @@ def wait_for_step(cluster: Cluster, workflow: ClusterWorkflow, step: int) -> dic
 
     def find() -> dict[str, str] | None:
         jobs = [job for job in cluster.jobs("train_tsm") if job["JobState"] == "RUNNING"]
-        return jobs[-1] if jobs and len(workflow.steps()) == step else None
+        return jobs[-1] if jobs and workflow.waits_after(step) else None
 
     job: dict[str, str] = wait_for(f"step {step} of a training", find, 240)
     return job
@@ -115,8 +115,9 @@ def test_the_time_limit(cluster: Cluster, workflow: ClusterWorkflow, local: Loca
     assert controller.wait() == 0, controller.text()
     jobs = cluster.jobs("train_tsm")
     assert {job["TresPerJob"] for job in jobs} == {"gres:gpu:h200:1"}
-    # On a slow machine, a minute may be too short for the second job, too.
-    assert (states(cluster)[0], states(cluster)[-1]) == ("FAILED", "COMPLETED")
+    # On a slow machine, the first job may end a little after its minute, and the second one may need another minute.
+    assert states(cluster)[0] in ("FAILED", "TIMEOUT")
+    assert states(cluster)[-1] == "COMPLETED"
     assert "unfinished, run again: tsm" in workflow.log()
     # No step was lost or repeated.
     assert len(workflow.steps()) == STEPS

@@ -214,6 +214,7 @@ def link(name, target, kind):
     [
         ("../outside.webm", b"x"),
         (f"{STEM}/../../outside.webm", b"x"),
+        ("/outside.webm", b"x"),
         (f"{STEM}/inner.webm", link(f"{STEM}/inner.webm", "1.webm", tarfile.SYMTYPE)),
         (f"{STEM}/link.webm", link(f"{STEM}/link.webm", "/etc/passwd", tarfile.SYMTYPE)),
         (f"{STEM}/hard.webm", link(f"{STEM}/hard.webm", "../../outside.webm", tarfile.LNKTYPE)),

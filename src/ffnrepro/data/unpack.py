@@ -44,6 +44,7 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
         UserError: A part is missing or damaged, the archive holds anything but plain files inside its folder or another
             number of files, or a file cannot be written.
     """
+    inside = into.resolve()
     files: set[Path] = set()
     written = 0
     try:
@@ -58,12 +59,15 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
             while (member := archive.next()) is not None:
                 # Without this line tarfile keeps all members in memory.
                 archive.members = []  # type: ignore[attr-defined]
-                # The filter refuses members that are not plain files or lie outside the folder; extractfile refuses links.
-                member = tarfile.data_filter(member, str(into))
                 if member.isdir():
                     continue
-                content = cast(IO[bytes], archive.extractfile(member))
                 target = into / member.name
+                if not (member.isfile() and target.resolve().is_relative_to(inside)):
+                    raise UserError(
+                        f"{parts[0]}: refused, because {member.name!r} is not a plain file inside its folder: download the "
+                        "archive from its publisher"
+                    )
+                content = cast(IO[bytes], archive.extractfile(member))
                 files.add(target)
                 bar.update()
                 if not (target.is_file() and target.stat().st_size == member.size):
@@ -72,11 +76,6 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
                     written += 1
             while stream.read(_CHUNK):
                 pass
-    except (tarfile.FilterError, tarfile.StreamError) as error:
-        raise UserError(
-            f"{parts[0]}: refused, because {member and member.name!r} is not a plain file inside its folder ({error}): "
-            "download the archive from its publisher"
-        ) from error
     except (
         EOFError,
         zlib.error,
