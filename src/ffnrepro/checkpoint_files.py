@@ -98,8 +98,8 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
             torch.save({"state_dict": renamed_tensors(network, to)}, temporary)
         written = read_checkpoint(temporary)
         if tensors_digest(written.tensors) != tensors_digest(network.state_dict()):
-            raise RuntimeError(f"{target}: its tensors are not those of {path}")
-    return f"{target}: {written.describe()}; every tensor is that of {path}"
+            raise RuntimeError(f"{target}: its tensors differ from those of {path}")
+    return f"{target}: {written.describe()}; all tensors are identical to those of {path}"
 
 
 def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Format) -> None:
@@ -109,7 +109,7 @@ def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Form
     kept = "ours keeps it (--to ours)"
     if to == "mit-han-lab" and checkpoint.kind != "tsm":
         raise UserError(
-            f"{path}: the format of mit-han-lab holds a TSM, which has no weights for single frame counts, but this is "
+            f"{path}: the format of mit-han-lab can only hold a TSM, which has no weights for each frame count, but this is "
             f"{KIND_NAMES[checkpoint.kind]} with the frame counts {settings['frame_counts']}; use --to authors or ours"
         )
     if checkpoint.kind == "ffn_separate" or not all(settings.get(switch, True) for switch in switches):
@@ -135,7 +135,7 @@ def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Form
     }
     if words := [word for word, is_left_out in left_out.items() if is_left_out]:
         logger.warning(
-            "%s: the format of %s does not hold %s, which affects no score", path, to, ", ".join(words)
+            "%s: the format of %s cannot hold %s; this affects no score", path, to, ", ".join(words)
         )
 
 

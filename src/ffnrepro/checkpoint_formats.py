@@ -151,7 +151,7 @@ def _load(path: Path) -> Mapping[str, Any]:
             ) from error
         raise UserError(
             f"{path}: torch.load cannot read it ({reason.splitlines()[0].split('. ')[0][:160]}), so it is incomplete, damaged or not "
-            "written by torch.save; fetch it again"
+            "written by torch.save; download it again"
         ) from error
     return content if isinstance(content, Mapping) else {"content": content}
 
@@ -162,7 +162,7 @@ def _other_file_type(path: Path) -> str | None:
         head = file.read(512)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head:
-        return "empty (0 bytes); fetch it again"
+        return "empty (0 bytes); download it again"
     if text.lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, not a checkpoint; open it in a browser to see why (a login, an expired link), and fetch the checkpoint itself"
     if text.startswith(b"version https://git-lfs"):
@@ -179,7 +179,7 @@ def _other_file_type(path: Path) -> str | None:
         return _archive_type(path)
     if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
         return (
-            f"text, not a checkpoint (it begins with {text.decode().splitlines()[0][:60]!r}); fetch it again"
+            f"text, not a checkpoint (it begins with {text.decode().splitlines()[0][:60]!r}); download it again"
         )
     return None
 
@@ -187,7 +187,7 @@ def _other_file_type(path: Path) -> str | None:
 def _archive_type(path: Path) -> str | None:
     """The same for a zip archive."""
     if not zipfile.is_zipfile(path):
-        return f"incomplete: its end is missing after {path.stat().st_size} bytes; fetch it again"
+        return f"incomplete: its end is missing after {path.stat().st_size} bytes; download it again"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in names):
@@ -257,7 +257,7 @@ def _unknown(state: Mapping[str, Tensor]) -> str:
     if inner:
         return f"its ResNet is under {first_names(inner)}; save only the tensors of one such network, without the prefix"
     return (
-        f"its keys ({first_names(state)}) are of an unknown format; known are the formats of ffnrepro, FFN's authors, mit-han-lab's TSM, "
+        f"its keys ({first_names(state)}) are of an unknown format; the known formats are those of ffnrepro, FFN's authors, mit-han-lab's TSM, "
         "mmaction2's TSM and torchvision's ResNets"
     )
 
@@ -321,7 +321,7 @@ def _architecture_of(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any
     )
     if stem is None or len(stem) != 4 or (classifier is not None and len(classifier) != 2):
         raise UserError(
-            f"{path}: holds no ResNet over single frames (its keys: {first_names(tensors)}; the shape of conv1.weight: {stem}, of "
+            f"{path}: holds no 2D ResNet (its keys: {first_names(tensors)}; the shape of conv1.weight: {stem}, of "
             f"fc.weight: {classifier}); give the checkpoint of a ResNet, or of a TSM on one"
         )
     block = Bottleneck if any(".conv3." in name for name in tensors) else BasicBlock
@@ -330,8 +330,8 @@ def _architecture_of(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any
     depths = {blocks: depth for depth, (kind, blocks) in BLOCKS.items() if kind is block}
     if stages not in depths:
         raise UserError(
-            f"{path}: holds a ResNet with {stages} blocks of {3 if block is Bottleneck else 2} convolutions; known are those of "
-            f"depth {', '.join(map(str, BLOCKS))}"
+            f"{path}: holds a ResNet with {stages} blocks of {3 if block is Bottleneck else 2} convolutions; the known "
+            f"depths are {', '.join(map(str, BLOCKS))}"
         )
     private = (re.search(r"(?:bn\d|downsample\.1|alteration)\.(\d+)(?:\.|$)", name) for name in tensors)
     frame_counts = sorted({int(match[1]) for match in private if match})

@@ -32,7 +32,7 @@ TITLES = {
     "no_collapse": "TSM does not collapse at few frames",
     "ffn": "FFN does not help at few frames",
     "published": "The accuracy is not the published one",
-    "excluded": "Many videos are left out",
+    "excluded": "Many videos are excluded",
 }
 """What each check finds, by its name."""
 

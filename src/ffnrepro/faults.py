@@ -276,7 +276,7 @@ def learning_rate_wrong(history: Sequence[Row], training: TrainingSettings, step
     if training.schedule == "step" and len(history) > 1 and not training.milestones:
         yield Finding(
             f"The learning rate is {training.learning_rate:g} in all {len(history)} epochs.",
-            "No milestone lies within training.epochs.",
+            "No milestone is within training.epochs.",
             "Set training.milestones; the published recipe has [20, 40] for 50 epochs.",
         )
 
@@ -310,8 +310,8 @@ def long_data_wait(history: Sequence[Row], cache: str) -> Iterator[Finding]:
     if share > WAIT_SHARE and seconds > WAIT_SECONDS:
         more = "Give a job more cores (runtime.threads, runtime.workers)"
         yield Finding(
-            f"In the median epoch, the training waited for data {share:.0f} % of the time, about {seconds / 3600:.1f} hours in all.",
-            "Reading the clips takes longer than computing the steps. This costs time, but changes no number.",
+            f"In the median epoch, the training waited for data {share:.0f} % of the time, about {seconds / 3600:.1f} hours in total.",
+            "Reading the clips takes longer than computing the steps. This costs time, but changes no numbers.",
             f"{more}, or set data.cache: jpeg, which makes a new run; docs/performance.md has the hours."
             if cache == "none"
             else f"{more}, or move data.cache_folder to a faster disk.",
@@ -388,7 +388,7 @@ def near_chance(network: Network) -> Iterator[Finding]:
         yield Finding(
             evidence,
             "The network was trained on other classes, on the same classes in another order, or on other frames.",
-            "Compare its list of classes with results/labels/classes.csv (ffnrepro checkpoint show).",
+            "Compare its class list with results/labels/classes.csv (ffnrepro checkpoint show).",
         )
 
 
@@ -427,8 +427,8 @@ def labels_permuted(network: Network) -> Iterator[Finding]:
             examples = ", ".join(f"{label} as {main[label]}" for label in moved[:3])
             yield Finding(
                 f"At {frames} frames, {len(moved)} of {size} classes are mostly predicted as one other class, such as {examples}. With "
-                f"these classes exchanged, top-1 would be {network.top1[frames] + gain:.1f} % instead of {network.top1[frames]:.1f} %.",
-                "The classes are numbered in another order in validation than in training, or than in the imported file.",
+                f"these classes permuted, top-1 would be {network.top1[frames] + gain:.1f} % instead of {network.top1[frames]:.1f} %.",
+                "The class order of the validation labels differs from that of training or of the imported file.",
                 "Check that all label files are of one release, and compare the order of the classes with results/labels/classes.csv.",
             )
             return
@@ -481,7 +481,7 @@ def ffn_does_not_help(ffn: Network, tsm: Network) -> Iterator[Finding]:
         yield Finding(
             f"At {low} frames, top-1 is {ffn.top1[low]:.1f} %; for {tsm.name}, it is {tsm.top1[low]:.1f} %. The difference is "
             f"{ffn.top1[low] - tsm.top1[low]:+.1f} points [{below:+.1f}, {above:+.1f}].",
-            "The lowest frame count has learnt from the highest one no more than TSM has without it.",
+            "The lowest frame count has learnt no more from the highest one than TSM learns without distillation.",
             f"Check distillation_weight and the four switches of FFN, and look at train_kl_{low}f in history.parquet.",
         )
 
@@ -516,7 +516,7 @@ def unlike_published(
             f"Settings that differ from the published recipe: {', '.join(changes)}."
             if changes
             else "No setting differs from the published recipe.",
-            "Undo what you did not mean to change. docs/deviations.md lists what differs from the authors' code, and what is known to "
+            "Undo unintended changes. docs/deviations.md lists what differs from the authors' code, and what is known to "
             "cost accuracy. The published figures come from a single run.",
         )
 
@@ -535,8 +535,8 @@ def many_excluded(summary: Mapping[str, Any], split: str) -> Iterator[Finding]:
             f"{reason} ({count:,})" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])
         )
         yield Finding(
-            f"{lost:,} of {labelled:,} {split} videos are left out ({100 * lost / labelled:.1f} %). Reasons: {counts}.",
+            f"{lost:,} of {labelled:,} {split} videos are excluded ({100 * lost / labelled:.1f} %). Reasons: {counts}.",
             "The data set is incomplete or damaged, and data.max_excluded allows it.",
-            "results/manifest/excluded.csv names each video and its reason. Download or unpack them again, or report with your "
-            "numbers how many videos they rest on.",
+            "results/manifest/excluded.csv lists each video and its reason. Download or unpack them again, or report, with your "
+            "numbers, how many videos they are based on.",
         )

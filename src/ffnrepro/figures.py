@@ -201,7 +201,7 @@ def clip_length_figure(summary: Mapping[str, Any]) -> Figure:
                 [int(n) for n in counts], weights=list(counts.values()), bins=edges,
                 histtype="step", color=colour, label=split,
             )  # fmt: skip
-    axes.set(xlabel="frames of a video", ylabel="videos")
+    axes.set(xlabel="frames per video", ylabel="videos")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3)
     return figure

@@ -70,14 +70,14 @@ def _class_warning(
             return None
         return (
             f"{path}: {len(differ)} of its {len(names)} class names are not those of the labels of {settings.dataset}, such as class "
-            f"{differ[0]}: {names[differ[0]]!r} instead of {classes[differ[0]]!r}; its scores mean nothing unless both lists name the "
-            "same classes in other words"
+            f"{differ[0]}: {names[differ[0]]!r} instead of {classes[differ[0]]!r}; its scores are meaningless unless both lists name the "
+            "same classes in different words"
         )
     record = read_record(path.with_name("run.json")).get("settings")
     dataset = checkpoint.dataset or (record.get("dataset") if isinstance(record, dict) else None)
     if dataset not in (None, settings.dataset):
         return (
-            f"{path}: was trained on {dataset}, but the labels are those of {settings.dataset}; its scores mean nothing unless both "
+            f"{path}: was trained on {dataset}, but the labels are those of {settings.dataset}; its scores are meaningless unless both "
             "have the same list of classes"
         )
     return None

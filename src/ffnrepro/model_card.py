@@ -84,7 +84,7 @@ class ModelCard:
         return f"""\
 # {self.name}, {frames} frames
 
-A network that says what happens in a short video, as one of {self.classes} classes. It sees {frames} frames of the video.
+A network that assigns a short video to one of {self.classes} classes. It sees {frames} frames of the video.
 {origin}.
 {folded} folded into the convolutions, which leaves {self.parameters:,} weights.
 
@@ -92,7 +92,7 @@ A network that says what happens in a short video, as one of {self.classes} clas
 |---|---|
 | `model.onnx` | the network for ONNX runtimes |
 | `model.pt2` | the same for PyTorch: `torch.export.load("model.pt2").module()` |
-| `labels.txt` | names of the classes, one in each line, in the order of the logits |
+| `labels.txt` | names of the classes, one per line, in the order of the logits |
 
 Both networks take `clip`, a float32 array of shape (N, 3, {frames}, {size}, {size}) for any N, and give `logits` (N, {self.classes}). The
 softmax of the logits gives the probabilities.
@@ -106,7 +106,7 @@ With `pip install onnxruntime numpy av pillow`, this prints the class of `video.
 
 ## Preprocessing
 
-1. Decode all n frames of the video, as shown (rotated, without what an edit list cuts away; the example does not rotate).
+1. Decode all n frames of the video, as a player shows them (rotated, without what an edit list removes; the example does not rotate).
 2. Take {frames} of them: frame `(2 i + 1) n // {2 * frames}` for i = 0 ... {frames - 1}, counted from 0.
 3. Resize to a short side of {short_side} pixels, bilinear with antialiasing, the long side rounded down.
 4. Cut a square of {size} pixels from the centre.
@@ -120,7 +120,7 @@ With `pip install onnxruntime numpy av pillow`, this prints the class of `video.
 
 ## Scores
 
-Accuracy in percent of the whole run at each frame count. This export is the network for {frames} frames only. The
+Accuracy of the run at each frame count, in percent. This export is the network for {frames} frames only. The
 95 % interval of top-1 is a bootstrap over videos; it does not include the spread between trainings.
 
 {scores}

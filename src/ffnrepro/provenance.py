@@ -80,7 +80,7 @@ def chain_of_table(table: Path) -> str:
                 known = evaluated == trained <= set(numbers["checkpoint"].split())
                 if not known or round(mean, 2) != numbers[f"top1_{frames}f"]:
                     cell["WARNING"] = (
-                        "a network or its evaluation was made again after the table; run snakemake"
+                        "a network or its evaluation was remade after the table; run snakemake"
                     )
                 cell["evaluations"] = evaluations
     except (KeyError, TypeError, AttributeError) as error:

@@ -293,7 +293,7 @@ class RunList:
         for path in (STATE / run).glob("*/lease.json"):
             lease = read_lease(path)
             if lease is not None and not lease.owner_is_dead():
-                raise UserError(f"{run}: {lease.name} is working on it; end that process first")
+                raise UserError(f"{run}: {lease.name} is working on it; stop that process first")
 
 
 def _link_files(files: Iterable[Path], folder: Path, changes: Mapping[str, str]) -> None:

@@ -59,7 +59,7 @@ def table_blocks(table: pd.DataFrame, *, published: Published, dataset: str) -> 
         for caption, of_block in lines.items()
     ]
     cost = Block(
-        "Parameters, and GFLOPs of a video (billions of multiply-adds); in brackets: clips per second, network alone.",
+        "Parameters, and GFLOPs per video (billions of multiply-adds); in brackets: clips per second, network only.",
         ["method", "parameters", *header[1:]],
         [[row["method"], f"{row['parameters']:,}", *(_cost(row, n) for n in frames)] for row in rows],
     )

@@ -120,7 +120,7 @@ def read_records(rows: Sequence[TableRow], inputs: Mapping[str, Any]) -> Records
     if stale:
         file, difference = next(iter(stale.items()))
         raise UserError(
-            f"{file}: {difference}; make all stale files again, with your --directory and --configfile: "
+            f"{file}: {difference}; remake all stale files, with your --directory and --configfile: "
             f"snakemake --cores 1 --force {' '.join(map(str, stale))}"
         )
     return records
@@ -179,7 +179,7 @@ def read_correct(record: Path, column: str, top1: float) -> "pd.Series[int]":
         UserError: the predictions cannot be read, or have another top-1.
     """
     file = record.with_suffix(".parquet")
-    again = f"make both again, with your --directory and --configfile: snakemake --cores 1 --force {record}"
+    again = f"remake both, with your --directory and --configfile: snakemake --cores 1 --force {record}"
     try:
         predictions = pd.read_parquet(file, columns=["id", "label", column]).set_index("id")
     except (OSError, ValueError) as error:

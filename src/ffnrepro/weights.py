@@ -160,7 +160,7 @@ def _require_match(path: Path | str, expected: Mapping[str, Tensor], found: Mapp
     wrong = [f"{kind}: {first_names(names)}" for kind, names in kinds if names]
     if wrong:
         raise UserError(
-            f"{path}: its weights do not fit the network ({'; '.join(wrong)}); give the file of this network"
+            f"{path}: its weights do not fit the network ({'; '.join(wrong)}); give a file that contains exactly this network"
         )
 
 
@@ -201,7 +201,7 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
     check_pretrained(path, digest)
     if checkpoint.kind not in ("tsm", "image"):
         raise UserError(
-            f"{path}: is {checkpoint.describe()}, with weights of its own for each frame count; give a TSM or an image network as "
+            f"{path}: is {checkpoint.describe()}, which has separate weights for each frame count; give a TSM or an image network as "
             "network.weights"
         )
     theirs, ours = checkpoint.architecture, dict[str, Any](model.architecture)  # type: ignore[arg-type]
@@ -221,7 +221,7 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
     load_pretrained(model, found)
     if checkpoint.kind == "tsm" and "shift" not in theirs:
         _warn_once(
-            f"{path}: its keys do not say which blocks shift; this training shifts as network.shift says: {ours['shift']} (all, "
+            f"{path}: its keys do not say which blocks shift; this training uses network.shift: {ours['shift']} (all, "
             "every_second or none)"
         )
     elif checkpoint.kind == "tsm":
@@ -257,7 +257,7 @@ def check_pretrained(path: Path, sha256_prefix: str) -> None:
     if not found.startswith(sha256_prefix):
         raise UserError(
             f"{path}: SHA-256 {found[: max(8, len(sha256_prefix))]}... instead of {sha256_prefix}...; "
-            "the file is damaged or another one: delete it and fetch it again"
+            "the file is damaged or another one: delete it and download it again"
         )
 
 

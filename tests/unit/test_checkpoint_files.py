@@ -46,7 +46,7 @@ def test_there_and_back_is_exact_and_has_the_original_logits(
     torch.save(content, tmp_path / "theirs.pth")
     convert(tmp_path / "theirs.pth", tmp_path / "ours.pt", to="ours")
     line = convert(tmp_path / "ours.pt", tmp_path / "back.pth", to=to)
-    assert line.endswith(f"; every tensor is that of {tmp_path / 'ours.pt'}")
+    assert line.endswith(f"; all tensors are identical to those of {tmp_path / 'ours.pt'}")
     back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
     assert back.keys() == keys.keys()
     for name, tensor in content["state_dict"].items():
@@ -86,8 +86,8 @@ def test_what_only_our_files_hold_is_kept_in_ours_and_named_elsewhere(tmp_path: 
     convert(source, tmp_path / "y.pth", to="mit-han-lab")
     assert caplog.messages == [
         (
-            f"{source}: the format of mit-han-lab does not hold class names, the name of the data set, the frame counts of its "
-            "training, dropout 0.2, which affects no score"
+            f"{source}: the format of mit-han-lab cannot hold class names, the name of the data set, the frame counts of its "
+            "training, dropout 0.2; this affects no score"
         )
     ]
 
@@ -98,7 +98,7 @@ FFN = {"frame_counts": (4, 8)}
 @pytest.mark.parametrize(
     ("model", "to", "says"),
     [
-        (FrameFlexibleNetwork(**SMALL, **FFN), "mit-han-lab", r"holds a TSM, .* with the frame counts \[4, 8\]; use --to authors or ours"),
+        (FrameFlexibleNetwork(**SMALL, **FFN), "mit-han-lab", r"can only hold a TSM, .* with the frame counts \[4, 8\]; use --to authors or ours"),
         (SeparateNetworks(**SMALL, **FFN), "authors", "a network that shares its convolutions .*, which this one does not"),
         (FrameFlexibleNetwork(**SMALL, **FFN, weight_alteration=False), "authors", "a BatchNorm and a weight alteration for each"),
         (FrameFlexibleNetwork(**SMALL, **FFN, specialized_normalization=False), "authors", "a BatchNorm and a weight alteration"),
@@ -127,7 +127,7 @@ def test_the_new_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     wrong = dict(checkpoint_files.renamed_tensors(load_checkpoint(source), "authors"))
     wrong["module.new_fc.bias"] = wrong["module.new_fc.bias"] + 1
     monkeypatch.setattr(checkpoint_files, "renamed_tensors", lambda *_: wrong)
-    with pytest.raises(RuntimeError, match="its tensors are not those of"):
+    with pytest.raises(RuntimeError, match="its tensors differ from those of"):
         convert(source, tmp_path / "y.pth", to="authors")
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
@@ -180,7 +180,7 @@ def test_the_command_converts(tmp_path: Path, capsys: Any, caplog: Any) -> None:
     target = tmp_path / "y.pth"
     assert main(["checkpoint", "convert", str(source), str(target), "--to", "mit-han-lab"]) == 0
     assert capsys.readouterr().out.startswith(
-        f"{target}: a TSM checkpoint in the format of mit-han-lab: depth 18, 6 classes; every tensor"
+        f"{target}: a TSM checkpoint in the format of mit-han-lab: depth 18, 6 classes; all tensors"
     )
     assert main(["checkpoint", "convert", str(source), str(tmp_path / "z.pth")]) == 1
     assert "give the file to read, the file to write, and --to with its format" in caplog.text

@@ -150,14 +150,14 @@ def safetensors() -> bytes:
 
 LARGE = {"state_dict": {"x": torch.zeros(10_000)}}
 NO_CHECKPOINT: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", r"is empty \(0 bytes\); fetch it again"),
+    "empty": (lambda: b"", r"is empty \(0 bytes\); download it again"),
     "page": (lambda: b"\n<!DOCTYPE html>\n<html>Sign in</html>", "is a web page, not a checkpoint"),
     "other page": (lambda: b"<html><body>404 not found</body></html>\n", "is a web page, not a checkpoint"),
     "pointer": (
         lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
         "is a Git LFS pointer, .* git lfs pull",
     ),
-    "text": (lambda: b"Not Found\n", r"is text, not a checkpoint \(it begins with 'Not Found'\); fetch it again"),
+    "text": (lambda: b"Not Found\n", r"is text, not a checkpoint \(it begins with 'Not Found'\); download it again"),
     "namespace": (
         lambda: saved_bytes({"args": argparse.Namespace(lr=1), "state_dict": {}}),
         r"holds an object of argparse\.Namespace, but only tensors .* torch\.save its state_dict alone$",
@@ -169,12 +169,12 @@ NO_CHECKPOINT: dict[str, tuple[Callable[[], bytes], str]] = {
     "module": (lambda: saved_bytes(TSM(**SMALL)), r"holds an object of ffnrepro\.recipe\.models\.tsm\.TSM, but"),
     "arrays": (lambda: saved_bytes({"x": np.zeros(2)}), r"holds an object of numpy.*\._reconstruct, but"),
     "pickle": (lambda: pickle.dumps({"blobs": np.zeros(2)}), "is a pickle that torch.save did not write"),
-    "cut": (lambda: saved_bytes(LARGE)[:20_000], "is incomplete: its end is missing after 20000 bytes; fetch it"),
+    "cut": (lambda: saved_bytes(LARGE)[:20_000], "is incomplete: its end is missing after 20000 bytes; download it"),
     "old and cut": (
         lambda: saved_bytes(LARGE, _use_new_zipfile_serialization=False)[:20_000],
         r"torch\.load cannot read it \(unexpected EOF, .*\), so it is incomplete, damaged or not written by torch\.save",
     ),
-    "noise": (lambda: bytes(range(1, 256)) * 9, r"torch\.load cannot read it \(.*; fetch it again"),
+    "noise": (lambda: bytes(range(1, 256)) * 9, r"torch\.load cannot read it \(.*; download it again"),
     "zip": (lambda: zip_of(**{"r50.pth": b"x"}), r"is a zip archive of r50\.pth, not of torch\.save; unpack it"),
     "gzip": (lambda: gzip.compress(b"x" * 600), r"is an archive \(gzip or tar\); unpack it"),
     "script": (script, r"is a TorchScript archive, .* load it with torch\.jit\.load"),
@@ -305,7 +305,7 @@ def test_a_start_whose_shift_differs_is_warned_of(plain: State, tmp_path: Path, 
         "that its weights were trained with"
     )
     assert unknown == (
-        f"{path}: its keys do not say which blocks shift; this training shifts as network.shift says: none (all, every_second or "
+        f"{path}: its keys do not say which blocks shift; this training uses network.shift: none (all, every_second or "
         "none)"
     )
 
@@ -332,19 +332,19 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda _: TSM(classes=6, depth=18, width=16, stem=3).state_dict(),
         r"its ResNet has width 16, stem 3, but the one to train has width 8, stem 7; set network\.width, network\.stem, or",
     ),
-    "ffn": (own_ffn, r"is a checkpoint of a Frame Flexible Network .*: depth 18, 6 classes, frame counts \[2, 4\], with"),
+    "ffn": (own_ffn, r"is a checkpoint of a Frame Flexible Network .*: depth 18, 6 classes, frame counts \[2, 4\], which has separate weights"),
     "moco": (moco, r"its ResNet is under encoder_q\., encoder_k\.; save only the tensors of one such network, without the prefix"),
     "resnet34": (
         lambda _: torchvision.models.resnet34(weights=None, num_classes=2).state_dict(),
-        r"a ResNet with \(3, 4, 6, 3\) blocks of 2 convolutions; known are those of depth 10, 18, 50, 101",
+        r"a ResNet with \(3, 4, 6, 3\) blocks of 2 convolutions; the known depths are 10, 18, 50, 101",
     ),
     "3-D": (
         lambda state: {k: x[:, :, None] if x.dim() == 4 else x for k, x in mmaction2(state)["state_dict"].items()},
-        r"holds no ResNet over single frames .* conv1\.weight: \(8, 3, 1, 7, 7\)",
+        r"holds no 2D ResNet .* conv1\.weight: \(8, 3, 1, 7, 7\)",
     ),
     "mobilenet": (
         lambda _: {"module.base_model.features.0.0.weight": torch.zeros(1), "module.new_fc.weight": torch.zeros(2, 1)},
-        r"holds no ResNet over single frames \(its keys: features\.0\.0\.weight, fc\.weight;",
+        r"holds no 2D ResNet \(its keys: features\.0\.0\.weight, fc\.weight;",
     ),
     "non-local blocks": (
         lambda state: {name.replace("layer2.0.", "layer2.0.block."): x for name, x in to_mit(state).items()},
@@ -360,7 +360,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     ),
     "slowfast": (
         lambda _: {"model_state": {"s1.pathway0_stem.conv.weight": torch.zeros(1)}},
-        r"its keys \(s1\.pathway0_stem\.conv\.weight\) are of an unknown format; known are",
+        r"its keys \(s1\.pathway0_stem\.conv\.weight\) are of an unknown format; the known formats are",
     ),
     "training state": (
         lambda _: {"epoch": 1, "optimizer": {}},

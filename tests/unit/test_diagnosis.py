@@ -471,8 +471,8 @@ def test_findings_of_one_fault_stand_together() -> None:
         "Diagnosis: 2 networks checked, 2 findings (docs/diagnosis.md)",
         "",
         "The training waits for its data.",
-        "  tsm-aff52e89, seed 0: In the median epoch, the training waited for data 62 % of the time, about 9.1 hours in all.",
-        "  ffn-b3a6ddb3, seed 0: In the median epoch, the training waited for data 71 % of the time, about 10.4 hours in all.",
+        "  tsm-aff52e89, seed 0: In the median epoch, the training waited for data 62 % of the time, about 9.1 hours in total.",
+        "  ffn-b3a6ddb3, seed 0: In the median epoch, the training waited for data 71 % of the time, about 10.4 hours in total.",
         f"  Likely cause: {diagnosis['findings'][0]['cause']}",
         f"  What to do: {diagnosis['findings'][0]['remedy']}",
     ]

@@ -221,7 +221,7 @@ def test_a_file_that_is_not_the_network_of_the_configuration_is_refused_in_one_l
 def test_files_that_are_incomplete_or_missing(tmp_path: Path) -> None:
     path = save(tmp_path / "x.pth", theirs(TSM(**SMALL)))
     _cut(path)
-    with pytest.raises(UserError, match=r"x\.pth: is incomplete: its end is missing .*; fetch it again$"):
+    with pytest.raises(UserError, match=r"x\.pth: is incomplete: its end is missing .*; download it again$"):
         read_network(path, small(), CLASSES)
     with pytest.raises(UserError, match=r"y\.pth: no such file; set the `path` of its experiment"):
         read_network(tmp_path / "y.pth", small(), CLASSES)
@@ -263,11 +263,11 @@ def test_classes_that_are_known_to_be_others_are_warned_of(
         (tmp_path / "run.json").write_text(json.dumps(beside))
     read_network(path, small(), CLASSES)
     names = (
-        f"{path}: 2 of its 6 class names are not those of the labels of ours, such as class 2: 'x' instead of 'c'; its scores mean "
-        "nothing unless both lists name the same classes in other words"
+        f"{path}: 2 of its 6 class names are not those of the labels of ours, such as class 2: 'x' instead of 'c'; its scores are "
+        "meaningless unless both lists name the same classes in different words"
     )
     dataset = (
-        f"{path}: was trained on theirs, but the labels are those of ours; its scores mean nothing unless both have the same list "
+        f"{path}: was trained on theirs, but the labels are those of ours; its scores are meaningless unless both have the same list "
         "of classes"
     )
     expected = {None: [], "names": [names], "data set": [dataset]}[says]

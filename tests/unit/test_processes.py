@@ -212,7 +212,7 @@ def test_one_ctrl_c_of_a_terminal_is_one(tmp_path: Path, at_work: subprocess.Pop
             "sys.exit(75)",
             1,
             75,
-            "the other processes did not end within 1 s and are killed\n",
+            "the other processes did not end within 1 s, so they are killed\n",
         ),
         ("save()", "os.kill(os.getpid(), 9)", 60, 137, "process 1 of 2 ended by signal 9 (Killed)\n"),
         ("save()", "pass", 60, 0, ""),

@@ -73,7 +73,7 @@ def test_a_file_that_was_made_again_gives_a_warning(
 ) -> None:
     change(results / "runs/tsm-0a1b2c3d/seed1" / file, **content)
     cell = yaml.safe_load(chain_of_table(results / "table1.csv"))["any text"]["16 frames"]
-    assert cell["WARNING"] == "a network or its evaluation was made again after the table; run snakemake"
+    assert cell["WARNING"] == "a network or its evaluation was remade after the table; run snakemake"
 
 
 def test_an_unreadable_file_is_named(results: Path) -> None:

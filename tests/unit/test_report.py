@@ -106,7 +106,7 @@ def test_the_page_has_the_numbers_of_the_table_and_of_the_records(page: str) -> 
     # 2 and 5 of 6 videos are right.
     assert "At 4 frames, TSM-FFN is right on 83.3 % of the videos and TSM on 33.3 %" in text
     assert "on the 6 validation videos of something-something-v2" in text
-    assert "The paper has 56.1 % and 31.5 %." in text
+    assert "The paper reports 56.1 % and 31.5 %." in text
     assert "Pushing +50.0" in text
     assert "83.33 100.00 6 ffn-" in text
     assert "1 finding 2 checks" in text

@@ -332,7 +332,7 @@ def test_scores_are_joined_by_id_and_must_give_the_top_1_of_the_record() -> None
     file = Path(NAME).with_suffix(".parquet")
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(
-        UserError, match=rf"^{file}: cannot be read \(.*\); make both again, .* --force {NAME}$"
+        UserError, match=rf"^{file}: cannot be read \(.*\); remake both, .* --force {NAME}$"
     ):
         read_scores(both, records)
 
@@ -361,7 +361,7 @@ def test_a_stale_evaluation_is_refused(rows: list[TableRow], change: dict[str, A
         read_records(rows, INPUTS)
     assert (
         str(refused.value)
-        == f"{NAME}: {problem}; make all stale files again, with your --directory and --configfile: snakemake --cores 1 --force {NAME}"
+        == f"{NAME}: {problem}; remake all stale files, with your --directory and --configfile: snakemake --cores 1 --force {NAME}"
     )
 
 
@@ -369,11 +369,11 @@ def test_a_record_that_cannot_be_read_is_refused(rows: list[TableRow]) -> None:
     for text in ("{", "[]"):
         Path(NAME).write_text(text)
         with pytest.raises(
-            UserError, match=f"^{NAME}: cannot be read; make all stale files again, .* {NAME}$"
+            UserError, match=f"^{NAME}: cannot be read; remake all stale files, .* {NAME}$"
         ):
             read_records(rows, INPUTS)
     Path(NAME).unlink()
-    with pytest.raises(UserError, match=f"^{NAME}: cannot be read; make all stale files again, .* {NAME}$"):
+    with pytest.raises(UserError, match=f"^{NAME}: cannot be read; remake all stale files, .* {NAME}$"):
         read_records(rows, INPUTS)
 
 
@@ -383,7 +383,7 @@ def test_another_network_than_that_of_the_run_is_refused(rows: list[TableRow]) -
     with pytest.raises(UserError) as refused:
         read_records(rows, INPUTS)
     assert str(refused.value) == (
-        f"{RUN}/run.json: model is abababab and should be efefefef; make all stale files again, with your --directory and --configfile: "
+        f"{RUN}/run.json: model is abababab and should be efefefef; remake all stale files, with your --directory and --configfile: "
         f"snakemake --cores 1 --force {RUN}/run.json {NAME}"
     )
 
@@ -392,7 +392,7 @@ def test_a_network_that_was_trained_on_other_data_is_refused(rows: list[TableRow
     (RUN / "run.json").write_text(json.dumps({"model": "ab" * 32, "data": "cd" * 32}))
     with pytest.raises(
         UserError,
-        match=f"^{RUN}/run.json: data is cdcdcdcd and should be dadadada; make all stale files again",
+        match=f"^{RUN}/run.json: data is cdcdcdcd and should be dadadada; remake all stale files",
     ):
         read_records(rows, INPUTS)
 

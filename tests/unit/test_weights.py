@@ -277,7 +277,7 @@ BROKEN = {
     ),
     "stem missing": (
         lambda state: _without(state, r"base_model\.conv1"),
-        "holds no ResNet .* the shape of conv1.weight: None",
+        "holds no 2D ResNet .* the shape of conv1.weight: None",
     ),
     "classifier missing": (lambda state: _without(state, "new_fc"), r"depth 10, .*, without a classifier"),
     "adapter missing": (
@@ -298,11 +298,11 @@ BROKEN = {
     ),
     "stage missing": (
         lambda state: _without(state, "layer4"),
-        r"a ResNet with \(1, 1, 1, 0\) blocks of 2 convolutions; known are those of depth 10, 18, 50, 101",
+        r"a ResNet with \(1, 1, 1, 0\) blocks of 2 convolutions; the known depths are 10, 18, 50, 101",
     ),
     "scalar": (
         lambda state: state | {"module.new_fc.weight": torch.zeros(())},
-        r"holds no ResNet .* of fc.weight: \(\)\)",
+        r"holds no 2D ResNet .* of fc.weight: \(\)\)",
     ),
     "not tensors": (
         lambda state: {"epoch": 1, "net": state},
@@ -531,7 +531,7 @@ def test_fetch_pretrained_of_another_hash(tmp_path):
         fetch_pretrained(50, path)
     assert not list(path.parent.iterdir())
     path.write_bytes(b"an error page")
-    with pytest.raises(UserError, match="delete it and fetch it again"):
+    with pytest.raises(UserError, match="delete it and download it again"):
         fetch_pretrained(50, path)
 
 

@@ -58,7 +58,7 @@ def test_it_ends_with_the_diagnosis(finished: Finished) -> None:
         ("excluded", "")
     ] * 2
     assert (
-        "1 of 24 train videos are left out (4.2 %). Reasons: no video file (1)."
+        "1 of 24 train videos are excluded (4.2 %). Reasons: no video file (1)."
         in diagnosis["findings"][0].values()
     )
     text = (workflow.folder / "results/diagnosis.txt").read_text()
@@ -425,7 +425,7 @@ ST = {"frame_counts": [4], "rows": [{"label": "TSM-ST", "experiments": "st"}]}
     [
         ({"data": {"labels": "nowhere"}}, r"nowhere: no such folder of label files"),
         ({"data": {"videos": "none"}}, r"none: no such folder .*`data\.videos`"),
-        ({"data": {"videos": "my data", "layout": "frames"}}, r"labels and videos do not fit: 36 of the 36 labelled ids have no file"),
+        ({"data": {"videos": "my data", "layout": "frames"}}, r"labels and videos do not match: 36 of the 36 labelled ids have no file"),
         ({"dataset": "something-something-v2"}, r"labels: these are not the labels of `dataset: .* 24 train instead of 168,913;"),
         ({"evaluation": {"split": "test"}}, r"labels: the split test has no rows"),
         ({"network": {"weights": "my.pth", "weights_sha256": "0123456789"}}, r"my\.pth: no such file; set network\.weights"),

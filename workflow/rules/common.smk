@@ -318,7 +318,7 @@ def network_with_private_norms(wildcards):
             CONFIG.experiments[experiment].method, "specialized_normalization", False
         ):
             raise UserError(
-                f"config: experiments.{experiment} has no BatchNorm statistics for each frame count; ask for an experiment "
+                f"config: experiments.{experiment} has no BatchNorm statistics for each frame count; choose an experiment "
                 "of method ffn with specialized_normalization: true"
             )
     return f"results/runs/{RUN_LIST.selected[experiment]}/seed{CONFIG.seeds[0]}/model"
@@ -331,5 +331,5 @@ def refuse(target):
     kind, names = ("table", CONFIG.tables) if target.endswith(".csv") else ("experiment", CONFIG.experiments)
     name = Path(target).stem
     sys.exit(
-        f"error: there is no {kind} {name}; give one of {', '.join(names)}, or the --configfile that has {name}"
+        f"error: there is no {kind} {name}; give one of {', '.join(names)}, or add the --configfile that defines {name}"
     )

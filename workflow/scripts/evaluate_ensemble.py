@@ -34,7 +34,7 @@ def main(members: list[Path], output: Path, log: Path | None = None) -> int:
             different = [key for key in SHARED if record.get(key, "missing") != records[0].get(key)]
             if different:
                 raise UserError(
-                    f"{path}: {different[0]} is not that of {members[0]}; make both again, with your --directory and "
+                    f"{path}: {different[0]} is not that of {members[0]}; remake both, with your --directory and "
                     f"--configfile: snakemake --cores 1 --force {members[0]} {path}"
                 )
         predictions = predict_with_ensemble(

@@ -42,9 +42,9 @@ REVISION = 1
 
 Cache = Literal["none", "jpeg"]
 
-# This needs a call of its own: in the same call, Snakemake would run all trainings and evaluations again, whereas in the next
-# call it compares the content of the records. Snakemake does not see the shards; the jobs of intact ones take a second.
-_MAKE_AGAIN = "snakemake --cores 1 --until cache_frames --forcerun cache_frames, and run snakemake again"
+# This needs a snakemake command of its own, because the same command would also rerun all trainings and evaluations, whereas
+# the next one compares the content of the records. Snakemake does not see the shards; the jobs of intact ones take a second.
+_REBUILD = "run snakemake --cores 1 --until cache_frames --forcerun cache_frames, and then snakemake as usual"
 
 SAMPLE = 16
 """Videos after which a job estimates the size of the whole cache."""
@@ -304,7 +304,7 @@ class FrameCache:
             record = read_record(records / f"part-{shard}.json")
             made_with = _made_with(quality).decode()
             if not record:
-                raise UserError(f"{records}: the frame cache is not complete; {_MAKE_AGAIN}")
+                raise UserError(f"{records}: the frame cache is not complete; {_REBUILD}")
             if record["made_with"] != made_with:
                 problem = f"made with {record['made_with']}, not with {made_with}"
             elif not file.exists():
@@ -314,7 +314,7 @@ class FrameCache:
             else:
                 places |= {path: (shard, row) for row, path in enumerate(record["paths"])}
                 continue
-            raise UserError(f"{file}: {problem}; {_MAKE_AGAIN}")
+            raise UserError(f"{file}: {problem}; {_REBUILD}")
         # Arrays of fixed width, not a dict: forked workers would copy each memory page whose reference counts they change.
         self._paths = np.array(sorted(places), dtype=np.str_)
         self._places = np.array([places[path] for path in self._paths.tolist()])
@@ -359,7 +359,7 @@ class FrameCache:
                 simplejpeg.decode_jpeg(jpeg, buffer=picture)
         except (OSError, ValueError) as error:
             file = self._files[shard]
-            fix = f"rm {shlex.quote(str(file))}; {_MAKE_AGAIN}"
+            fix = f"delete it (rm {shlex.quote(str(file))}), {_REBUILD}"
             raise DecodeError(file, f"cannot be used for {path.name}", str(error), fix) from error
         return pictures
 

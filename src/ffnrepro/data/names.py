@@ -102,7 +102,7 @@ def compare_names(
     needed = {"train", "validation"} & set(labels["split"])
     if not needed <= set(labels.loc[has_file, "split"]) or len(missing) > max_excluded * len(labels):
         reason = _likeliest_reason(labels, missing, {stems[place] for place in strangers}, folder, layout)
-        raise UserError(f"labels and videos do not fit: {counts}: {reason}")
+        raise UserError(f"labels and videos do not match: {counts}: {reason}")
     if len(missing) or 2 * len(strangers) > len(names):
         log.warning("labels and videos: %s", counts)
     elif strangers:

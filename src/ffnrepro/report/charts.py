@@ -155,7 +155,7 @@ def _published_points(table: Table, published: Published) -> Iterator[Point]:
 
 def _accuracy_layers(rows: Sequence[Point], labels: Sequence[str], name: str) -> list[Spec]:
     logarithm = {"type": "log", "base": 2, "padding": 24}
-    title = "frames of a video" if name == "frames" else "GFLOPs of a video"
+    title = "frames at inference" if name == "frames" else "GFLOPs per video"
     ticks = [row[name] for row in rows if row["row"] == rows[0]["row"] and row["kind"] == rows[0]["kind"]]
     x = _axis(name, title, logarithm, grid=False, format=".3~g", labelOverlap=True, values=ticks)
     values = [row[key] for row in rows for key in ("top1", "low", "high") if row[key] is not None]
@@ -343,7 +343,7 @@ def data_charts(summary: Mapping[str, Any]) -> list[Chart]:
     by_length = {
         "mark": {"type": "bar", "opacity": 0.6, "binSpacing": 0},
         "encoding": {
-            "x": {**_axis("frames", "frames of a video", grid=False), "scale": {}, **bins},
+            "x": {**_axis("frames", "frames per video", grid=False), "scale": {}, **bins},
             "y": {
                 **_axis("share", "videos (% of the split)", {"zero": True}),
                 "aggregate": "sum",
@@ -360,5 +360,5 @@ def data_charts(summary: Mapping[str, Any]) -> list[Chart]:
     legend = [Series(split, number) for number, split in enumerate(splits)]
     return [
         Chart("Videos of each class", _chart("videos of each class", counts, by_class, 220), legend),
-        Chart("Length of the videos", _chart("frames of the videos", lengths, [by_length], 220), legend),
+        Chart("Length of the videos", _chart("frames per video", lengths, [by_length], 220), legend),
     ]

@@ -84,7 +84,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> list
         for process in processes:
             process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        _print(f"the other processes did not end within {patience:g} s and are killed")
+        _print(f"the other processes did not end within {patience:g} s, so they are killed")
         for process in processes:
             process.kill()
             process.wait()

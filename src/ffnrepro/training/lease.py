@@ -148,7 +148,7 @@ class Lease:
             if now.heartbeat != status.heartbeat:
                 raise Unfinished(
                     f"{self.path.parent}: {status.name} is working on this training; nothing was written. Wait for that "
-                    "process to end, or end it"
+                    "process to end, or stop it"
                 )
         return True
 

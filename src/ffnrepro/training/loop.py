@@ -264,7 +264,7 @@ def _check_step(
         terms = ", ".join(f"{name} {value:.3g}" for name, value in result.losses.items() if name != "loss")
         raise PermanentError(
             f"{place}: the loss is {loss:.3g} ({terms}) and the gradient's norm {result.gradient_norm:.3g}, learning rate "
-            f"{optimizer.param_groups[0]['lr']:.3g}; look at gradient_norm and train_loss of the epochs before (tensorboard "
+            f"{optimizer.param_groups[0]['lr']:.3g}; look at gradient_norm and train_loss of earlier epochs (tensorboard "
             f"--logdir {checkpoints.folder}), lower training.learning_rate, or set training.precision: float32"
         )
     if result.skipped and scaler.get_scale() < SMALLEST_SCALE:

@@ -84,7 +84,7 @@ class Processes:
                 dist.all_reduce(reduced, operation)
             except RuntimeError as error:
                 raise Unfinished(
-                    "another process of this training has ended, or cannot be reached; see the screen output of the job "
+                    "another process of this training has ended, or cannot be reached; see the terminal output of the job "
                     f"({error})"
                 ) from error
         return reduced.tolist()

@@ -102,7 +102,7 @@ def end_of_job(time_budget: float | None) -> float | None:
                 ends.append(end)
             else:
                 logger.warning(
-                    "SLURM job %s (SLURM_JOB_ID) ended at %s, so this is no part of it, and its time limit is ignored",
+                    "SLURM job %s (SLURM_JOB_ID) ended at %s, so this process is not part of it, and its time limit is ignored",
                     job,
                     answer.strip(),
                 )
