@@ -32,7 +32,7 @@ rule all:
         "results/figures/clip_lengths.png",
         "results/diagnosis.json",
         "results/report.html",
-        # A deleted network or evaluation is made again, even while the table is there.
+        # A deleted network or evaluation is remade even if the table exists.
         lambda wildcards: files_of_table("table1"),
 
 
@@ -48,7 +48,7 @@ for experiment in CONFIG.experiments:
             evaluations_of_experiment(experiment),
 
 
-# Of a mistyped experiment or table, Snakemake would only say that no rule makes it.
+# Without this rule, Snakemake would only say that no rule makes a mistyped experiment or table.
 rule unknown:
     input:
         lambda wildcards: refuse(wildcards.target),

@@ -19,7 +19,7 @@ Format = Literal["ours", "authors", "mit-han-lab"]
 
 
 def describe(path: Path, *, shift: Shift | None = None) -> tuple[dict[str, str], str | None]:
-    """Describe the content of a checkpoint line by line, and what is wrong with its network, if anything.
+    """Describe a checkpoint line by line, and what is wrong with its network, if anything.
 
     Args:
         path: The file.
@@ -69,7 +69,7 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
 
     Args:
         path: Checkpoint of a TSM or of a Frame Flexible Network.
-        target: The file to write, which appears whole or not at all.
+        target: The file to write; it is written atomically.
         to: The format.
         shift: The blocks that shift, for a file whose keys do not say.
 
@@ -103,7 +103,7 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
 
 
 def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Format) -> None:
-    """Refuse a network that a foreign format cannot hold, and warn of what that format leaves out."""
+    """Refuse a network that a foreign format cannot represent, and warn of what that format leaves out."""
     settings, shift = network.architecture, network.architecture["shift"]
     switches = ("specialized_normalization", "weight_alteration")
     kept = "ours keeps it (--to ours)"

@@ -178,9 +178,7 @@ def _other_file_type(path: Path) -> str | None:
     if head[:2] == b"PK":
         return _archive_type(path)
     if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
-        return (
-            f"text, not a checkpoint (it begins with {text.decode().splitlines()[0][:60]!r}); download it again"
-        )
+        return f"text, not a checkpoint (it begins with {text.decode().splitlines()[0][:60]!r}); download it again"
     return None
 
 
@@ -286,7 +284,7 @@ def _read_our_file(path: Path, content: Mapping[str, Any], tensors: dict[str, Te
             f"{path}: does not describe a network that this version knows (format {content['format']!r}, architecture "
             f"{architecture!r}); use the version that wrote it"
         )
-    # Files from before this setting have no `shift`: at that time every block shifted.
+    # Files from before this setting have no `shift`; every block shifted then.
     own = {"shift": "all", **{key: value for key, value in architecture.items() if key != "method"}}
     dataset = content.get("dataset")
     # An older file has no `train_frames`, but the architecture of an FFN contains them.
@@ -303,7 +301,7 @@ def _read_our_file(path: Path, content: Mapping[str, Any], tensors: dict[str, Te
 
 
 def _class_names_of(content: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The class names in a file of ours, of mmaction2 or of mmpretrain; None if there are none."""
+    """The class names in our own files and in those of mmaction2 and mmpretrain; None if there are none."""
     meta = content.get("meta")
     if isinstance(meta, Mapping):
         # Versions 0 and 1 of mmaction2 and mmpretrain use different keys.

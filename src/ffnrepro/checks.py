@@ -1,4 +1,4 @@
-"""What a training and an evaluation need of their machine, checked in milliseconds before either starts."""
+"""Checks of what a training or evaluation needs from its machine; they take milliseconds."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ PREFETCHED = 2
 
 
 def run_checks(work: str, checks: Mapping[str, Callable[[], str]]) -> list[str]:
-    """Make all checks and return a line for each.
+    """Run all checks and return a line for each.
 
     Args:
         work: What is checked, such as `this training`.
@@ -34,7 +34,7 @@ def run_checks(work: str, checks: Mapping[str, Callable[[], str]]) -> list[str]:
 
 
 def check_shared_memory(*, frames: int, size: int, workers: int) -> str:
-    """Check shared memory, in which loader workers pass on their batches; a container has 64 MB of it by default.
+    """Check shared memory, through which loader workers pass their batches; a container has 64 MB by default.
 
     Args:
         frames: Frames of a batch, over all of its clips.

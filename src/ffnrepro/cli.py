@@ -136,7 +136,7 @@ def inspect_command(
 
 @contextlib.contextmanager
 def _reader_may_end() -> Iterator[None]:
-    """A context for printing; it is left quietly when the reader of the output, such as `head`, has ended."""
+    """A context for printing, which ends without an error if the reader of the output, such as `head`, has exited."""
     try:
         yield
         sys.stdout.flush()
@@ -146,7 +146,7 @@ def _reader_may_end() -> Iterator[None]:
 
 
 def _videos_of(path: Path) -> list[Path]:
-    """The videos in a folder, be they files or folders of frames; if there are none, the path itself."""
+    """The videos in a folder, whether files or folders of frames; if there are none, the path itself."""
     if not is_folder(path):
         return [path]
     for layout in get_args(Layout):
@@ -185,7 +185,7 @@ def doctor_command(
     Args:
         experiment: Name of an experiment, such as ffn.
         workflow: Folder and configuration of the workflow.
-        steps: Number of training steps to try; 0: none, and this machine's device and memory are not checked.
+        steps: Number of training steps to try; with 0, this machine's device and memory are not checked.
     """
     from ffnrepro.doctor import configured_job, examine  # noqa: PLC0415
     from ffnrepro.runs import run_settings  # noqa: PLC0415
@@ -252,7 +252,7 @@ def runs_command(
         action: What to do.
         names: Names of runs as listed; the name of an experiment stands for its selected run.
         workflow: Folder and configuration of the workflow.
-        plan: Name of a table, to list the trainings that it needs, those that are there, and the GPU hours of the rest.
+        plan: Name of a table: list the trainings that it needs, which of them are finished, and the GPU hours for the rest.
     """
     from ffnrepro.run_list import RunList  # noqa: PLC0415
 
@@ -281,13 +281,13 @@ def runs_command(
 
 
 def watch_command(directory: Path = Path(), once: bool = False) -> None:
-    """Show the trainings of a folder while they run: epoch, loss, accuracy, speed, time left, process, last warning.
+    """Show the trainings of a folder while they run: epoch, loss, accuracy, speed, time left, process and last warning.
 
-    Ctrl-C ends the command, and no training. It only reads files, on any machine that sees the folder.
+    Ctrl-C ends this command, but no training. The command only reads files, and works on any machine that sees the folder.
 
     Args:
         directory: Folder in which the workflow runs.
-        once: Print the trainings once and end; if the output is not a terminal, this is always so.
+        once: Print the trainings once and exit; always done if the output is not a terminal.
     """
     from ffnrepro.watch import watch  # noqa: PLC0415
 
@@ -309,19 +309,19 @@ def predict_command(
     as_json: Annotated[bool, arg(name="json")] = False,
     as_csv: Annotated[bool, arg(name="csv")] = False,
 ) -> None:
-    """Print the five likeliest classes of videos, with their probabilities.
+    """Print the five most likely classes of videos, with their probabilities.
 
-    If a video cannot be read, the others are predicted nevertheless, and the exit code is 1.
+    If a video cannot be read, the others are still predicted, and the exit code is 1.
 
     Args:
         videos: Videos, folders of frames, or folders of either.
         run: Name of a run, or of an experiment, which stands for its selected run.
         checkpoint: File of a network, instead of a run.
-        frames: Frame count of the clips, such as 8; or several to compare, such as 4,8,16. Default: all that were trained.
+        frames: Frame count of the clips, such as 8; or several to compare, such as 4,8,16. Default: all frame counts of the training.
         budget: GFLOPs of a video (10^9 multiply-adds, as in the paper). The largest frame count within this budget is used.
         workflow: Folder and configuration of the workflow, for --run.
         seed: Seed of the training, for --run.
-        labels: Names of the classes: a classes.csv, or a text file with a name in each line. Default: those in the
+        labels: Names of the classes: a classes.csv, or a text file with one name per line. Default: those in the
             network's file; else, with --run, the workflow's results/labels/classes.csv; else the numbers of the classes.
         short_side: Short side of the resized frames in pixels; default: that of the run or of the run.json beside the
             checkpoint, else 256.
@@ -391,7 +391,7 @@ def export_command(
         output: Folder to write to; default: results/exports/RUN-seed0-8f of the workflow.
         workflow: Folder and configuration of the workflow.
         seed: Seed of the training.
-        labels: Names of the classes: a classes.csv, or a text file with a name in each line. Default: those in the
+        labels: Names of the classes: a classes.csv, or a text file with one name per line. Default: those in the
             network's file; else the workflow's results/labels/classes.csv.
     """
     from ffnrepro.export import check_packages, export_run  # noqa: PLC0415

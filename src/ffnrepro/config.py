@@ -156,7 +156,7 @@ class TrainingSettings(Settings):
         return value
 
     def effective(self) -> Self:
-        """A copy in which each value that has no effect is the default.
+        """A copy in which each value that has no effect is replaced by its default.
 
         Milestones that are never reached are dropped; a cosine schedule uses none.
         """

@@ -45,7 +45,7 @@ def _is_at_any_frame(row: TableRow) -> bool:
 
 
 def read_curve_scores(rows: Sequence[TableRow], records: Records) -> CurveScores:
-    """Read which videos each evaluation of a curve predicts correctly, from the predictions beside its record.
+    """Read which videos each evaluation of a curve predicts correctly, from the predictions stored with its record.
 
     Raises:
         UserError: the predictions do not give the top-1 of their record.

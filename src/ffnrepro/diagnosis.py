@@ -1,6 +1,6 @@
 """The diagnosis of finished networks: all checks of `ffnrepro.faults` over the tables of the report.
 
-It reads the files that the tables are made from. Each finding has its evidence, the likely cause, and what to do.
+It reads the files behind the tables. Each finding has the evidence, the likely cause, and what to do.
 docs/diagnosis.md describes the checks.
 """
 
@@ -77,11 +77,11 @@ NETWORK_CHECKS: dict[str, Callable[[Network], Findings]] = {
     "one_class": faults.one_class,
     "no_collapse": faults.not_collapsed,
 }
-"""The checks of a network and its scores, by name; each of `EXPLAINS` stands before those that it explains."""
+"""The checks of a network and its scores, by name; each of `EXPLAINS` comes before those that it explains."""
 
 EXPLAINS = ("loss", "classifier", "labels", "batchnorm")
-"""Faults that spoil all scores of a network. Where one is found, the later checks of its scores and of its row are left out: they
-would find the same fault again, and give the advice of another one."""
+"""Faults that spoil all scores of a network. If one is found, the later checks of its scores and of its row are skipped: they
+would find the same fault again, and give the advice for another one."""
 
 EXPLAINS_FFN = (*EXPLAINS, "distillation", "chance", "no_collapse")
 """Faults of FFN or of TSM that explain why FFN does not help."""
@@ -92,7 +92,7 @@ def read_network(folder: Path, evaluations: Mapping[int, Path]) -> Network:
 
     Args:
         folder: the folder of its run and seed.
-        evaluations: frame count -> the record of its evaluation; the predictions lie beside it.
+        evaluations: frame count -> the record of its evaluation; the predictions are in the same folder.
     """
     # Memory-mapped, because the checks read only a few of the tensors.
     content = torch.load(folder / "model.pt", map_location="cpu", weights_only=True, mmap=True)
@@ -183,7 +183,7 @@ def diagnose(
 
 
 def _pairs(networks: Sequence[Network]) -> Iterator[tuple[Network, Network]]:
-    """Each FFN with the TSM of the same seed and ResNet that was trained at its highest frame count."""
+    """Each FFN, paired with the TSM of the same seed and ResNet that was trained at the FFN's highest frame count."""
     for ffn in networks:
         if ffn.settings.method.method != "ffn":
             continue
@@ -214,7 +214,7 @@ def _changes_of_row(row: Mapping[str, Any], networks: Sequence[Network]) -> list
     changes = dict.fromkeys(
         change for network in networks for change in unpublished_settings(network.settings)
     )
-    # A row that is published with a setting is an ablation, another depth, or the like.
+    # A row that is published with a setting is, for example, an ablation or another depth.
     own = OF_ROW if row["published"][1] else ()
     return [change for change in changes if change.split(" ")[0] not in own]
 

@@ -1,7 +1,7 @@
 """`ffnrepro doctor`: check whether a training would run on this machine, and for how long, before it is queued.
 
-It checks device, shared memory, decoder, weights and disk, and then trains some steps, with the same loop and on the
-same videos as the real training, in a folder that is deleted afterwards.
+It checks device, shared memory, decoder, weights and disk, and then trains for some steps, with the same loop and on the
+same videos as the real training, in a temporary folder.
 """
 
 import os
@@ -35,7 +35,7 @@ from ffnrepro.training.stopping import StopRequest
 from ffnrepro.weights import check_start
 
 MOST_SECONDS = 60.0
-"""Seconds after which no further step is tried, even if more were requested: the machine may be very slow."""
+"""Seconds after which no further step is tried, because the machine may be very slow."""
 
 
 class _SomeSteps(StopRequest):
@@ -163,7 +163,7 @@ def _try_steps(job: Job, settings: RunSettings, steps: int) -> str:
     part = recipe.model_copy(update={"batch_size": recipe.batch_size // recipe.gpus, "gpus": 1})
     tried = settings.model_copy(update={"training": part})
     stop = _SomeSteps(min(steps, per_epoch))
-    # The folder lies beside the states, so that the save at the end is written to the same disk.
+    # The folder is next to the states, so that the save at the end is written to the same disk.
     beside = existing(job.state.absolute().parent)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".doctor-") as temporary, suppress(Unfinished):
         checkpoints = Checkpoints(

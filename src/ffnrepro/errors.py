@@ -1,4 +1,4 @@
-"""The exceptions whose messages are written for the user."""
+"""Exceptions with messages for the user."""
 
 
 class UserError(Exception):
@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class PermanentError(UserError):
-    """A `UserError` that would end every further attempt with the same configuration and data, too."""
+    """A `UserError` that would also end every further attempt with the same configuration and data."""
 
 
 class Unfinished(Exception):

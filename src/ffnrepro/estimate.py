@@ -1,4 +1,4 @@
-"""Estimates how long a training takes: the time on the GPU or the time to read its frames, whichever is longer.
+"""Estimates how long a training takes: the time of the GPU or the time to read the frames, whichever is longer.
 
 docs/performance.md has a table of such estimates.
 """
@@ -15,8 +15,8 @@ FRAMES_PER_SECOND = {"tsm": 5293, "ffn": 4758}
 """Frames that one H200 trains on per second: ResNet-50, 224 px, float16, batches of 32 videos."""
 
 SECONDS_PER_FRAME = 1 / 16 / 48
-"""Time of one core to decode a frame of a video of 427x240 px. A sample takes the time of all frames of its video at any frame
-count, because all frames before the last one that it needs are decoded. (Measured: 16 samples a second from videos of 48
+"""Time of one core to decode a frame of a video of 427x240 px. At any frame count, a sample takes the time of all frames of its
+video, because all frames before the last one that it needs are decoded. (Measured: 16 samples per second from videos of 48
 frames.)"""
 
 SECONDS_PER_CACHED_FRAME = 0.0011
@@ -26,7 +26,7 @@ FRAMES_OF_VIDEO = {"kinetics-400": 300, "hmdb51": 95}
 """Approximate number of frames of a video, by data set; 48 in all others."""
 
 FRAME_DATASETS = ("something-something-v1",)
-"""Data sets that are released as frames, which take as long to read as those of the frame cache."""
+"""Data sets that are released as frames, which take as long to read as cached frames."""
 
 GFLOPS = {10: 0.9, 18: 1.8, 50: 4.1, 101: 7.8}
 """Billions of multiply-adds per frame at 224 px, by depth."""
@@ -72,7 +72,7 @@ def estimate(
         settings: Settings of the run.
         videos: Number of videos in the training split; None: the data set's official number, if known.
         cores: Number of CPU cores that read videos or cached frames.
-        gpu: Whether a GPU trains. For a CPU there are no measured rates, and reading takes hardly any of its time.
+        gpu: Whether a GPU trains. For a CPU there are no measured rates, and reading takes hardly any of the time.
         past: An earlier training of the same family, whose measured time is scaled.
     """
     videos = videos or VIDEOS.get(settings.dataset)

@@ -74,10 +74,10 @@ def _predictions(
 
 
 def predict_with_ensemble(members: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Predict the class of each video by the mean of the class probabilities of several networks.
+    """Predict the class of each video from the mean class probabilities of several networks.
 
-    The probabilities are those that `predict` kept as float16, so classes whose probabilities differ by less than a
-    thousandth of themselves may change places.
+    The probabilities are those that `predict` stored as float16, so classes whose probabilities differ by less than a
+    thousandth of their value may change places.
 
     Args:
         members: rows of `predict`, one table per network, all of the same videos in the same order.
@@ -143,7 +143,7 @@ def training_time(folder: Path) -> str:
 
 
 def read_labelled_split(path: Path) -> pd.DataFrame:
-    """Read a split of the manifest in which every video has a class.
+    """Read a split of the manifest in which every video must have a class.
 
     Raises:
         UserError: it has no video, or some videos have no class.

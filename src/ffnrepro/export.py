@@ -1,6 +1,6 @@
 """Exports the sub-network of one frame count as a plain network for PyTorch and for ONNX, which does not need this package.
 
-Weight alteration and BatchNorm are linear in evaluation, so they are folded into the convolutions. What is left is a
+Weight alteration and BatchNorm are linear in evaluation, so they are folded into the convolutions. The result is a
 TSM: convolutions with a bias, shifts, and a classifier.
 """
 
@@ -246,7 +246,7 @@ def card_scores(folder: Path, digest: str) -> list[dict[str, str]]:
         digest: digest of the network; evaluations of another one are left out with a warning.
 
     Raises:
-        UserError: the predictions beside an evaluation cannot be read, or have another top-1.
+        UserError: the predictions of an evaluation cannot be read, or have another top-1.
     """
     named = ((re.fullmatch(r"(\w+?)_(\d+)f", path.stem), path) for path in folder.glob("*_*f.json"))
     rows = []

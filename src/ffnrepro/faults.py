@@ -1,4 +1,4 @@
-"""Checks for known faults of a training, its network and its scores: pure functions, which read no files.
+"""Checks for known faults of a training, its network and its scores, as pure functions, which read no files.
 
 Each function yields a `Finding` for each fault, and nothing for a healthy network. `ffnrepro.diagnosis` calls them all
 on finished networks; `ffnrepro.training.progress` calls two of them after each epoch. The thresholds were set on the
@@ -49,16 +49,16 @@ WAIT_SHARE = 50.0
 """Largest data wait in percent of the time of the median epoch. Measured: at most 31 (one core that decodes and trains)."""
 
 WAIT_SECONDS = 600.0
-"""A training that waited less than this in total is not worth a change."""
+"""Total waiting time in seconds below which nothing needs to change."""
 
 NEAR_CHANCE = 0.05
 """An accuracy that covers less than this fraction of the way from chance to 100 % is near chance."""
 
 LEARNT_TRAINING = 40.0
-"""A network whose best training accuracy in percent is at least this has learnt its training videos."""
+"""A network with at least this best training accuracy in percent has learnt its training videos."""
 
 VALIDATION_SHARE = 0.25
-"""Least validation accuracy of such a network, as a fraction of its best training accuracy. A public reproduction that overfits
+"""Smallest validation accuracy of such a network, as a fraction of its best training accuracy. A public reproduction that overfits
 has 0.57. Measured on the demo's networks with wrong running statistics: at most 0.17 with those of a new BatchNorm, and 0.19
 a tenth of the way from there to the right ones."""
 
@@ -70,10 +70,10 @@ PERMUTATION_GAIN = 10.0
 """Labels are permuted if a permutation of the classes corrects more than this percentage of the videos. Measured: 0."""
 
 PERMUTATION_SHARE = 0.4
-"""Of the videos of the permuted classes, more than this fraction must be predicted as the one other class."""
+"""More than this fraction of the videos of a permuted class must be predicted as one other class."""
 
 COLLAPSE = 0.05
-"""Least fall of TSM's accuracy from 16 frames to 4, as a fraction of that at 16. Published: at least 0.12 (Kinetics-400 and
+"""Smallest fall of TSM's accuracy from 16 frames to 4, as a fraction of that at 16. Published: at least 0.12 (Kinetics-400 and
 HMDB51), and 0.48 on Something-Something V2. Measured: 0.25 to 0.42."""
 
 UNTRAINED_DEVIATION = 0.002
@@ -81,11 +81,11 @@ UNTRAINED_DEVIATION = 0.002
 training: 0.38 to 0.43."""
 
 UPDATED_SHARE = 0.1
-"""Running statistics are stale if they were updated in a smaller fraction of the steps. Measured: in all steps. Where a method
-draws one of several frame counts in each step, a private BatchNorm is updated in some of the steps only."""
+"""Running statistics are stale if they were updated in a smaller fraction of the steps. Measured: in all steps. If a method
+draws one of several frame counts in each step, a private BatchNorm is updated only in some of the steps."""
 
 EXCLUDED_SHARE = 0.005
-"""Largest fraction of a split's videos that may be left out; also the default of `data.max_excluded`, which counts all splits
+"""Largest fraction of a split's videos that may be excluded; also the default of `data.max_excluded`, which counts all splits
 together."""
 
 MIN_VIDEOS = 100
@@ -102,7 +102,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """A trained or imported network with all that the checks look at.
+    """A trained or imported network, with everything that the checks look at.
 
     Attributes:
         settings: settings of its run, without those that have no effect.
@@ -147,9 +147,9 @@ class Network:
 
     @property
     def judged_frames(self) -> list[int]:
-        """The evaluated frame counts at which a good network is accurate: those that it was trained at.
+        """The evaluated frame counts at which a good network must be accurate: those that it was trained at.
 
-        If its trained frame counts are not known, the one with the highest accuracy. Empty if too few videos were evaluated.
+        If these are not known, the one with the highest accuracy. Empty if too few videos were evaluated.
         """
         if any(len(rows) < MIN_VIDEOS for rows in self.predictions.values()):
             return []
@@ -168,7 +168,7 @@ class Network:
 
     @property
     def has_learnt_in_training_only(self) -> bool:
-        """Whether the training accuracy is good, and the network nevertheless fails at all its frame counts."""
+        """Whether the network fails at all its frame counts although the training accuracy is good."""
         best = max((row["train_top1"] for row in self.history), default=0.0)
         scores = [self.top1[frames] for frames in self.judged_frames]
         return best >= LEARNT_TRAINING and bool(scores) and max(scores) < VALIDATION_SHARE * best
@@ -223,7 +223,7 @@ def not_distilled(history: Sequence[Row], key: str) -> Iterator[Finding]:
 
 
 def overfitted(history: Sequence[Row], select_by: str, videos: int | None = None) -> Iterator[Finding]:
-    """Find a validation accuracy that falls although nearly all training videos are right.
+    """Find a validation accuracy that falls although nearly all training videos are predicted correctly.
 
     Args:
         history: a row for each epoch.
@@ -522,7 +522,7 @@ def unlike_published(
 
 
 def many_excluded(summary: Mapping[str, Any], split: str) -> Iterator[Finding]:
-    """Find a split with many videos left out.
+    """Find a split with many excluded videos.
 
     Args:
         summary: `results/manifest/summary.json`.

@@ -1,4 +1,4 @@
-"""Pictures: accuracy against frame count, BatchNorm statistics, videos per class, lengths of the videos."""
+"""Plots: accuracy against frame count, BatchNorm statistics, videos per class, lengths of the videos."""
 
 import textwrap
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from ffnrepro.tables import Published, frame_counts, published_elsewhere
 _SPLIT_COLOURS: dict[str, Any] = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868"}
 _V1 = "something-something-v1"
 _NAMED_CLASSES = 30
-"""Up to this many classes are drawn with their names."""
+"""Up to this many classes are shown with their names."""
 
 
 def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) -> Figure:
-    """Draw top-1 accuracy against frame count, a line for each row of a table, and the published figures dashed.
+    """Plot top-1 accuracy against frame count, a line for each row of a table, with the published figures dashed.
 
-    Bars show the 95 % intervals. The published figures of other data sets, which are there if nothing is published on
-    this one, have a panel each, so that the pattern can be compared.
+    Bars show the 95 % intervals. If nothing is published on this data set, the published figures of other data
+    sets are shown, each in a panel of its own, so that the pattern can be compared.
 
     Args:
         table: a table from `assemble_table`.
@@ -69,7 +69,7 @@ def accuracy_figure(table: pd.DataFrame, *, published: Published, dataset: str) 
 
 
 def _add_legend(figure: Figure) -> None:
-    """Name the rows below the panels, where the legend covers no line; the published figures share an entry."""
+    """Put the legend below the panels, where it covers no line; the published figures share an entry."""
     entries: dict[str, Any] = {str(row.get_label()): row for row in figure.axes[0].containers}
     if any(line.get_linestyle() == "--" for axes in figure.axes for line in axes.lines):
         entries["published"] = Line2D([], [], linestyle="--", color="grey")
@@ -82,10 +82,10 @@ def _add_legend(figure: Figure) -> None:
 
 
 def curve_figure(curve: pd.DataFrame, *, dataset: str) -> Figure:
-    """Draw top-1 accuracy at any frame count, and the published figures dashed.
+    """Plot top-1 accuracy at any frame count, with the published figures dashed.
 
     A row with one network is a line; a row with several (TSM-ST, an ensemble) is a set of points. Bars show the 95 %
-    intervals. Where another data set was evaluated, the figures published on Something-Something V1 have a panel of
+    intervals. If another data set was evaluated, the figures published on Something-Something V1 have a panel of
     their own.
 
     Args:
@@ -105,7 +105,7 @@ def curve_figure(curve: pd.DataFrame, *, dataset: str) -> Figure:
             row["frames"], row["top1"], [row["top1"] - row["low"], row["high"] - row["top1"]],
             fmt="D" if separate else "o-", markersize=6 if separate else 4, capsize=2, elinewidth=1, color=colour,
             label=method,
-            # Points lie above the lines, on which some of them are.
+            # Points are above the lines, on which some of them are.
             zorder=3 if separate else 2,
         )  # fmt: skip
         for panel, column in zip(axes, ("published_top1", "published_on_v1"), strict=False):
@@ -128,7 +128,7 @@ def curve_figure(curve: pd.DataFrame, *, dataset: str) -> Figure:
 
 
 def batchnorm_figure(statistics: pd.DataFrame) -> Figure:
-    """Draw the BatchNorm statistics of each layer by frame count: median and quartiles over the channels.
+    """Plot the BatchNorm statistics of each layer by frame count: median and quartiles over the channels.
 
     Args:
         statistics: of `batchnorm_statistics`.
@@ -140,7 +140,7 @@ def batchnorm_figure(statistics: pd.DataFrame) -> Figure:
         for number, frames in enumerate(counts):
             of_count = statistics[statistics["frames"] == frames].groupby("layer", sort=False)[statistic]
             low, median, high = (of_count.quantile(share).reindex(layers) for share in (0.25, 0.5, 0.75))
-            # The frame counts stand side by side at each layer.
+            # The frame counts are side by side at each layer.
             places = [place + 0.15 * (number - (len(counts) - 1) / 2) for place in range(len(layers))]
             panel.errorbar(
                 places, median, [median - low, high - median], fmt="o", markersize=4, capsize=2,
@@ -155,7 +155,7 @@ def batchnorm_figure(statistics: pd.DataFrame) -> Figure:
 
 
 def class_count_figure(summary: Mapping[str, Any]) -> Figure:
-    """Draw the number of videos of each class, the largest class first.
+    """Plot the number of videos of each class, the largest class first.
 
     A few classes are bars with their names, many classes one line per split.
 
@@ -184,7 +184,7 @@ def class_count_figure(summary: Mapping[str, Any]) -> Figure:
 
 
 def clip_length_figure(summary: Mapping[str, Any]) -> Figure:
-    """Draw how many videos have how many frames, a histogram for each split.
+    """Plot a histogram of the numbers of frames of the videos, for each split.
 
     Args:
         summary: summary of the manifest (`summary.json`).
@@ -208,6 +208,6 @@ def clip_length_figure(summary: Mapping[str, Any]) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture; the ending of the path gives the format."""
+    """Write a plot; the extension of the path determines the format."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written atomically."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success the file replaces `path`, on failure it is deleted.
+    """Yield a temporary path next to `path`; on success the file replaces `path`, on failure it is deleted.
 
-    The temporary file lies in the same folder, because replacing a file is atomic only within one file system. It has
+    The temporary file is in the same folder, because replacing a file is atomic only within one file system. It has
     the same ending, from which some writers choose their format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Messages of the scripts, on the screen and in log files, and their exit codes."""
+"""Messages of the scripts, in the terminal and in log files, and their exit codes."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ UNFINISHED = 75
 class _ScreenHandler(logging.Handler):
     """Writes above a progress bar instead of through it.
 
-    If the screen is gone (a closed terminal, or a pipe whose reader was ended by the same Ctrl-C), the work goes on.
+    If the terminal is gone (it was closed, or is a pipe whose reader was stopped by the same Ctrl-C), the work goes on.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -69,8 +69,8 @@ def run(work: Callable[[], object], log: Path | None = None) -> int:
     """Run a script's work and return its exit code.
 
     A `UserError` ends in one line and code 1, `Unfinished` in one line and code 75, Ctrl-C in one line and code 130. Any
-    other exception is a fault of this project; its traceback goes to the log file, too, since the screen of a cluster job
-    is seldom kept.
+    other exception is a fault of this project; its traceback also goes to the log file, since the terminal output of a
+    cluster job is seldom kept.
     """
     logger.setLevel(logging.INFO)
     stop_logging()

@@ -1,4 +1,4 @@
-"""The methods that an experiment may name. It stands outside `recipe/`: a new method changes no run's key."""
+"""The methods that an experiment may name. The list is outside `recipe/`, so that a new method changes no run's key."""
 
 from functools import reduce
 from importlib import import_module

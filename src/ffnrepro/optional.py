@@ -1,4 +1,4 @@
-"""Libraries that the package can do without."""
+"""Optional libraries."""
 
 import functools
 import importlib
@@ -14,7 +14,7 @@ def import_optional(name: str, without: str) -> Any | None:
     """Import a library at its first use; None if it is not installed, or if it is installed and broken.
 
     A broken library, such as one that lacks a system library, gives one warning. Child processes give none, so a process
-    whose children use the library asks for it first.
+    whose children use the library imports it first.
 
     Args:
         name: Name of the module.

@@ -1,6 +1,6 @@
-"""Predicts the likeliest classes of any videos with a trained network, at one or several frame counts.
+"""Predicts the most likely classes of any videos with a trained network, at one or several frame counts.
 
-Frames, crop and network are those of the evaluation. The videos need not be in a manifest: their frames are counted here
+Frames, crop and network are the same as in an evaluation. The videos need not be in a manifest: their frames are counted here
 as in the index.
 """
 
@@ -92,7 +92,7 @@ def predictor_of_run(run: Path, seed: int) -> Predictor:
 def predictor_of_file(path: Path) -> Predictor:
     """The network of any file that `load_checkpoint` reads.
 
-    Clips have the size that the `run.json` beside the file tells, or else that of the paper.
+    Clips have the size given in the `run.json` in its folder, else that of the paper.
 
     Raises:
         UserError: it cannot be read.
@@ -252,14 +252,14 @@ def _error(reason: str, detail: str) -> str:
 
 
 def rows_of(predictions: Iterable[Prediction], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The five likeliest classes at each frame count as rows, for JSON and CSV.
+    """The five most likely classes at each frame count as rows, for JSON and CSV.
 
     Args:
         predictions: from `predict_videos`.
         names: names of the classes.
 
     Returns:
-        `video`, `frames`, `rank` (1: the likeliest), `class`, `index` (of the class, from 0), `probability` and `error`.
+        `video`, `frames`, `rank` (1: the most likely), `class`, `index` (of the class, from 0), `probability` and `error`.
         A video that cannot be read has one row, with only `video` and `error`.
     """
     rows: list[dict[str, Any]] = []
@@ -286,7 +286,7 @@ def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table_of(predictions: Iterable[Prediction], names: Sequence[str], frame_counts: Sequence[int]) -> str:
-    """The likeliest classes as a table to read: probabilities at the frame counts side by side.
+    """The most likely classes as a readable table: probabilities at the frame counts side by side.
 
     Args:
         predictions: from `predict_videos`.
@@ -294,7 +294,7 @@ def table_of(predictions: Iterable[Prediction], names: Sequence[str], frame_coun
         frame_counts: frame counts of the columns.
 
     Returns:
-        A line for each class that is among the five likeliest at any of the frame counts, sorted by the probability at
+        A line for each class that is among the five most likely at any of the frame counts, sorted by the probability at
         the last one.
     """
     lines: list[list[str]] = []

@@ -32,7 +32,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 def _git_revision() -> str | None:
     """Git revision of the checkout that the package runs from, with `+changes` if files differ from it."""
-    # An installed package may lie within some other repository.
+    # An installed package may be inside some other repository.
     if not (Path(__file__).parents[2] / ".git").exists():
         return None
     folder = str(Path(__file__).parent)
@@ -47,10 +47,10 @@ def _git_revision() -> str | None:
 def chain_of_table(table: Path) -> str:
     """Each number of a table with the records of the evaluations and networks behind it, as YAML.
 
-    A `WARNING` marks a number whose evaluation or network was made again after the table.
+    A `WARNING` marks a number whose evaluation or network was remade after the table.
 
     Args:
-        table: `results/{table}.csv`; the files behind it lie in `results/runs`.
+        table: `results/{table}.csv`; the files behind it are in `results/runs`.
 
     Raises:
         UserError: one of the files cannot be read, or was written by another version.
@@ -79,9 +79,7 @@ def chain_of_table(table: Path) -> str:
                 )
                 known = evaluated == trained <= set(numbers["checkpoint"].split())
                 if not known or round(mean, 2) != numbers[f"top1_{frames}f"]:
-                    cell["WARNING"] = (
-                        "a network or its evaluation was remade after the table; run snakemake"
-                    )
+                    cell["WARNING"] = "a network or its evaluation was remade after the table; run snakemake"
                 cell["evaluations"] = evaluations
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Finds the residual branches of a convolutional network, whatever its code looks like."""
+"""Finds the residual branches of any convolutional network."""
 
 import copy
 from functools import partial
@@ -23,7 +23,7 @@ def branch_entries(model: nn.Module, frames: int | None) -> list[str]:
 
     Args:
         model: 2D or 3D network; it is not changed.
-        frames: number of frames of the clip (1, 3, frames, 224, 224); None: a picture (1, 3, 224, 224).
+        frames: number of frames of the clip (1, 3, frames, 224, 224); None: an image (1, 3, 224, 224).
 
     Raises:
         UserError: the network does not run on this input, or has no residual branch.

@@ -36,7 +36,7 @@ class RunList:
 
     Attributes:
         selected: The run of each experiment, with the current configuration and code.
-        hours_of: What the hours of a training are called: `GPU hours`, or `hours` on a CPU.
+        hours_of: Unit of a training's hours: `GPU hours`, or `hours` on a CPU.
     """
 
     def __init__(self, config: Config) -> None:
@@ -197,7 +197,7 @@ class RunList:
     # --- accept, retry, prune
 
     def resolve(self, name: str) -> str:
-        """The run of a name: an experiment's name stands for its selected run. The path of a run's folder works, too.
+        """The run of a name: an experiment's name stands for its selected run. The path of a run's folder also works.
 
         Raises:
             UserError: There is no such run.
@@ -210,7 +210,7 @@ class RunList:
         return run
 
     def accept(self, name: str) -> str:
-        """Use the networks of a run in its experiment's selected run, if only code differs.
+        """Reuse the networks of a run in its experiment's selected run, if only code differs.
 
         The finished networks, their states and their evaluations are linked into the folders of the selected run,
         except evaluations made with other scoring code. The old folders stay. `run.json` records where a network comes
@@ -297,7 +297,7 @@ class RunList:
 
 
 def _link_files(files: Iterable[Path], folder: Path, changes: Mapping[str, str]) -> None:
-    """Link files into a folder, and write records with changes; all keep their old times, so that no file seems newer."""
+    """Link files into a folder, and write changed records; all keep their old times, so that no file seems newer."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         target = folder / file.name

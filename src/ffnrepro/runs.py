@@ -1,4 +1,4 @@
-"""Runs: folders named by what made them, `results/runs/{experiment}-{key}`.
+"""Runs: folders whose names say what made them, `results/runs/{experiment}-{key}`.
 
 The cache key is a digest of the settings that the network depends on and of the code of `recipe/` that the method uses.
 A changed setting means another folder, so the old run stays, and returning to earlier settings finds it again. The data
@@ -60,7 +60,7 @@ class RunSettings(Settings):
     """Key of the run that this run starts from."""
 
     def effective(self) -> "RunSettings":
-        """A copy in which each value that has no effect is the default."""
+        """A copy in which each value that has no effect is replaced by its default."""
         update: dict[str, Any] = {"method": self.method.effective(), "training": self.training.effective()}
         if isinstance(self.method, Imported):
             update = {
@@ -105,7 +105,7 @@ def _start_key(config: Config, experiment: str) -> str | None:
     try:
         config.chain_of(experiment)
     except UserError:
-        # `check_experiments` refuses it where the experiment is asked for.
+        # `check_experiments` refuses it if the experiment is requested.
         return "missing"
     return run_key(run_settings(config, start))
 
@@ -320,7 +320,7 @@ def differences(old: Path, new: RunSettings) -> list[str]:
 def unpublished_settings(settings: RunSettings) -> list[str]:
     """The settings of a run that differ from the published recipe, such as `training.crop random instead of multi_scale`.
 
-    The recipe is that of the declared defaults, with ImageNet weights, and mirrored samples on other data sets than
+    The recipe is that of the declared defaults, with ImageNet weights, and horizontal flip on other data sets than
     Something-Something. Settings without a default belong to the method. An imported network has no such settings.
     """
     if isinstance(settings.method, Imported):

@@ -20,7 +20,7 @@ MAX_FRAMES = 256
 
 
 class Settings(BaseModel):
-    """Settings that do not change once they are read.
+    """Immutable settings.
 
     Types are strict: True is not accepted as a number, nor 1 as true. Text is read as YAML where a field takes no
     text: YAML 1.1 reads 5e-4 as text, and Snakemake passes the values inside `--config training='{epochs: 30}'` as text.
@@ -171,7 +171,7 @@ def _dotted(error: ErrorDetails, mapping: Any, key: str) -> str:
             found += f"[{part}]"
             here = here[part]
         elif isinstance(here, Mapping) and part in here:
-            # The settings of a method stand flat in an experiment, while the location is (method, its name, key).
+            # An experiment has the settings of its method on its own level, while the location is (method, its name, key).
             if last or here[part] != location[i + 1]:
                 found += f".{part}"
                 here = here[part]

@@ -1,4 +1,4 @@
-"""A table as Markdown and as LaTeX: accuracy, difference from another row, published figures, cost."""
+"""A table as Markdown and LaTeX: accuracy, difference from another row, published figures, cost."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from ffnrepro.files import network_digest, read_record
 from ffnrepro.statistics import Scores, bootstrap_interval
 
 REFERENCES = ("something-something-v2", "something-something-v1")
-"""Data sets whose published figures are shown separately where the evaluated data set has none. The second has the ablations."""
+"""Data sets whose published figures are shown separately if the evaluated data set has none. The second has the ablations."""
 
 Published = Sequence[Mapping[str, str]]
 """The rows of `resources/published.csv`."""
@@ -148,7 +148,7 @@ def _first_digits(digests: Any) -> str:
 
 
 def read_scores(rows: Sequence[TableRow], records: Records) -> pd.DataFrame:
-    """Read which videos each evaluation of a table predicts correctly, from the predictions beside its record.
+    """Read which videos each evaluation of a table predicts correctly, from the predictions stored with its record.
 
     Args:
         rows: rows of the table.
@@ -168,7 +168,7 @@ def read_correct(record: Path, column: str, top1: float) -> "pd.Series[int]":
     """Read which videos an evaluation predicts correctly.
 
     Args:
-        record: record of the evaluation; the predictions lie beside it.
+        record: record of the evaluation; the predictions are in the same folder.
         column: column of the predictions.
         top1: top-1 accuracy in percent, as recorded.
 

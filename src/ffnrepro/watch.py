@@ -27,7 +27,7 @@ REFRESH = 3.0
 """Seconds between two reads of the files."""
 
 MAX_ENDED = 10
-"""Of the trainings that have ended, only the latest are shown: at most this many."""
+"""Largest number of ended trainings that are shown; the latest ones are."""
 
 WIDTH = 160
 """Width of the output in characters if it is not a terminal."""

@@ -147,7 +147,9 @@ def test_a_killed_job_leaves_nothing_that_counts(videos):
     assert list(file.parent.iterdir()) == [file]
     # Nor does a file that lost its end.
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"0-of-1\.arrow: not the file that this record describes; run snakemake"):
+    with pytest.raises(
+        UserError, match=r"0-of-1\.arrow: not the file that this record describes; run snakemake"
+    ):
         opened(videos)
     assert write(videos)[1] == record
     opened(videos)

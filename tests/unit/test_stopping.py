@@ -102,7 +102,10 @@ def test_a_job_that_has_ended_is_not_this_one(
     squeue("2023-11-14T22:13:20")
     assert end_of_job(None) is None
     assert end_of_job(30) == pytest.approx(time.time() + 1800, abs=5)
-    assert "SLURM job 12 (SLURM_JOB_ID) ended at 2023-11-14T22:13:20, so this process is not part of it" in caplog.text
+    assert (
+        "SLURM job 12 (SLURM_JOB_ID) ended at 2023-11-14T22:13:20, so this process is not part of it"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("answer", ["Unknown", ""])

@@ -331,9 +331,7 @@ def test_scores_are_joined_by_id_and_must_give_the_top_1_of_the_record() -> None
         read_scores(both, records)
     file = Path(NAME).with_suffix(".parquet")
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(
-        UserError, match=rf"^{file}: cannot be read \(.*\); remake both, .* --force {NAME}$"
-    ):
+    with pytest.raises(UserError, match=rf"^{file}: cannot be read \(.*\); remake both, .* --force {NAME}$"):
         read_scores(both, records)
 
 
@@ -368,9 +366,7 @@ def test_a_stale_evaluation_is_refused(rows: list[TableRow], change: dict[str, A
 def test_a_record_that_cannot_be_read_is_refused(rows: list[TableRow]) -> None:
     for text in ("{", "[]"):
         Path(NAME).write_text(text)
-        with pytest.raises(
-            UserError, match=f"^{NAME}: cannot be read; remake all stale files, .* {NAME}$"
-        ):
+        with pytest.raises(UserError, match=f"^{NAME}: cannot be read; remake all stale files, .* {NAME}$"):
             read_records(rows, INPUTS)
     Path(NAME).unlink()
     with pytest.raises(UserError, match=f"^{NAME}: cannot be read; remake all stale files, .* {NAME}$"):

@@ -1,4 +1,4 @@
-# What the rules share: the checked configuration, the runs, how scripts are called, input functions.
+# Shared by the rules: the checked configuration, the runs, how scripts are called, input functions.
 
 import json
 import os
@@ -164,7 +164,7 @@ def evaluations_of_table(name):
 
 
 def predictions_of(records):
-    """The predictions beside records of evaluations."""
+    """The predictions of evaluations, by their records."""
     return [path.replace(".json", ".parquet") for path in records]
 
 
@@ -325,7 +325,7 @@ def network_with_private_norms(wildcards):
 
 
 def refuse(target):
-    """Say which experiments and tables there are; a file of that name needs no rule."""
+    """Stop with a list of the experiments or tables; an existing file needs no rule."""
     if os.path.exists(target):
         raise WorkflowError(f"{target} is a file")
     kind, names = ("table", CONFIG.tables) if target.endswith(".csv") else ("experiment", CONFIG.experiments)

@@ -1,5 +1,5 @@
 # Trained network, or the evaluations of an ensemble's networks -> predictions of each video of a split, at one frame count
-# or at any, and a record beside them.
+# or at any, and a record in the same folder.
 
 
 localrules:

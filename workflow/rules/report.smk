@@ -1,6 +1,5 @@
-# Records of the evaluations -> a table of the configuration, its picture, and its curves at any frame count; a network of
-# FFN -> its BatchNorm statistics; the tables of the report and their networks -> the diagnosis,
-# and the report.
+# Records of the evaluations -> a table of the configuration, its plot, and its curves at any frame count; an FFN network ->
+# its BatchNorm statistics; the tables of the report and their networks -> the diagnosis and the report.
 
 
 localrules:

@@ -1,6 +1,6 @@
-# Manifest -> trained networks, or imported ones. A training depends on the digest of the manifest, so a manifest that is
-# written again with the same content trains nothing. Large files with a digest file beside them are `ancient`, and so are
-# files whose content is already part of the run's name.
+# Manifest -> trained or imported networks. A training depends on the digest of the manifest, so rewriting a manifest with the
+# same content retrains nothing. Large files that have a digest file are `ancient`, and so are files whose content is
+# already part of the run's name.
 
 
 localrules:

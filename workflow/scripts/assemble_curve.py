@@ -38,7 +38,7 @@ def main(
         data: File with the digest of the manifest.
         published: Published figures.
         csv: File to write the numbers to.
-        figure: File to write the picture to.
+        figure: File to write the plot to.
         log: File that messages are written to.
     """
 

@@ -21,7 +21,7 @@ def main(classes: Path, table: Path, index: list[Path], output: Path, max_exclud
         index: Shards of the index.
         output: Folder of the manifest.
         max_excluded: Fraction of the labelled videos that may be unusable.
-        log: File that messages are written to; the list of excluded videos is written beside it where there are too many.
+        log: File that messages are written to; if too many videos are excluded, their list is written to the same folder.
     """
 
     def work() -> None:
@@ -31,7 +31,7 @@ def main(classes: Path, table: Path, index: list[Path], output: Path, max_exclud
         try:
             manifest = build_manifest(names, labels, rows, max_excluded=max_excluded)
         except TooManyExcluded as error:
-            # The list is written beside the log, because Snakemake deletes the outputs of a job that fails.
+            # The list is written next to the log, because Snakemake deletes the outputs of a job that fails.
             excluded = log.with_name("excluded.csv")
             error.excluded.to_csv(excluded, index=False, lineterminator="\n")
             raise UserError(f"{error} (all are listed in {excluded})") from error

@@ -58,7 +58,7 @@ def main(
 
 
 def _used_videos(manifest: Path) -> pd.DataFrame:
-    """The videos of a split that are trained or scored: those that have a class."""
+    """The videos of a split that are used for training or scoring: those that have a class."""
     rows = pd.read_parquet(manifest, columns=["path", "frames", "class"])
     return rows[rows["class"].notna()]
 

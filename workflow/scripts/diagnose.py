@@ -17,7 +17,7 @@ def main(tables: tuple[Path, ...], summary: Path, output: Path, log: Path | None
     Args:
         tables: `results/{table}.json` of each table.
         summary: The file `summary.json` of the manifest.
-        output: File to write the findings to; the file with the ending `.txt` beside it has them as text.
+        output: File to write the findings to; a file of the same name with the extension `.txt` has them as text.
         log: File that messages are written to.
     """
 

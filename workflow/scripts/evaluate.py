@@ -1,4 +1,4 @@
-"""Evaluate the network of a run, at one frame count or at any: predictions of each video, and a record beside them."""
+"""Evaluate the network of a run, at one frame count or at any: predictions of each video, and a record in the same folder."""
 
 import sys
 import time
@@ -74,7 +74,7 @@ def main(
         torch.set_num_threads(threads)
         started = time.perf_counter()
         settings, _ = read_run(run)
-        # Else a network could be scored by edited code of its model, and the record would not say so.
+        # Otherwise, edited code of the model could score a network without the record saying so.
         check_key(run, settings)
         inputs = evaluation_inputs(
             split=split,
@@ -115,7 +115,7 @@ def main(
         speeds = record_speeds(network)
         # Read this before the work, because the checkout may change during it.
         made_with = provenance(chosen_device)
-        # Here, so that a broken decord gives one warning, and not one in each worker.
+        # Here, so that a broken decord gives a single warning, and not one in each worker.
         find_decord()
         dataset = ClipDataset(
             manifest=rows,

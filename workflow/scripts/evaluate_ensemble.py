@@ -1,4 +1,4 @@
-"""Evaluate an ensemble from the kept scores of its networks: predictions of each video, and a record beside them."""
+"""Evaluate an ensemble from the stored scores of its networks: predictions of each video, and a record in the same folder."""
 
 import sys
 from pathlib import Path
@@ -20,11 +20,11 @@ SHARED = ("seed", "split", "frames", "short_side", "crop_size", "data")
 
 
 def main(members: list[Path], output: Path, log: Path | None = None) -> int:
-    """Average the class probabilities of several networks; each network's predictions lie beside its record.
+    """Average the class probabilities of several networks; each network's predictions are in the folder of its record.
 
     Args:
         members: Records of the evaluations of the networks, at one frame count.
-        output: Record to write; the predictions are written beside it.
+        output: Record to write; the predictions are written to the same folder.
         log: File that messages are written to.
     """
 

@@ -21,7 +21,7 @@ def main(
         dataset: Name of the data set, whose official numbers are checked.
         classes: File to write the classes to, with the columns `index,class`.
         table: File to write the labels to, with the columns `id`, `split` and `class`.
-        partial: The labels are a part of the data set on purpose.
+        partial: The labels are deliberately only a part of the data set.
         log: File that messages are written to.
     """
 

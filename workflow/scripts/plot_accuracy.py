@@ -18,7 +18,7 @@ def main(table: Path, published: Path, dataset: str, output: Path, log: Path | N
         table: A table of results, such as `results/table1.csv`.
         published: Published figures.
         dataset: Data set that was evaluated.
-        output: File to write the picture to.
+        output: File to write the plot to.
         log: File that messages are written to.
     """
 

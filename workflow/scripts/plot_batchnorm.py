@@ -18,7 +18,7 @@ def main(model: Path, csv: Path, figure: Path, log: Path | None = None) -> int:
     Args:
         model: The network: a checkpoint of ours or of the authors.
         csv: File to write the numbers to.
-        figure: File to write the picture to.
+        figure: File to write the plot to.
         log: File that messages are written to.
     """
 

@@ -15,8 +15,8 @@ def main(summary: Path, classes: Path, lengths: Path, log: Path | None = None) -
 
     Args:
         summary: The file `summary.json` of the manifest.
-        classes: File to write the picture of class counts to.
-        lengths: File to write the picture of clip lengths to.
+        classes: File to write the plot of class counts to.
+        lengths: File to write the plot of clip lengths to.
         log: File that messages are written to.
     """
 

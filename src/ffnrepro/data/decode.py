@@ -1,7 +1,7 @@
 """Readers for video files and folders of frames, based on decord, PyAV and Pillow.
 
 Every decoder gives the frames that a player shows: rotated as the display matrix says, and without the frames that an edit
-list cuts away. decord ignores edit lists, so it is used only for Matroska files (``.webm``), which have none. PyAV reads all
+list removes. decord ignores edit lists, so it is used only for Matroska files (``.webm``), which have none. PyAV reads all
 other containers, rotated videos, whatever decord refuses (a single frame, no duration in the header, AV1, widths that
 decord pads), and everything on platforms without decord. On short clips neither is faster.
 
@@ -49,7 +49,7 @@ _PROJECTION = b"\x76\x70"
 _PICTURE = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)\.(?P<ending>jpe?g|png)", re.IGNORECASE)
 _FLOW = re.compile(r"(?P<flow>.*flow_?)?[xyuv]_\*")
 _OTHER_AXIS = str.maketrans("xyuv", "yxvu")
-# FFmpeg opens text files with certain endings in these formats, and draws the text as a picture.
+# FFmpeg opens text files with certain endings in these formats, and renders the text as an image.
 _TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")
 
 
@@ -150,7 +150,7 @@ class _PyAVReader(VideoReader):
 
 
 class _FramesReader(VideoReader):
-    """Reads a folder of pictures, one for each frame."""
+    """Reads a folder of images, one per frame."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -318,13 +318,13 @@ def _examine_frames(path: Path, verify: Verify) -> tuple[VideoHeader, int]:
 
 
 def frame_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """List the pictures of a folder by the number at the end of their names (``00001.jpg``, ``img_00001.png``).
+    """List the images of a folder by the number at the end of their names (``00001.jpg``, ``img_00001.png``).
 
-    Optical flow beside the frames, as mmaction2 and TSN write it (``flow_x_00001.jpg``, ``x_00001.jpg``), is left out.
+    Optical flow next to the frames, as mmaction2 and TSN write it (``flow_x_00001.jpg``, ``x_00001.jpg``), is left out.
 
     Returns:
-        The files in order, and the kinds of pictures that the folder holds: that of the files, such as ``img_*.jpg``, then
-        those that are left out.
+        The files in order, and the kinds of images that the folder holds: that of the files, such as ``img_*.jpg``, then
+        those that are ignored.
 
     Raises:
         DecodeError: The folder cannot be listed, has no such file, has several kinds of them, or a number is missing or
@@ -428,7 +428,7 @@ def _open_container(path: Path) -> Any:
     streams = container.streams.video
     problems = {
         TEXT: container.format.name in _TEXT_ART,
-        # FFmpeg's formats of single pictures are called jpeg_pipe, png_pipe and so on.
+        # FFmpeg's formats of single images are called jpeg_pipe, png_pipe and so on.
         PICTURE: container.format.name.endswith("_pipe"),
         "no video stream": not streams,
         "a codec without a decoder here": streams and streams[0].codec_context is None,

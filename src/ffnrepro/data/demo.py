@@ -3,7 +3,7 @@
 According to the paper ("Temporal Frequency Deviation"), a network trained at 16 frames fails at 4, because everything
 moves four times as far from one frame to the next. Here this holds by construction: in eight of the twelve classes one
 object moves in a direction either FAR or SLIGHTLY, and a slight motion sampled at 4 frames moves as far between frames as
-a far motion sampled at 16. The clips are drawn and built to show the effect: a score on them is no evidence about
+a far motion sampled at 16. The clips are synthetic and designed to show the effect: a score on them is no evidence about
 Something-Something or any other videos.
 
 The folder has the layout of Something-Something V2: label files of the same names and fields, and one VP9 ``.webm`` for

@@ -1,12 +1,12 @@
-"""The frame cache: the frames of each usable video as JPEG, in one file for each split and each shard of the index.
+"""The frame cache: the frames of each usable video as JPEG, in one file per split and shard of the index.
 
-To decode some frames of a video, all frames before them have to be decoded. A JPEG is decoded by itself, so a clip
-of 16 frames takes about 0.3 of the time, and one of 4 frames about 0.1 (benchmarks/RESULTS.md).
+To decode some frames of a video, all frames before them have to be decoded as well. JPEGs are decoded independently, so a
+clip of 16 frames takes about 0.3 of the time, and one of 4 frames about 0.1 (benchmarks/RESULTS.md).
 
 A shard is an Arrow IPC file with a record batch of one row for each video. It is read from a memory map, and only the
-frames that are asked for are fetched from the disk. Each frame has a CRC-32, which is checked whenever the frame is
+requested frames are read from the disk. Each frame has a CRC-32, which is checked whenever the frame is
 read. A shard is written under a temporary name, and renamed once it is complete; an incomplete Arrow file cannot be opened.
-So what a killed job leaves cannot be mistaken for a shard.
+So the remains of a killed job cannot be mistaken for a shard.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class _Video(NamedTuple):
 
 
 class _Shard:
-    """An open shard. Frames are read from the memory map only when they are asked for.
+    """An open shard. Frames are read from the memory map only when they are requested.
 
     Raises:
         OSError: There is no such file.
@@ -113,7 +113,7 @@ class _Shard:
         positions = list(positions)
         if not 0 <= min(positions) <= max(positions) < len(values):
             raise ValueError(f"frame {max(positions)} of {len(values)}")
-        # Ask for all frames before the first one is used, so that the disk reads them in parallel.
+        # Request all frames before the first one is used, so that the disk reads them in parallel.
         for position in positions:
             start = data.address - self._start + int(ends[position])
             page = start - start % mmap.PAGESIZE

@@ -1,7 +1,7 @@
 """Read untrusted files in a child process: if a file hangs or crashes the decoder, only that file is lost.
 
-A decoder is native code, which cannot be stopped from within its own process. The child lives on from file to file; after
-a crash or a time limit a new one is started. This module does not import pandas, so that a child starts quickly.
+A decoder is native code, which cannot be stopped from within its own process. One child examines many files; after
+a crash or a time limit, a new one is started. This module does not import pandas, so that a child starts quickly.
 """
 
 import multiprocessing
@@ -92,7 +92,7 @@ def in_child(
         try:
             for item in items:
                 # One file at a time: a round trip takes 0.2 ms. `ProcessPool.map` would read all paths first, and its
-                # iterator counts the time limit from when it is asked for a result, not from when a file is begun.
+                # iterator counts the time limit from when a result is requested, not from when a file is begun.
                 future = pool.schedule(_result_or_reason, [work, item], timeout=seconds)
                 yield item, _result(pool, future, seconds)
         except (RuntimeError, BrokenPipeError) as error:

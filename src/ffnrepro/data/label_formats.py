@@ -15,9 +15,9 @@ VIDEO_ENDINGS = (
     ".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp",
 )  # fmt: skip
 
-# Words of a header, or keys of JSON rows, in small letters without spaces and underscores. Where a file has several of
-# them, the first of these counts: a path is surer than an id, which may be a mere row number, and the name of a class is
-# surer than its number.
+# Words of a header, or keys of JSON rows, in lower case without spaces and underscores. Where a file has several of
+# them, the first of these counts: a path is more reliable than an id, which may be a mere row number, and the name of a class
+# is more reliable than its number.
 VIDEO_COLUMNS = (
     "path", "videopath", "clippath", "filepath", "framepath", "filename", "file", "videofile", "videoname", "vidname",
     "clipname", "video", "clip", "vid", "videoid", "clipid", "vidid", "fileid", "youtubeid", "ytid", "id", "name",

@@ -236,7 +236,7 @@ def check_counts(
         classes: Class names.
         table: Labels, from :func:`read_labels`.
         dataset: Name of the data set; if it has no known official numbers, nothing is compared.
-        partial: Whether the labels are a part of the data set on purpose; then nothing is compared.
+        partial: Whether the labels are deliberately only a part of the data set; then nothing is compared.
         trained: Whether something is trained on them; else the training split may be left out.
 
     Raises:

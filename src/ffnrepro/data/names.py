@@ -1,4 +1,4 @@
-"""Which video file belongs to which labelled id; and, where most belong to none, the likeliest reason.
+"""Which video file belongs to which labelled id; and, if most ids have no file, the most likely reason.
 
 A file belongs to the id that is its name. A file whose name is not an id belongs to the id of the same number
 if this is unambiguous (``video_00012.webm`` to ``12``). Both follow from the names alone, so wrong folders
@@ -23,7 +23,7 @@ from ffnrepro.errors import UserError
 log = logging.getLogger(__name__)
 
 _MOST_FOLDERS = 200
-"""If there are more folders beside or below `data.videos`, they are not searched for videos."""
+"""If there are more folders next to or inside `data.videos` than this, they are not searched for videos."""
 
 _SAMPLE = 2000
 """Number of names that are compared in search of a prefix or a suffix."""
@@ -83,7 +83,7 @@ def compare_names(
 
     Raises:
         UserError: More ids than `max_excluded` allows have no file, or no id of train (if it has labels) or
-            of validation has one. The message has examples and the likeliest reason.
+            of validation has one. The message has examples and the most likely reason.
     """
     shown = [printable(name) for name in names]
     stems = shown if layout == "frames" else [name.rpartition(".")[0] for name in shown]
@@ -101,7 +101,7 @@ def compare_names(
     # Labels without a training split are enough for networks that are imported.
     needed = {"train", "validation"} & set(labels["split"])
     if not needed <= set(labels.loc[has_file, "split"]) or len(missing) > max_excluded * len(labels):
-        reason = _likeliest_reason(labels, missing, {stems[place] for place in strangers}, folder, layout)
+        reason = _most_likely_reason(labels, missing, {stems[place] for place in strangers}, folder, layout)
         raise UserError(f"labels and videos do not match: {counts}: {reason}")
     if len(missing) or 2 * len(strangers) > len(names):
         log.warning("labels and videos: %s", counts)
@@ -114,10 +114,10 @@ def _examples(values: Iterable[str]) -> str:
     return f" (such as {some})" if some else ""
 
 
-def _likeliest_reason(
+def _most_likely_reason(
     labels: pd.DataFrame, missing: pd.DataFrame, stems: set[str], folder: Path, layout: Layout
 ) -> str:
-    """The likeliest reason why most ids have no file, and the fix; named only where it is seen to hold."""
+    """The most likely reason why most ids have no file, and the fix; a reason is named only if it is found to hold."""
     ids = set(missing["id"])
     if sum(_MISREAD.sub("", name) in stems for name in ids if _MISREAD.search(name)) > len(ids) / 2:
         return (
@@ -146,7 +146,7 @@ def _likeliest_reason(
 
 
 def _found_elsewhere(ids: set[str], folder: Path, layout: Layout) -> str | None:
-    """Search for the missing videos in the subfolders, in the folder above, and beside it."""
+    """Search for the missing videos in the subfolders, in the parent folder, and in its other subfolders."""
     above = folder.absolute().parent
     for places in (subfolders(folder), [above], subfolders(above)):
         if len(places) > _MOST_FOLDERS:
@@ -170,7 +170,7 @@ def _stems_in(folder: Path, layout: Layout) -> set[str]:
 
 
 def _renamed(ids: set[str], stems: set[str]) -> str | None:
-    """Compare samples of ids without a file and of files without a label: does one contain the other?"""
+    """Compare samples of ids without a file and of files without a label: is one part of the other?"""
     generator = random.Random(0)
     some_ids = generator.sample(sorted(ids), min(_SAMPLE, len(ids)))
     some_stems = generator.sample(sorted(stems), min(_SAMPLE, len(stems)))

@@ -1,6 +1,6 @@
-"""The index: frames, size and condition of each file in the folder of videos.
+"""The index: number of frames, frame size and condition of each file in the folder of videos.
 
-Published lists count the frames of an extraction at another rate, and the header of a ``.webm`` file holds no count.
+Published lists have the numbers of frames of an extraction at another rate, and the header of a ``.webm`` file has none.
 So every video is decoded once, which also finds damaged files before training does. The index is made in shards.
 The shard of a file depends on its name alone, so a new file changes one shard only.
 """
@@ -55,7 +55,7 @@ def list_videos(folder: Path, layout: Layout = "videos") -> list[str]:
 
     Args:
         folder: The folder of videos; its subfolders are not searched.
-        layout: ``videos``: each video is one file, recognised by its ending; ``frames``: each is a folder of pictures.
+        layout: ``videos``: each video is one file, recognised by its ending; ``frames``: each is a folder of images.
 
     Returns:
         Names of the files or folders, sorted.
@@ -140,14 +140,14 @@ def link_advice(folder: Path, layout: Layout) -> str:
 
 
 def holds_frames(folder: Path) -> bool:
-    """Check whether a folder holds pictures."""
+    """Check whether a folder holds images."""
     return any(path.suffix.lower() in (".jpg", ".jpeg", ".png") for path in folder.iterdir())
 
 
 def check_frames(folder: Path, names: Sequence[str]) -> None:
     """List some of the folders of frames, to find a wrong layout before the index reads all of them.
 
-    If optical flow lies beside the frames, a warning says that it is left out.
+    If there is optical flow next to the frames, a warning says that it is ignored.
 
     Args:
         folder: The folder of videos.
@@ -267,7 +267,7 @@ def index_videos(
             rows[name] = _row(path, keys[name][1], outcome)
             # These reasons may no longer hold at the next call, so the file is examined again then.
             if not rows[name]["reason"].startswith((NO_SUCH_FILE, NO_PERMISSION, NOT_FINISHED, CRASHED)):
-                # The line break comes first, so that it also ends a line that a kill cut short.
+                # The line break comes first, so that it also ends a line that was cut short when the process was killed.
                 file.write("\n" + json.dumps({"key": keys[name], "row": rows[name]}))
                 file.flush()
     return pd.DataFrame([rows[name] for name in names], columns=list(_COLUMNS)).astype(_COLUMNS)
@@ -323,7 +323,7 @@ def _read_entries(path: Path | None, keys: Collection[_Key]) -> dict[_Key, dict[
     rows: dict[_Key, dict[str, Any]] = {}
     for file in files:
         for line in file.read_text(encoding="utf-8").splitlines():
-            # A line that a kill cut short is not valid JSON; its video is examined again.
+            # A line that was cut short is not valid JSON; its video is examined again.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 if (key := tuple(entry["key"])) in keys:

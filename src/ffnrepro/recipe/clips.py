@@ -1,6 +1,6 @@
 """Clips of videos, the order of an epoch's samples, and batches.
 
-A sample is a function of (seed, epoch, index) alone: it depends on no worker, no process and no interruption. So a
+A sample is a function of (seed, epoch, index) alone, not of workers, processes or interruptions. So a
 training sample is requested by the pair (epoch, index).
 
 A clip has the shape (3, T, S, S), but its memory layout is that of (T, S, S, 3), which decoders and resizing use.
@@ -52,11 +52,11 @@ class ClipDataset(Dataset[Sample]):
         open_video: Function that opens a video file, or a folder of frames.
         frame_counts: Number of frames T of each clip of a sample.
         size: Height and width S of the clips in pixels.
-        short_side: Length in pixels that a picture's short side is resized to before the crop of `size` (unused by
+        short_side: Length in pixels to which a frame's short side is resized before the crop of `size` (unused by
             `multi_scale`, whose crops are fractions of the short side).
         crop: `multi_scale` (published) or `random` for training, with random frames; `centre` for evaluation, with
             the centre frames and nothing random.
-        flip: Whether half of the training samples, drawn at random, are mirrored left to right, all clips of a sample
+        flip: Whether a random half of the training samples is flipped horizontally, all clips of a sample
             alike.
         seed: Seed that, together with epoch and index, determines everything random.
         cache: Whether each process keeps every decoded video in memory; for small data sets.

@@ -36,11 +36,11 @@ def make_optimizer(
 
 
 def parameter_groups(model: nn.Module, *, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """The published groups: convolutions, adapters and their biases, normalisation, classifier.
+    """The published groups: convolutions and weight alteration, their biases, normalisation, classifier.
 
     | group | members | learning rate | weight decay |
     |---|---|---|---|
-    | conv_weight | weights of convolutions, adapters included | x1 | yes |
+    | conv_weight | weights of convolutions and of weight alteration | x1 | yes |
     | conv_bias | biases of convolutions | x2 | no |
     | normalisation | weights and biases of every BatchNorm | x1 | no |
     | classifier_weight | weight of the linear layer | x5 | yes |

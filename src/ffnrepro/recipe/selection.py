@@ -14,5 +14,5 @@ def selection_score(scores: Mapping[str, float], frame_counts: Sequence[int]) ->
 
 
 def is_better(score: float, best: float | None) -> bool:
-    """Whether an epoch replaces the best epoch so far; if both scores are equal, the earlier epoch stays."""
+    """Whether an epoch replaces the best epoch so far; if both scores are equal, the earlier epoch is kept."""
     return best is None or score > best

@@ -1,4 +1,4 @@
-"""One step of training: the terms of the loss one after the other, then one update of the weights (section 4.1)."""
+"""One training step: the terms of the loss one at a time, then one update of the weights (section 4.1)."""
 
 import math
 from collections import defaultdict
@@ -52,9 +52,9 @@ def train_step(
     clip_norm: float | None,
     micro_batch: int | None,
 ) -> StepResult:
-    """Differentiate the terms of the loss one after the other and update the weights once.
+    """Differentiate the terms of the loss one at a time and update the weights once.
 
-    With `micro_batch`, the clips go through the network in groups, one after the other: memory holds the activations of
+    With `micro_batch`, the clips go through the network in groups, one at a time, so memory holds the activations of only
     one group. As if each group were on a GPU of its own, BatchNorm normalises each group by itself, the first group alone
     changes the running statistics, and losses and gradients are means over all clips.
 
@@ -68,8 +68,8 @@ def train_step(
         seeds: Seed of the training, epoch, and step within the epoch.
         rank: Number of this process.
         precision: Precision of the forward pass, from `precision_on`.
-        clip_norm: Upper bound of the gradient's norm, applied after unscaling; None: no clipping.
-        micro_batch: Number of clips that go through the network together; None: all clips of the process.
+        clip_norm: Largest norm of the gradient, which is clipped after unscaling; None: no clipping.
+        micro_batch: Number of clips that go through the network at a time; None: all clips of the process.
     """
     parameters = list(model.parameters())
     device, dtype = labels.device, parameters[0].dtype

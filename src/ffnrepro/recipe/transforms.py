@@ -5,7 +5,7 @@ stays the last dimension in memory, until the batch is on the device. Resizing i
 that way, only a quarter of the bytes are copied to the device, and the convolutions use channels-last memory anyway.
 
 `mirrored` is not for Something-Something, which has classes such as "Pushing something from left to right" and its
-counterpart from right to left: a mirrored clip of one is a clip of the other.
+counterpart from right to left: a flipped clip of one class is a clip of the other.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ _OFFSETS = (
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels of the decoded picture."""
+    """A rectangle in pixels of the decoded frame."""
 
     top: int
     left: int
@@ -42,8 +42,8 @@ def multi_scale_crop_box(height: int, width: int, generator: np.random.Generator
     """Draw the published training crop: four scales of the short side, thirteen fixed places, all equally likely.
 
     Args:
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
         generator: Source of randomness.
 
     Returns:
@@ -65,17 +65,17 @@ def multi_scale_crop_box(height: int, width: int, generator: np.random.Generator
 def random_crop_box(
     height: int, width: int, size: int, short_side: int, generator: np.random.Generator
 ) -> Box:
-    """Draw a plain random crop: a square of ``size``, anywhere in the picture resized to ``short_side``.
+    """Draw a plain random crop: a square of ``size``, anywhere in the frame resized to ``short_side``.
 
     Args:
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
-        size: Height and width of the crop, in pixels of the resized picture.
-        short_side: Short side of the resized picture in pixels, at least ``size``.
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
+        size: Height and width of the crop, in pixels of the resized frame.
+        short_side: Short side of the resized frame in pixels, at least ``size``.
         generator: Source of randomness.
 
     Returns:
-        The crop in pixels of the original picture, still to be resized to ``size``.
+        The crop in pixels of the original frame, still to be resized to ``size``.
     """
     edge = max(1, round(min(height, width) * size / short_side))
     top = int(generator.integers(height - edge + 1))
@@ -100,7 +100,7 @@ def crop_resize(frames: NDArray[np.uint8], box: Box, size: int) -> torch.Tensor:
 
 
 def mirrored(pixels: torch.Tensor) -> torch.Tensor:
-    """Mirror pictures (n, 3, H, W) left to right; the memory layout stays the same."""
+    """Flip frames (n, 3, H, W) horizontally; the memory layout stays the same."""
     return pixels.flip(-1)
 
 

@@ -1,4 +1,4 @@
-"""Example clips: frames of the user's own videos as a strip of small pictures."""
+"""Example clips: frames of the user's own videos as a strip of small images."""
 
 import base64
 import io
@@ -16,10 +16,10 @@ from ffnrepro.recipe.sampling import segment_indices
 from ffnrepro.report.data import Confusion
 
 SHORT_SIDE = 120
-"""Largest short side of a picture in pixels; a smaller frame keeps its size."""
+"""Largest short side of an image in pixels; a smaller frame keeps its size."""
 
 MAX_PICTURES = 8
-"""A strip has at most this many pictures."""
+"""Largest number of images in a strip."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Strip:
-    """The pictures of a video.
+    """The images of a video.
 
     Attributes:
         pictures: JPEG files as `data:` URLs; none if the video cannot be read.
@@ -53,7 +53,7 @@ class Strip:
 
 
 def choose_gains(both: pd.DataFrame, gains: "pd.Series[float]", most: int = 3) -> list[Choice]:
-    """Videos that only the other row predicts correctly: one from each of the classes that gain most.
+    """Videos that only the other row predicts correctly: one from each of the classes with the largest gains.
 
     Args:
         both: `id`, `label`, and the predicted classes `first` and `second`.
@@ -86,7 +86,7 @@ def _first_of(rows: pd.DataFrame) -> Iterator[Choice]:
 
 
 def read_strips(ids: Sequence[str], manifest: pd.DataFrame, *, videos: Path, frames: int) -> dict[str, Strip]:
-    """Decode the frames of each video that a network sees. A child process does it, with a time limit for damaged files.
+    """Decode the frames of each video that a network sees, in a child process with a time limit, because of damaged files.
 
     Args:
         ids: ids of the videos.

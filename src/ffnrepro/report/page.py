@@ -1,4 +1,4 @@
-"""The page itself: collects the content of the report and renders the template."""
+"""The page: collects the content of the report and renders the template."""
 
 import base64
 import hashlib
@@ -99,7 +99,7 @@ def make_page(sources: Sources) -> str:
 
 
 def headline(table: Table, published: Published) -> dict[str, Any]:
-    """What the page says first: the compared rows at the lowest and the highest frame count, and what is published."""
+    """The headline: the compared rows at the lowest and the highest frame count, and the published figures."""
     first, second = table.compared
     low, high = table.frames[0], table.frames[-1]
     elsewhere = published_elsewhere(table.numbers, published=published, dataset=table.dataset)

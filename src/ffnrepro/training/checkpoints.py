@@ -1,6 +1,6 @@
 """Checkpoints of a training: each is saved whole, and restored by the next attempt.
 
-They lie in `state/{run}/seed{n}-{data}/`. The run's name holds the cache key of its settings and code, and `data` is the
+They are in `state/{run}/seed{n}-{data}/`. The run's name holds the cache key of its settings and code, and `data` is the
 beginning of the digest of its data. So a training never continues from a state of other settings or data, and returning to
 earlier settings or data finds their state again. Snakemake does not know these files, because it would delete them as
 outputs of a killed job, which has to continue from them.
@@ -8,9 +8,9 @@ outputs of a killed job, which has to continue from them.
     state-00000012-0123456789abcdef.pt   the last two saves; the name holds the digest of the file's bytes
     about.json                           run, seed, data, and how far the training has come
     lease.json                           the process that works on the training (`lease`)
-    failed.json                          why another attempt would fail, too
+    failed.json                          why another attempt would also fail
     log.txt                              messages of all attempts
-    progress.json                        how far the running epoch is, and the last row of the history (`live`)
+    progress.json                        progress of the running epoch, and the last row of the history (`live`)
     warning.json                         the last warning or error
     tensorboard/
 """

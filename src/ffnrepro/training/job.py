@@ -227,7 +227,7 @@ def train_network(
         if processes.first and not checkpoints.generations():
             logger.info("%s: %s", name, started)
     place(model, device)
-    # Here, so that a broken decord gives one warning, and not one in each worker.
+    # Here, so that a broken decord gives a single warning, and not one in each worker.
     find_decord()
     for part in model.modules():
         if isinstance(part, ShiftedResNet):
@@ -294,7 +294,7 @@ def train_network(
 
 
 def _memory_advice(recipe: TrainingSettings, clips: int, recompute: bool, device: torch.device) -> str:
-    """What helps when a step of one process, of so many clips, does not fit into the memory of its GPU."""
+    """Advice for a step of this many clips in one process that does not fit into the memory of its GPU."""
     held = ""
     if device.type == "cuda":
         own, whole = torch.cuda.memory_reserved(device), torch.cuda.mem_get_info(device)[1]
@@ -357,7 +357,7 @@ def validate(
 
 
 def check_splits(manifest: Path, batch_size: int) -> None:
-    """Refuse splits that nothing can be trained on, or scored on.
+    """Refuse splits without videos to train on or to validate on.
 
     Args:
         manifest: folder of the manifest.

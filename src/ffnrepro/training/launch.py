@@ -18,7 +18,7 @@ from types import FrameType
 from ffnrepro.logs import UNFINISHED
 
 PATIENCE = 60.0
-"""Seconds that the other processes have to end after one has failed: some may be saving, others may wait for it forever."""
+"""Seconds that the other processes have to exit after one has failed: some may be saving, others may wait for it forever."""
 
 
 def launch(count: int, command: Sequence[str], *, patience: float = PATIENCE) -> int:
@@ -92,7 +92,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> list
 
 
 def _print(message: str) -> None:
-    # The screen may be gone while the processes still save.
+    # The terminal may be gone while the processes still save.
     with suppress(OSError, ValueError):
         sys.stderr.write(f"{message}\n")
 

@@ -1,4 +1,4 @@
-"""A lease lets only one process at a time, of several on several machines, write to a folder.
+"""A lease lets only one process at a time write to a folder, even if the processes are on different machines.
 
 It works on a network file system and needs no lock server: a lease is a file that only one process can create. Its owner
 touches the file every `HEARTBEAT` seconds. A process that finds the lease taken watches it, and takes it over if it is not
@@ -85,7 +85,7 @@ class Lease:
 
     @contextmanager
     def held(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Take the lease, keep it alive, and give it back.
+        """Take the lease, keep it alive, and release it.
 
         Args:
             check: called each second while this process waits for the lease; it may raise.

@@ -1,4 +1,4 @@
-"""The progress of a running training: `progress.json` in its state folder, which `ffnrepro watch` shows."""
+"""Progress of a running training: `progress.json` in its state folder, which `ffnrepro watch` shows."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from typing import Any
 from ffnrepro.files import write_json
 
 INTERVAL = 10.0
-"""Least time between two reports within an epoch, in seconds. A report takes about a millisecond."""
+"""Shortest time between two reports within an epoch, in seconds. A report takes about a millisecond."""
 
 
 class LiveProgress:

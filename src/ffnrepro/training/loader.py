@@ -32,7 +32,7 @@ NO_SAMPLE = -1
 
 
 class _Unreadable(NamedTuple):
-    """Why a sample cannot be read, and whether the text says what helps, because the video is not to blame."""
+    """Why a sample cannot be read, and whether the text includes a fix, because the video is not to blame."""
 
     reason: str
     has_fix: bool = False
@@ -90,7 +90,7 @@ class VideoBatches:
         multiprocessing.util.Finalize(None, _kill_daemons, exitpriority=10)
 
     def batches(self, keys: Sequence[Sequence[Key]]) -> Iterator[Batch]:
-        """Load batches, each without its unreadable samples; the workers begin before the first batch is asked for.
+        """Load batches, each without its unreadable samples; the workers begin before the first batch is requested.
 
         Args:
             keys: Keys of the samples of each batch.

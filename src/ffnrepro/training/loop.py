@@ -1,4 +1,4 @@
-"""The training loop (section 4.1): one function, to be read from top to bottom. `recipe/` has the code of its numbers."""
+"""The training loop (section 4.1), one function to be read from top to bottom. `recipe/` has the code that decides numbers."""
 
 import logging
 import time

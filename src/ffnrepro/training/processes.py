@@ -107,7 +107,7 @@ def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.
 
     Args:
         device: kind of device.
-        count: number of processes that the settings ask for.
+        count: number of processes that the settings require.
 
     Raises:
         UserError: another number of processes was started, or there are fewer GPUs.
@@ -125,7 +125,7 @@ def start_processes(device: torch.device, count: int) -> tuple[Processes, torch.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # Flags and sums lie on the CPU, where gloo exchanges them: gloo notices at once when a process has ended.
+        # Flags and sums are on the CPU, where gloo exchanges them: gloo notices at once when a process has ended.
         # The timeout is long, because one process may replace loader workers for minutes while the others wait.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1)

@@ -1,1 +1,1 @@
-"""One module for each method."""
+"""One module per method."""

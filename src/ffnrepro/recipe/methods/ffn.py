@@ -52,7 +52,7 @@ class Ffn(Method):
         return train_frames
 
     def effective(self) -> Self:
-        """A copy in which each value that has no effect is the default."""
+        """A copy in which each value that has no effect is replaced by its default."""
         unused: dict[str, Any] = {} if self.temporal_distillation else {"distillation_weight": 1.0}
         if not self.weight_alteration:
             unused["adapter_init"] = "near_zero"

@@ -53,7 +53,7 @@ class Method(Settings):
         return self.train_frames
 
     def effective(self) -> Self:
-        """A copy in which each value that has no effect is the default."""
+        """A copy in which each value that has no effect is replaced by its default."""
         return self
 
     def build(self, classes: int, network: NetworkSettings) -> "nn.Module":

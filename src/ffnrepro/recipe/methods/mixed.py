@@ -1,4 +1,4 @@
-"""Mixed Sampling: a TSM trained on clips of a high frame count, and on their mixtures with clips of a low one (Table 1)."""
+"""Mixed Sampling: a TSM trained on clips of a high frame count, and on mixtures of them with clips of a low one (Table 1)."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
@@ -35,7 +35,7 @@ class Mixed(Method):
         return train_frames
 
     def effective(self) -> Self:
-        """A copy in which each value that has no effect is the default."""
+        """A copy in which each value that has no effect is replaced by its default."""
         return self.model_copy(update={"unmixed": "high"}) if self.rho == 1 else self
 
     def build(self, classes: int, network: NetworkSettings) -> "nn.Module":

@@ -19,7 +19,7 @@ from ffnrepro.recipe.network import Shift
 
 
 def nearest(frame_counts: Sequence[int], frames: int) -> int:
-    """The trained frame count that is nearest to `frames`; of two equally near ones, the larger."""
+    """The trained frame count that is nearest to `frames`; in a tie, the larger one."""
     return min(frame_counts, key=lambda count: (abs(count - frames), -count))
 
 
@@ -98,7 +98,7 @@ class FrameFlexibleNetwork(ShiftedResNet):
 
 
 class SeparateNetworks(nn.Module):
-    """FFN without weight sharing: a network for each frame count, trained together (Table 4).
+    """FFN without weight sharing: one network per frame count, trained together (Table 4).
 
     Args:
         classes: number of classes.

@@ -1,4 +1,4 @@
-"""Start a network from ImageNet weights: the backbone is copied, BatchNorm into every private copy.
+"""Start a network from ImageNet weights: the backbone is copied, and each BatchNorm into all its private copies.
 
 Classifier and weight alteration stay as they were initialised.
 """

@@ -1,4 +1,4 @@
-"""Forward passes in training that leave the running statistics of BatchNorm unchanged."""
+"""Forward passes in training mode that leave the running statistics of BatchNorm unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SHIFT_FRACTION = 8
-"""One channel in this many is shifted, in each direction."""
+"""One in this many channels is shifted, in each direction."""
 
 
 def temporal_shift(x: Tensor, frames: int) -> Tensor:
@@ -43,7 +43,7 @@ class _TemporalShift(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # The transpose of a shift is the shift the other way round.
+        # The transpose of a shift is the shift in the opposite direction.
         fold = gradient.shape[1] // SHIFT_FRACTION
         back = _shift(gradient, ctx.frames, from_next=slice(fold, 2 * fold), from_previous=slice(0, fold))
         return back, None

@@ -18,7 +18,7 @@ from ffnrepro.recipe.models.temporal_shift import temporal_shift
 from ffnrepro.recipe.network import Shift
 
 Norm = Callable[[int], nn.Module]
-"""Makes the normalisation of this many channels. The layer is called with the features and the sub-network."""
+"""Makes the normalisation for this many channels. The layer is called with the features and the sub-network."""
 
 Entry = Callable[[int, int, int, int], nn.Module]
 """Makes the first convolution of a residual branch from input channels, output channels, kernel size and stride.
