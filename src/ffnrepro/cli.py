@@ -318,15 +318,15 @@ def predict_command(
         run: Name of a run, or of an experiment, which stands for its selected run.
         checkpoint: File of a network, instead of a run.
         frames: Frame count of the clips, such as 8; or several to compare, such as 4,8,16. Default: all frame counts of the training.
-        budget: GFLOPs of a video (10^9 multiply-adds, as in the paper). The largest frame count within this budget is used.
+        budget: GFLOPs per video (10^9 multiply-adds, as in the paper). The largest frame count within this budget is used.
         workflow: Folder and configuration of the workflow, for --run.
         seed: Seed of the training, for --run.
         labels: Names of the classes: a classes.csv, or a text file with one name per line. Default: those in the
             network's file; else, with --run, the workflow's results/labels/classes.csv; else the numbers of the classes.
-        short_side: Short side of the resized frames in pixels; default: that of the run or of the run.json beside the
-            checkpoint, else 256.
-        crop_size: Height and width of the clips in pixels; default: that of the run or of the run.json beside
-            the checkpoint, else 224.
+        short_side: Short side of the resized frames in pixels; default: that of the run, or that in the run.json in the
+            checkpoint's folder, else 256.
+        crop_size: Height and width of the clips in pixels; default: that of the run, or that in the run.json in the
+            checkpoint's folder, else 224.
         as_json: Print a JSON list with an object for each video, frame count and class.
         as_csv: Print the same as CSV.
     """

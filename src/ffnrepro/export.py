@@ -254,7 +254,7 @@ def card_scores(folder: Path, digest: str) -> list[dict[str, str]]:
         record = read_record(path)
         if record.get("model") != digest:
             logger.warning(
-                "%s: not in the model card, because it is of another network; run snakemake again", path
+                "%s: not in the model card, because it belongs to another network; run snakemake again", path
             )
             continue
         correct = read_correct(path, "class_1", record["top1"])

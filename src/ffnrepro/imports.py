@@ -19,7 +19,7 @@ from ffnrepro.weights import Network, build_network, save_checkpoint, tensors_di
 def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> tuple[Checkpoint, Network]:
     """Read the network that a run imports, and check that it fits the settings and the labels.
 
-    Warns if the file, or a record beside it, says that the network has other classes.
+    Warns if the file, or a `run.json` in its folder, says that the network has other classes.
 
     Args:
         path: The file.
@@ -62,7 +62,7 @@ def _values(settings: dict[str, Any], keys: Sequence[str]) -> str:
 def _class_warning(
     path: Path, checkpoint: Checkpoint, settings: RunSettings, classes: Sequence[str]
 ) -> str | None:
-    """A warning if the file, or the `run.json` beside it, says that the network was trained on other classes."""
+    """A warning if the file, or the `run.json` in its folder, says that the network was trained on other classes."""
     names = checkpoint.class_names
     if names is not None and len(names) == len(classes):
         differ = [i for i in range(len(classes)) if names[i] != classes[i]]

@@ -141,7 +141,7 @@ def within_budget(predictor: Predictor, frame_counts: Sequence[int], budget: flo
         raise UserError(
             f"--budget {budget:g}: every frame count takes more GFLOPs ({listed}); give a larger budget"
         )
-    logger.info("%d frames: GFLOPs of a video are %s", max(fitting), listed)
+    logger.info("%d frames: GFLOPs per video are %s", max(fitting), listed)
     return max(fitting)
 
 

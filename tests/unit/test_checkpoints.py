@@ -231,7 +231,7 @@ def test_a_lease_that_cannot_be_given_back_does_not_hide_why_a_training_ended(
     monkeypatch.setattr(Lease, "is_mine", stale)
     with pytest.raises(Unfinished, match=r"^SIGTERM$"):
         fail(state, Unfinished("SIGTERM"))
-    assert "lease.json: could not be given back (Stale file handle)" in caplog.text
+    assert "lease.json: could not be released (Stale file handle)" in caplog.text
 
 
 @pytest.mark.parametrize("error", [UserError("disk full"), Unfinished("SIGTERM"), RuntimeError("a fault")])

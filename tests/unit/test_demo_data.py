@@ -198,7 +198,7 @@ def test_an_interrupted_folder_is_continued(small, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             make_demo_data(folder, seed=3, **SMALL)
     before = [path.stat().st_mtime_ns for path in made]
-    assert "36 clips, 26 of them drawn now" in make_demo_data(folder, seed=3, **SMALL)
+    assert "36 videos, 26 of them new" in make_demo_data(folder, seed=3, **SMALL)
     assert contents(folder) == contents(small)
     assert before == [path.stat().st_mtime_ns for path in made]
 
@@ -208,7 +208,7 @@ def test_a_removed_file_is_made_again(small, tmp_path):
     make_demo_data(folder, seed=3, **SMALL)
     (folder / "videos/5.webm").unlink()
     (folder / "labels/train.json").unlink()
-    assert "36 clips, 1 of them drawn now" in make_demo_data(folder, seed=3, **SMALL)
+    assert "36 videos, 1 of them new" in make_demo_data(folder, seed=3, **SMALL)
     assert contents(folder) == contents(small)
 
 
@@ -234,5 +234,5 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
 def test_the_texts_say_that_scores_are_no_evidence(small):
     for text in ((small / "README.txt").read_text(), demo.__doc__):
         words = " ".join(text.split())
-        assert "built to show" in words
+        assert "designed to show" in words
         assert "no evidence about Something-Something" in words

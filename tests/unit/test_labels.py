@@ -805,7 +805,7 @@ WRONG_TEXT = {
     ),
     "pointer": (
         {"train.csv": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"},
-        ["train.csv", "pointer of Git LFS", "git lfs pull"],
+        ["train.csv", "Git LFS pointer", "git lfs pull"],
     ),
     "spreadsheet": (
         {"labels.xlsx": "PK"},

@@ -157,7 +157,7 @@ def test_predict_with_a_budget(options, data, capsys, caplog):
     video = str(next((data / "data/videos").glob("*.webm")))
     assert main(["predict", video, "--budget", "0.005", *options]) == 0
     assert capsys.readouterr().out.splitlines()[0].split()[2:] == ["8", "frames"]
-    assert "8 frames: GFLOPs of a video are" in caplog.text
+    assert "8 frames: GFLOPs per video are" in caplog.text
 
 
 @pytest.mark.parametrize(

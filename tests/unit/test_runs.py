@@ -466,7 +466,7 @@ def test_prune_deletes_one_run() -> None:
     for name in (run, old):
         finish(name)
     hold_lease(old)
-    with pytest.raises(UserError, match="is working on it; end that process first"):
+    with pytest.raises(UserError, match="is working on it; stop that process first"):
         RunList(config).prune(old)
     assert RunList(config).prune("ffn") == f"results/runs/{run}, state/{run}: deleted (0 MB)"
     assert [path.name for root in (RUNS, STATE) for path in root.iterdir()] == [old, old]

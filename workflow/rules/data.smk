@@ -202,7 +202,7 @@ rule plot_manifest:
     params:
         code=module_code("ffnrepro.figures"),
     message:
-        "Drawing class counts and clip lengths"
+        "Plotting class counts and clip lengths"
     shell:
         "python {resources.script:q} --summary {input} --classes {output.classes} "
         "--lengths {output.lengths} --log {log}"

@@ -95,7 +95,7 @@ rule evaluate_any_frame:
         frames=CONFIG.evaluation.any_frame,
         code=scoring_code(),
     message:
-        "Evaluating {wildcards.run}, seed {wildcards.seed}, at any frame: {params.frames}"
+        "Evaluating {wildcards.run}, seed {wildcards.seed}, at the frame counts {params.frames}"
     shell:
         "python {resources.script:q} --run results/runs/{wildcards.run} --seed {wildcards.seed} "
         "--split {wildcards.split} --any-frame --frames {params.frames} --threads {threads} {resources.options} "

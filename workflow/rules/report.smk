@@ -66,7 +66,7 @@ rule plot_accuracy:
         published=file_digest(Path(PUBLISHED)),
         code=module_code("ffnrepro.figures"),
     message:
-        "Drawing the accuracy of {wildcards.table} against the frame count"
+        "Plotting the accuracy of {wildcards.table} against the frame count"
     shell:
         "python {resources.script:q} --table {input.table} --published {input.published:q} "
         "--dataset {params.dataset:q} --output {output} --log {log}"
@@ -98,7 +98,7 @@ rule assemble_curve:
         published=file_digest(Path(PUBLISHED)),
         code=f"{module_code('ffnrepro.curves')} {module_code('ffnrepro.figures')}",
     message:
-        "Drawing the accuracy of {wildcards.table} at any frame count"
+        "Plotting the accuracy of {wildcards.table} at any frame count"
     shell:
         "python {resources.script:q} --rows {params.rows:q} --frames {params.frames} --dataset {params.dataset:q} "
         "--split {params.split} {params.sizes} --data {input.data} --published {input.published:q} "
@@ -133,7 +133,7 @@ rule plot_batchnorm:
     params:
         code=f"{module_code('ffnrepro.batchnorm')} {module_code('ffnrepro.figures')}",
     message:
-        "Drawing the BatchNorm statistics of {wildcards.experiment}"
+        "Plotting the BatchNorm statistics of {wildcards.experiment}"
     shell:
         "python {resources.script:q} --model {input.model} --csv {output.csv} --figure {output.figure} --log {log}"
 

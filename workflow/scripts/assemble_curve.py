@@ -1,4 +1,4 @@
-"""Assemble the curves of a table from the records of its evaluations, refuse stale ones, and draw them."""
+"""Assemble the curves of a table from the records of its evaluations, refuse stale ones, and plot them."""
 
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ def main(
     figure: Path,
     log: Path | None = None,
 ) -> int:
-    """Write accuracy at any frame count, for each row of a table, and draw it.
+    """Write accuracy at any frame count, for each row of a table, and plot it.
 
     Args:
         rows: JSON: a list of rows (`ffnrepro.tables.TableRow`).

@@ -1,4 +1,4 @@
-"""Draw the accuracy of a table's rows against the frame count."""
+"""Plot the accuracy of a table's rows against the frame count."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from ffnrepro.tables import read_published
 
 
 def main(table: Path, published: Path, dataset: str, output: Path, log: Path | None = None) -> int:
-    """Draw the accuracy of a table's rows against the frame count.
+    """Plot the accuracy of a table's rows against the frame count.
 
     Args:
         table: A table of results, such as `results/table1.csv`.

@@ -1,4 +1,4 @@
-"""Draw the BatchNorm statistics of a network's fourth stage by frame count, and write them to a table."""
+"""Plot the BatchNorm statistics of a network's fourth stage by frame count, and write them to a table."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from ffnrepro.weights import load_checkpoint
 
 
 def main(model: Path, csv: Path, figure: Path, log: Path | None = None) -> int:
-    """Draw the BatchNorm statistics of a network's fourth stage by frame count, and write them to a table.
+    """Plot the BatchNorm statistics of a network's fourth stage by frame count, and write them to a table.
 
     Args:
         model: The network: a checkpoint of ours or of the authors.

@@ -1,4 +1,4 @@
-"""Draw the number of videos of each class, and their lengths."""
+"""Plot the number of videos of each class, and their lengths."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from ffnrepro.logs import run
 
 
 def main(summary: Path, classes: Path, lengths: Path, log: Path | None = None) -> int:
-    """Draw the number of videos of each class, and their lengths.
+    """Plot the number of videos of each class, and their lengths.
 
     Args:
         summary: The file `summary.json` of the manifest.

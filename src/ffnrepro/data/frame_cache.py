@@ -82,7 +82,7 @@ class _Shard:
     def __init__(self, file: Path) -> None:
         with file.open("rb") as opened:
             self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        # Without this the system reads ahead after each frame, so that 4 frames would read the whole video.
+        # Without this, the system reads ahead after each frame, so 4 frames would read the whole video.
         self._map.madvise(mmap.MADV_RANDOM)
         buffer = pa.py_buffer(self._map)
         self._start: int = buffer.address
@@ -268,7 +268,7 @@ def _check_space(file: Path, folders: Sequence[Path], frames_of_all: int, bytes_
         UserError: The disk is too small.
     """
     whole = bytes_per_frame * frames_of_all
-    # Files that other jobs are writing count, too. The old file of this shard stays until the new one is complete.
+    # Files that other jobs are writing also count. The old file of this shard is kept until the new one is complete.
     pattern = f"*-of-{file.stem.rpartition('-')[2]}*.arrow"
     all_shards = (path for folder in folders for path in folder.glob(pattern))
     done = sum(path.stat().st_size for path in all_shards if path != file and path.exists())

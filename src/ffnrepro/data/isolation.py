@@ -43,7 +43,7 @@ def examine_in_child(
     seconds: float = 30,
     examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]] = examine,
 ) -> Iterator[tuple[Path, Outcome]]:
-    """Examine files in a child process, one after the other, in the given order.
+    """Examine files in a child process, one at a time, in the given order.
 
     Args:
         paths: Video files, or folders of frames.
@@ -73,7 +73,7 @@ def _examine(
 def in_child(
     work: Callable[[Item], Result], items: Iterable[Item], *, seconds: float
 ) -> Iterator[tuple[Item, Result | Refusal]]:
-    """Call a function in a child process for one item after the other, in the given order.
+    """Call a function in a child process for each item, one at a time, in the given order.
 
     Args:
         work: Function that reads one file; the child imports it by its name.

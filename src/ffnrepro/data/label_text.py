@@ -162,7 +162,7 @@ def _read_numbers(file: Path, lines: list[Line]) -> LabelRows | None:
     if most > 2:
         raise UserError(
             f"{file}, row {lines[0][0]}: {lines[0][1][:60]!r} has {counts[0]} numbers after the path, but a list has "
-            "`file class` or `folder frames class`: keep one class for each video, and whole videos"
+            "`file class` or `folder frames class`: keep one class per video, in rows for whole videos"
         )
     form = "file class" if most == 1 else "folder frames class"
     rows, split = LabelRows(file), split_of_file(file)

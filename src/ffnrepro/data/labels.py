@@ -177,7 +177,7 @@ def read_label_file(file: Path) -> Content | None:
         raise UserError(f"{file}: is a web page, not a label file: its download failed, so download it again")
     if text.startswith("version https://git-lfs."):
         raise UserError(
-            f"{file}: is a pointer of Git LFS, not the file itself: run `git lfs pull` where it is from"
+            f"{file}: is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
         )
     is_json = file.suffix.lower() == ".json" or re.match(r'\s*[\[{]\s*["{\]}]', text)
     content = read_json(file, text) if is_json else read_text(file, lines)

@@ -1,8 +1,8 @@
 """Unpack the downloaded parts of an archive into a folder of videos, in one pass and without a joined copy.
 
-The parts are the pieces of one `.tar.gz`, numbered from 00, each perhaps in a zip of its own. They are read one after the
-other as one stream. Files that exist already are skipped, so an interrupted call can be repeated. The repeated call still
-reads the stream from its start, because a gzip stream cannot be read from anywhere else.
+The parts are the pieces of one `.tar.gz`, numbered from 00, each possibly in its own zip. They are read in sequence as
+one stream. Files that exist already are skipped, so an interrupted command can be repeated. It still reads the stream from
+the start, because a gzip stream cannot be read from anywhere else.
 """
 
 import gzip
@@ -92,7 +92,7 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
     except OSError as error:
         raise UserError(
             f"{error.filename or into}: {error.strerror or error}: fix this (no such folder? disk full? quota?), then repeat "
-            "the command: unpacked files stay"
+            "the command: unpacked files are kept"
         ) from error
     if len(files) != expect:
         raise UserError(

@@ -154,7 +154,7 @@ def check_frames(folder: Path, names: Sequence[str]) -> None:
         names: Names of the folders of frames in it.
 
     Raises:
-        UserError: None of them holds frames that can be used.
+        UserError: None of them holds usable frames.
     """
     some = names[:: max(1, len(names) // 20)]
     problems = []
@@ -173,7 +173,7 @@ def check_frames(folder: Path, names: Sequence[str]) -> None:
                 )
             return
     raise UserError(
-        f"{problems[0]}; {len(some)} of {len(names):,} folders in `data.videos` were tried, and none holds frames that can be used"
+        f"{problems[0]}; {len(some)} of {len(names):,} folders in `data.videos` were tried, and none holds usable frames"
     )
 
 
@@ -201,7 +201,7 @@ def watch_digests(folder: Path, names: Sequence[str], *, shards: int, watch: Wat
         if watch == "stat":
             stats: list[Any] = [size_and_time(folder / name) for name in part]
         else:
-            # Another encoding of the data set has the same names, but its first file hardly has the same size.
+            # Another encoding of the data set has the same names, but its first file is unlikely to have the same size.
             stats = [size_and_time(folder / name)[0] for name in part[:1]]
         digests.append(hashlib.sha256(json.dumps([part, stats]).encode()).hexdigest())
     return digests
@@ -238,7 +238,7 @@ def index_videos(
             and finds less damage.
         entries: File, such as ``3-of-64.jsonl``, to which each result is appended as soon as it exists. So the next call
             continues a call that was killed, and a file of the same name, size and time is not examined again, unless
-            `REVISION` was raised. Files beside it that were written with another number of shards are read, too.
+            `REVISION` was raised. Files in its folder that were written with another number of shards are also read.
 
     Returns:
         One row for each video: ``id`` (name without its ending), ``path`` (relative to the folder), ``frames``

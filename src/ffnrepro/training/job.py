@@ -114,7 +114,7 @@ def run_job(job: Job) -> None:
         save_minutes=runtime.save_minutes,
     )
     with ExitStack() as stack:
-        # This comes first, so that a signal is only noted until the lease is given back.
+        # This comes first, so that a signal is only noted until the lease is released.
         stop = stack.enter_context(StopRequest(end_of_job(runtime.time_budget)))
         if processes.first:
             stack.enter_context(checkpoints.held(partial(stop.check, job.run.name)))

@@ -107,7 +107,7 @@ class Lease:
                     self.path.unlink(missing_ok=True)
             except OSError as error:
                 # An error of the work itself matters more, and other processes will notice that this one has ended.
-                logger.warning("%s: could not be given back (%s)", self.path, error.strerror)
+                logger.warning("%s: could not be released (%s)", self.path, error.strerror)
 
     def is_mine(self) -> bool:
         """Whether this process still has the lease. It may have expired while this process was paused."""

@@ -239,7 +239,7 @@ def _restore(
         if done < epochs:
             logger.info("%s: continues at epoch %d, after %d steps", name, done + 1, step)
         else:
-            logger.info("%s: is already trained; the log of its training is in %s", name, checkpoints.folder)
+            logger.info("%s: is already trained; its log is in %s", name, checkpoints.folder)
     if not processes.same((done, step)):
         raise Unfinished(
             f"{name}: {checkpoints.folder}: one process cannot read the save that another continues from"

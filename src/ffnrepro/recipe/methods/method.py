@@ -85,7 +85,7 @@ class Method(Settings):
         labels: "Tensor",
         generator: "torch.Generator",
     ) -> Iterator[Term]:
-        """Compute the terms of a step's loss, one after the other.
+        """Compute the terms of a step's loss, one at a time.
 
         Each term is differentiated before the next one is computed. So terms share no graph, and only the activations
         of one term are in memory at a time.

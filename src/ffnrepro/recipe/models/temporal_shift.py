@@ -17,7 +17,7 @@ def temporal_shift(x: Tensor, frames: int) -> Tensor:
     """Shift the first channels by one frame, inside each clip.
 
     Args:
-        x: features `(N*T, C, H, W)`, the T frames of a clip one after the other, in either memory format.
+        x: features `(N*T, C, H, W)`, with the T frames of a clip adjacent, in either memory format.
         frames: T, the number of frames of a clip.
 
     Returns:
