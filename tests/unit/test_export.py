@@ -107,7 +107,7 @@ def test_the_example_of_the_card_says_what_predict_says(
     )
     assert [name for name, _ in differences] == ["folded", "model.pt2", "model.onnx"]
     assert max(float(value) for _, value in differences) <= 1e-4
-    assert "validation_8f.json: not in the model card, because it is of another network" in caplog.text
+    assert "validation_8f.json: not in the model card, because it belongs to another network" in caplog.text
     assert sorted(path.name for path in where.iterdir()) == [
         "README.md",
         "labels.txt",
