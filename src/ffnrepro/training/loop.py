@@ -149,6 +149,7 @@ def train(
             state.sums.waited += received - requested
             longest = max(longest, seconds)
             progress.report_step(state)
+            # Time for the next step and its save, twice over.
             reason = stop.reason(reserve=2 * (longest + checkpoints.save_seconds))
             stops, due = processes.any_of([reason is not None, processes.first and checkpoints.is_due()])
             if stops or due:
