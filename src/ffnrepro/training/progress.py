@@ -67,7 +67,7 @@ class Progress:
         now, epoch, step, steps = time.monotonic(), len(state.history), state.step, self._steps
         if not self._processes.first or (0 < step < steps and now - self._written < INTERVAL):
             return
-        last, sums = dict(state.history[-1]) if state.history else None, state.sums
+        last, sums = state.history[-1] if state.history else None, state.sums
         content: dict[str, Any] = {
             "time": f"{datetime.now():%F %T}",
             "epoch": epoch,
