@@ -16,6 +16,7 @@ from ffnrepro.runs import (
     STATE,
     RunSettings,
     differences,
+    latest_states,
     read_run,
     run_name,
     run_settings,
@@ -49,17 +50,13 @@ class RunList:
 
     def rows(self) -> list[dict[str, str]]:
         """One row for each training: progress, top-1, size, lease, failure, and differences from the selected run."""
-        trainings = {
-            (path.parent.name, path.name.partition("-")[0])
-            for root in (RUNS, STATE)
-            for path in root.glob("*-????????/seed*")
-        }
+        states = latest_states(STATE)
+        outputs = RUNS.glob("*-????????/seed*")
+        finished = {(path.parent.name, path.name.removeprefix("seed")) for path in outputs}
         rows = []
-        for run, seed in sorted(trainings):
-            output = RUNS / run / seed
-            # One folder for each data digest that the network was trained on, the latest last.
-            states = sorted((STATE / run).glob(f"{seed}-*"), key=lambda path: path.stat().st_mtime)
-            state = states[-1] if states else output
+        for run, seed in sorted({*states, *finished}):
+            output = RUNS / run / f"seed{seed}"
+            state = states.get((run, seed), output)
             about, lease = read_record(state / "about.json"), read_lease(state / "lease.json")
             record = read_record(output / "run.json")
             best = record.get("best", {})
@@ -68,10 +65,10 @@ class RunList:
             rows.append(
                 {
                     "run": run,
-                    "seed": seed.removeprefix("seed"),
+                    "seed": seed,
                     "epoch": f"{about['epoch']}/{about['epochs']}" if about else epoch,
                     "top-1": top1[-1] if top1 else "",
-                    "megabytes": f"{_megabytes([output, *states]):.0f}",
+                    "megabytes": f"{_megabytes([output, *(STATE / run).glob(f'seed{seed}-*')]):.0f}",
                     "process": f"{'ended: ' if lease.owner_is_dead() else ''}{lease.name}" if lease else "",
                     "failure": read_record(state / "failed.json").get("message", ""),
                     "selected": "yes" if run in self.selected.values() else "",
