@@ -91,7 +91,7 @@ def make_demo_data_command(folder: Positional[Path], seed: int = 0) -> None:
         folder: Folder to write to.
         seed: Seed of the clips; another seed gives other clips of the same classes.
     """
-    logger.info(make_demo_data(folder, seed=seed, progress=sys.stderr.isatty()))
+    logger.info(make_demo_data(folder, seed=seed))
 
 
 def unpack_command(
@@ -104,7 +104,7 @@ def unpack_command(
         into: Folder in which the archive's folder is made; None: FOLDER.
         expect: Number of files that the archive must hold; the default is that of Something-Something V2.
     """
-    logger.info(unpack(folder, into or folder, expect=expect, progress=sys.stderr.isatty()))
+    logger.info(unpack(folder, into or folder, expect=expect))
 
 
 def inspect_command(
