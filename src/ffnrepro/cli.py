@@ -265,17 +265,9 @@ def runs_command(
             for name in names:
                 print(getattr(runs, action)(name))
         elif plan is not None:
-            rows, hours = runs.plan(plan)
+            rows, summary = runs.plan(plan)
             print(tabulate(rows, headers="keys", floatfmt=".1f"))
-            imports = sum(row["run"].rpartition("-")[0] in config.imports for row in rows)
-            done, unknown = (
-                sum(row[key] == value for row in rows)
-                for key, value in (("basis", "trained"), (runs.hours_of, "unknown"))
-            )
-            rest = f" (without {unknown} whose hours are unknown)" if unknown else ""
-            print(
-                f"{plan} needs {len(rows) - imports} trainings; finished: {done}; the others take about {hours:.1f} {runs.hours_of}{rest}."
-            )
+            print(summary)
         else:
             print(tabulate(runs.rows(), headers="keys") or f"no runs yet in {Path.cwd()}")
 
