@@ -14,6 +14,9 @@ from ffnrepro.runs import read_run, unpublished_settings
 from ffnrepro.table_text import Block, table_blocks
 from ffnrepro.tables import Published, frame_counts
 
+MAX_PAIRS = 8
+"""Number of confused pairs of each row that are listed."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -230,13 +233,12 @@ def class_accuracy(predictions: pd.DataFrame, classes: int) -> "pd.Series[float]
     return 100 * right.groupby(predictions["label"]).mean().reindex(range(classes))
 
 
-def confusions(first: pd.DataFrame, second: pd.DataFrame, most: int = 8) -> list[Confusion]:
+def confusions(first: pd.DataFrame, second: pd.DataFrame) -> list[Confusion]:
     """The most confused pairs of classes: those of the other row, then further ones of the first row.
 
     Args:
         first: `read_predictions` of the first row.
         second: `read_predictions` of the other row.
-        most: number of pairs of each row.
     """
     shares = []
     for predictions in (second, first):
@@ -244,7 +246,7 @@ def confusions(first: pd.DataFrame, second: pd.DataFrame, most: int = 8) -> list
         wrong = predictions[predictions["class_1"] != predictions["label"]]
         counts = wrong.groupby(["label", "class_1"]).size()
         shares.append(100 * counts / videos.reindex(counts.index.get_level_values(0)).to_numpy())
-    ranked = [share.sort_values(ascending=False, kind="stable").index[:most] for share in shares]
+    ranked = [share.sort_values(ascending=False, kind="stable").index[:MAX_PAIRS] for share in shares]
     pairs = dict.fromkeys([*ranked[0], *ranked[1]])
     return [
         Confusion(
