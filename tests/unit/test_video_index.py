@@ -81,7 +81,8 @@ def test_the_index_describes_each_file(write_video, numbered_frames, tmp_path):
     (tmp_path / "empty.webm").touch()
     (tmp_path / "page.webm").write_text("<html>502 Bad Gateway</html>")
     (tmp_path / "gone.webm").symlink_to(tmp_path / "nowhere.webm")
-    table = index_videos(tmp_path, list_videos(tmp_path)).set_index("id")
+    entries = tmp_path / "state/0-of-1.jsonl"
+    table = index_videos(tmp_path, list_videos(tmp_path), entries=entries).set_index("id")
 
     assert list(table.index) == ["1", "empty", "gone", "name with space", "one frame", "page"]
     assert table["path"].tolist() == [
@@ -114,7 +115,8 @@ def test_a_name_in_another_encoding_excludes_only_its_own_file(write_video, numb
 def test_the_index_has_the_same_columns_whatever_it_holds(write_video, numbered_frames, tmp_path):
     write_video(tmp_path / "1.webm", numbered_frames(3))
     (tmp_path / "2.webm").touch()
-    parts = [index_videos(tmp_path, names) for names in ([], ["1.webm"], ["2.webm"])]
+    entries = tmp_path / "state/0-of-1.jsonl"
+    parts = [index_videos(tmp_path, names, entries=entries) for names in ([], ["1.webm"], ["2.webm"])]
     assert len({tuple(part.dtypes.astype(str).items()) for part in parts}) == 1
     for number, part in enumerate(parts):
         part.to_parquet(tmp_path / f"{number}.parquet")
