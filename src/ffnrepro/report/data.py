@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ffnrepro.ensembles import member_records
+from ffnrepro.ensembles import member_records, network_folders
 from ffnrepro.errors import UserError
 from ffnrepro.files import read_record
 from ffnrepro.runs import read_run, unpublished_settings
@@ -200,7 +200,6 @@ def read_trainings(evaluations: Iterable[Evaluation]) -> list[Training]:
     Raises:
         UserError: a file of a run cannot be read.
     """
-    folders = dict.fromkeys(member.parent for each in evaluations for member in member_records(each.path))
     return [
         Training(
             run=folder.parent.name,
@@ -209,7 +208,7 @@ def read_trainings(evaluations: Iterable[Evaluation]) -> list[Training]:
             history=pd.read_parquet(folder / "history.parquet"),
             changes=unpublished_settings(read_run(folder.parent)[0]),
         )
-        for folder in folders
+        for folder in network_folders(each.path for each in evaluations)
     ]
 
 
