@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ffnrepro import faults
-from ffnrepro.ensembles import member_records
+from ffnrepro.ensembles import member_records, network_folders
 from ffnrepro.faults import Finding, Network
 from ffnrepro.files import read_record
 from ffnrepro.runs import read_run, unpublished_settings
@@ -200,12 +200,8 @@ def _pairs(networks: Sequence[Network]) -> Iterator[tuple[Network, Network]]:
 
 def _networks_of_row(row: Mapping[str, Any], networks: Mapping[str, Network]) -> list[Network]:
     """The networks of all seeds of a row; those of an ensemble, too."""
-    runs = {
-        member.parts[-3]
-        for paths in row["evaluations"].values()
-        for path in paths
-        for member in member_records(Path(path))
-    }
+    records = (Path(path) for paths in row["evaluations"].values() for path in paths)
+    runs = {folder.parent.name for folder in network_folders(records)}
     return [network for network in networks.values() if network.record["run"] in runs]
 
 

@@ -37,14 +37,12 @@ class RunList:
 
     Attributes:
         selected: The run of each experiment, with the current configuration and code.
-        hours_of: What the hours of a training are called: `GPU hours`, or `hours` on a CPU.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.selected = {experiment: run_name(config, experiment) for experiment in config.experiments}
         self._on_gpu = config.runtime.device != "cpu"
-        self.hours_of = "GPU hours" if self._on_gpu else "hours"
 
     # --- list
 
@@ -150,8 +148,8 @@ class RunList:
                     return past
         return None
 
-    def plan(self, table: str) -> tuple[list[dict[str, str]], float]:
-        """The trainings behind a table, one row each, and the sum of the GPU hours that they still need, where known.
+    def plan(self, table: str) -> tuple[list[dict[str, str]], str]:
+        """The networks behind a table, one row each, and a line that says how many are trained and what the rest takes.
 
         Raises:
             UserError: There is no such table.
@@ -163,33 +161,36 @@ class RunList:
             for experiment in self.config.experiments_of(table)
             for link in reversed(self.config.chain_of(experiment))
         )
-        rows, total = [], 0.0
+        hours_name = "GPU hours" if self._on_gpu else "hours"
+        rows: list[dict[str, str]] = []
+        finished, to_train = 0, []
         for experiment, seed in ((name, seed) for name in experiments for seed in self.config.seeds):
             run = self.selected[experiment]
-            if experiment in self.config.imports:
-                rows.append(
-                    {
-                        "run": run,
-                        "seed": str(seed),
-                        "epoch": "",
-                        self.hours_of: "0.0",
-                        "basis": "imported, not trained",
-                    }
-                )
-                continue
             done, epochs = self.progress(run, seed)
-            hours, basis = Estimate(0.0, "trained") if done == epochs else self.hours(experiment, seed)
-            total += hours or 0.0
+            is_imported = experiment in self.config.imports
+            if is_imported:
+                hours, basis = Estimate(0.0, "imported, not trained")
+            elif done == epochs:
+                hours, basis = Estimate(0.0, "trained")
+                finished += 1
+            else:
+                hours, basis = self.hours(experiment, seed)
+                to_train.append(hours)
             rows.append(
                 {
                     "run": run,
                     "seed": str(seed),
-                    "epoch": f"{done}/{epochs}",
-                    self.hours_of: "unknown" if hours is None else f"{hours:.1f}",
+                    "epoch": "" if is_imported else f"{done}/{epochs}",
+                    hours_name: "unknown" if hours is None else f"{hours:.1f}",
                     "basis": basis,
                 }
             )
-        return rows, total
+        unknown = to_train.count(None)
+        return rows, (
+            f"{table} needs {finished + len(to_train)} trainings; finished: {finished}; the others take about "
+            f"{sum(filter(None, to_train)):.1f} {hours_name}"
+            + (f" (without {unknown} whose hours are unknown)." if unknown else ".")
+        )
 
     # --- accept, retry, prune
 

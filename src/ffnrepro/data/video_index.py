@@ -227,18 +227,18 @@ def _shard(name: str, shards: int) -> int:
 
 
 def index_videos(
-    folder: Path, names: Sequence[str], *, verify: Verify = "decode", entries: Path | None = None
+    folder: Path, names: Sequence[str], *, entries: Path, verify: Verify = "decode"
 ) -> pd.DataFrame:
     """Examine videos and record their frames, size and condition.
 
     Args:
         folder: The folder of videos.
         names: Names of files, or of folders of frames, in the folder; may be empty.
-        verify: ``decode`` decodes each video in full; ``packets`` reads the container and decodes the first frame only,
-            and finds less damage.
         entries: File, such as ``3-of-64.jsonl``, to which each result is appended as soon as it exists. So the next call
             continues a call that was killed, and a file of the same name, size and time is not examined again, unless
             `REVISION` was raised. Files beside it that were written with another number of shards are read, too.
+        verify: ``decode`` decodes each video in full; ``packets`` reads the container and decodes the first frame only,
+            and finds less damage.
 
     Returns:
         One row for each video: ``id`` (name without its ending), ``path`` (relative to the folder), ``frames``
@@ -259,7 +259,6 @@ def index_videos(
         if printable(name) != name
     }
     new = {folder / name: name for name in names if name not in rows}
-    entries = entries or Path(os.devnull)
     entries.parent.mkdir(parents=True, exist_ok=True)
     with entries.open("a", encoding="utf-8") as file:
         for path, outcome in examine_in_child(new, verify=verify):
@@ -310,10 +309,8 @@ def size_and_time(path: Path) -> tuple[int, int]:
 _Key = tuple[str, int, int, str, int]
 
 
-def _read_entries(path: Path | None, keys: Collection[_Key]) -> dict[_Key, dict[str, Any]]:
+def _read_entries(path: Path, keys: Collection[_Key]) -> dict[_Key, dict[str, Any]]:
     """Read the rows that earlier calls saved for these keys."""
-    if path is None:
-        return {}
     shards = path.name.partition("-of-")[2]
     files = [
         file
