@@ -20,7 +20,7 @@ METHODS = {
 def keys_markdown() -> str:
     """The table of keys of config/README.md."""
     schema = Config.model_json_schema()
-    lines = ["| key | values | default | what it is |", "|---|---|---|---|"]
+    lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
     for key, field in dict(_list_keys(schema, schema["$defs"], "")).items():
         default = f"`{json.dumps(field['default'])}`".replace('"', "") if "default" in field else "required"
         description = " ".join(field["description"].split())
@@ -37,7 +37,7 @@ def _list_keys(model: Any, models: Any, prefix: str) -> Iterator[tuple[str, Any]
         inner = [models[reference] for reference in references]
         step = {"array": f"{name}[].", "object": f"{name}.NAME."}.get(field.get("type"), f"{name}.")
         if "discriminator" in field:
-            # The settings of a method stand beside the other keys of an experiment.
+            # The settings of a method are on the same level as the other keys of an experiment.
             step = ""
         for schema in inner:
             yield from _list_keys(schema, models, f"{prefix}{step}")

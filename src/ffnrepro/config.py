@@ -1,10 +1,10 @@
 """The configuration: one model for each section, and the functions that read and check it.
 
 Each key is declared once, here or in `recipe/network.py` and `recipe/methods/`, with its type, bounds, default and
-description; `python -m tests.keys_table` prints the table of keys of config/README.md. The declared defaults are the
+description; `python -m tests.keys_table` prints the table of keys in config/README.md. The declared defaults are the
 paper's recipe and never change: a run's cache key is computed from the settings that differ from them.
 
-Each key is checked whenever a configuration is read. `check_experiments` makes the checks across keys, but only for
+Each key is checked whenever a configuration is read. `check_experiments` checks combinations of keys, but only for
 the experiments of the requested tables, so that a mistake in another table stops nothing.
 """
 
@@ -55,36 +55,34 @@ class DataSettings(Settings):
     videos: str
     """Folder of the videos."""
     partial: bool = False
-    """`true`: the labels are a part of the data set on purpose; `false`: something-something-v1 and -v2 must
+    """`true`: the labels are deliberately only a part of the data set; `false`: something-something-v1 and -v2 must
     have the official numbers of classes and of training, validation and test videos."""
     layout: Literal["videos", "frames"] = "videos"
-    """`videos`: one file for each video; `frames`: one folder of JPEG or PNG frames for each, as in Something-Something
-    V1."""
+    """`videos`: one file per video; `frames`: one folder of JPEG or PNG frames per video, as in Something-Something V1."""
     verify: Literal["decode", "packets"] = "decode"
-    """`decode`: decode every frame of each video; `packets`: decode the first frame, and only read the rest."""
+    """`decode`: decode every frame of each video; `packets`: decode only the first frame, and read the rest undecoded."""
     watch: Literal["names", "stat", "none"] = "names"
-    """What makes the index examine videos again: `names`: a file was added, removed or renamed (or the first file of
-    a shard has another size); `stat`: the size or time of a file changed, too (slow on a network file system); `none`:
-    only another value of `data.videos`."""
+    """Which changes make the index examine videos again: `names`: a file was added, removed or renamed (or the first file
+    of a shard changed its size); `stat`: also when the size or time of any file changed (slow on a network file system);
+    `none`: only a change of `data.videos`."""
     index_shards: PositiveInt = 64
-    """Number of jobs that index the videos; a new video repeats one of them. 64 suits Something-Something; 1 or 2
+    """Number of jobs that index the videos; a new video reruns one of them. 64 suits Something-Something; 1 or 2
     suit a few hundred videos."""
     cache: Literal["none", "jpeg"] = "none"
     """`jpeg`: decode each video once, keep its frames as JPEG, and train and evaluate on these; `none`: decode the videos
     each time (docs/performance.md)."""
     cache_folder: str = "cache"
-    """Folder of the cached frames, on a disk that all jobs see, with room for 165 to 350 GB of
-    Something-Something V2."""
+    """Folder of the cached frames, on a disk that all jobs can access; Something-Something V2 needs 165 to 350 GB."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
-    """Quality of the cached frames: 80, 90 and 95 take about 18, 27 and 39 kB a frame of 427x240."""
+    """JPEG quality of the cached frames: a frame of 427x240 takes about 18 kB at 80, 27 kB at 90 and 39 kB at 95."""
     max_excluded: Fraction = 0.005
-    """Fraction of the labelled videos that may be unusable; if there are more, the run stops with a count of each
-    reason and the likeliest fix."""
+    """Fraction of the labelled videos that may be unusable; if there are more, the workflow stops with a count of each
+    reason and the most likely fix."""
     max_bad_fraction: Fraction = 0.01
-    """Fraction of an epoch's samples that training may leave out because their files went bad after
+    """Fraction of an epoch's samples that training may leave out because their files became unreadable after
     indexing; any value above 0 allows at least one sample."""
     short_side: PositiveInt = 256
-    """Pixels of the shorter side that frames are resized to, in evaluation and for `training.crop: random`
+    """Length of the shorter side in pixels, to which frames are resized in evaluation and for `training.crop: random`
     (section 4.1)."""
     crop_size: PositiveInt = 224
     """Height and width of the clips in pixels (section 4.1); at most `data.short_side`, from which the crop
@@ -107,49 +105,48 @@ class NetworkConfig(NetworkSettings):
     a ResNet with torchvision's keys, or a TSM (ours, the authors', mit-han-lab's or mmaction2's), whose backbone is taken;
     or `null`: none."""
     weights_sha256: Sha256 | None = None
-    """SHA-256 that a weights file of your own must have, or at least its first 8 hexadecimal digits; `null`:
-    any."""
+    """Expected SHA-256 of your own weights file, or at least its first 8 hexadecimal digits; `null`: not checked."""
 
 
 class TrainingSettings(Settings):
     """The training recipe (section 4.1 and the authors' scripts)."""
 
     epochs: PositiveInt = 50
-    """Passes over the training videos; the last, incomplete batch of each is dropped."""
+    """Passes over the training videos; an incomplete last batch is dropped."""
     batch_size: PositiveInt = 32
-    """Videos per step, over all GPUs; from each video FFN takes one clip for each frame count."""
+    """Videos per step, across all GPUs; FFN takes one clip per frame count from each video."""
     gpus: PositiveInt = 1
-    """GPUs of one machine that share each batch, with one process for each GPU. BatchNorm sees `batch_size /
-    gpus` clips, so this changes the result."""
+    """GPUs of one machine that share each batch, with one process per GPU. BatchNorm sees `batch_size / gpus` clips, so
+    this changes the result."""
     learning_rate: PositiveFloat = 0.01
-    """Learning rate of convolutions and normalisation; it is multiplied by 5 for the classifier's weight, by 10 for
+    """Learning rate of convolutions and normalisation; multiplied by 5 for the classifier's weight, by 10 for
     its bias, and by 2 for biases of convolutions."""
     schedule: Literal["step", "cosine"] = "step"
     """`step`: the learning rate is multiplied by 0.1 at each of `training.milestones`; `cosine`: it falls to
     zero at the end."""
     milestones: Annotated[tuple[NonNegativeInt, ...], Rising] = (20, 40)
-    """Numbers of epochs after which `schedule: step` lowers the learning rate; those at or beyond
-    `training.epochs` are dropped with a warning."""
+    """Epochs after which `schedule: step` lowers the learning rate; those at or beyond `training.epochs` are dropped
+    with a warning."""
     warmup_epochs: NonNegativeInt = 0
-    """Epochs at the start over which the learning rate rises linearly; fewer than `training.epochs`."""
+    """Number of epochs at the start during which the learning rate rises linearly; less than `training.epochs`."""
     momentum: NonNegativeFloat = 0.9
     """Momentum of SGD."""
     weight_decay: NonNegativeFloat = 0.0005
-    """Weight decay of SGD; biases and normalisation are not decayed."""
+    """Weight decay of SGD; not applied to biases and normalisation."""
     clip_norm: PositiveFloat | None = 20.0
-    """Upper bound of the gradient's norm, applied after unscaling; `null`: no clipping, as in the published
-    run."""
+    """Largest norm of the gradient, which is clipped after unscaling; `null`: no clipping, as in the published run."""
     micro_batch: PositiveInt | None = None
-    """Number of clips that go through the network together, which saves memory: a step is made of such groups, and
-    BatchNorm normalises each by itself. 16 does on one GPU what the published run did on two. `null`: all clips of a GPU."""
+    """Number of clips that go through the network at a time. A step is split into such groups to save memory, and
+    BatchNorm normalises each group by itself. 16 does on one GPU what the published run did on two. `null`: all clips of
+    a GPU."""
     crop: Literal["multi_scale", "random"] = "multi_scale"
     """`multi_scale`: one of 4 scales and 13 positions, as published; `random`: a plain random crop."""
     flip: bool = False
-    """`true`: half of the training samples, drawn at random, are mirrored left to right, as published for data sets other
-    than Something-Something."""
+    """`true`: a random half of the training samples is flipped horizontally, as published for data sets other than
+    Something-Something."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Precision of the forward pass on CUDA: `float16` with loss scaling, as published, `bfloat16` or
-    `float32`; CPU and MPS compute in float32."""
+    `float32`. CPU and MPS always compute in float32."""
 
     @model_validator(mode="before")
     @classmethod
@@ -175,26 +172,26 @@ class TrainingConfig(TrainingSettings):
     """The training recipe, and how a training uses memory."""
 
     recompute: bool = False
-    """Keep only the input of each residual block and compute the rest again in the backward pass: less memory, more time,
-    the same numbers. So a training may continue with another value."""
+    """Activation checkpointing: keep only the input of each residual block, and recompute the rest in the backward pass.
+    This takes less memory and more time, and gives the same numbers, so a training may continue with another value."""
 
 
 class Experiment(Settings):
-    """One network to train or to import; the settings of its method stand beside these keys in the configuration."""
+    """One network to train or to import; in the configuration, the settings of its method are on the same level as these keys."""
 
     method: AnyMethod
     depth: Depth | None = None
     """Depth of this experiment's ResNet; `null`: `network.depth`."""
     start: str | None = None
-    """Name of the experiment whose network, of the same seed and depth, the training starts from; `null`:
+    """Name of an experiment: the training starts from its network of the same seed and depth; `null`: from
     `network.weights`."""
     training: dict[str, Any] = Field(default={})
-    """Keys of `training` that differ for this experiment, such as `{epochs: 30}`; any except `gpus`."""
+    """Keys of `training` that differ for this experiment, such as `{epochs: 30}`; any key except `gpus`."""
 
     @model_validator(mode="before")
     @classmethod
     def _gather_method(cls, value: Any) -> Any:
-        """Collect the settings of the method, which stand beside the experiment's own keys in the configuration."""
+        """Collect the settings of the method, which the configuration has on the same level as the experiment's own keys."""
         if not isinstance(value, Mapping) or isinstance(value.get("method"), Method):
             return value
         own = {key: item for key, item in value.items() if key in cls.model_fields and key != "method"}
@@ -219,9 +216,9 @@ class EvaluationSettings(Settings):
     split: Literal["train", "validation", "test"] = "validation"
     """Split that is evaluated; the published figures are for `validation`."""
     batch_size: PositiveInt = 32
-    """Number of clips that go through the network together; it changes results by rounding only."""
+    """Number of clips that go through the network at a time; it changes results only by rounding."""
     any_frame: FrameCounts = tuple(range(2, 21))
-    """Frame counts of the curves `results/{table}_curve.csv`, in rising order; a batch has a quarter of
+    """Frame counts of the curves `results/{table}_curve.csv`, in ascending order. For curves, a batch has a quarter of
     `evaluation.batch_size` videos."""
 
 
@@ -229,7 +226,7 @@ class Published(Settings):
     """The published figures that a row is compared with: rows of resources/published.csv."""
 
     method: str
-    """Method of resources/published.csv whose figures are shown beside the row."""
+    """Method of resources/published.csv whose figures are shown next to the row."""
     setting: str | None = None
     """Setting of resources/published.csv, such as an ablation or a depth; `null`: the plain method."""
 
@@ -238,14 +235,14 @@ class Row(Settings):
     """A row of a table."""
 
     label: str
-    """Name of the row in the table; each row has its own."""
+    """Name of the row, unique in its table."""
     # On the command line (`--config`) the keys of a mapping arrive as text.
     experiments: str | dict[Annotated[int, Field(strict=False)], str] | None = None
-    """Name of an experiment, or a name for each of the table's frame counts, such as `{4: tsm_4f, 8: tsm_8f,
+    """Name of an experiment, or one name for each of the table's frame counts, such as `{4: tsm_4f, 8: tsm_8f,
     16: tsm}`; `null`: the row is an `ensemble`."""
     ensemble: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
-    """Names of experiments whose class probabilities are averaged, each network evaluated at the frame count of the column
-    (Table 1); `null`: the row has `experiments`."""
+    """Names of experiments whose class probabilities are averaged, with each network evaluated at the frame count of the
+    column (Table 1); `null`: the row has `experiments`."""
     compare_with: str | None = None
     """Label of the row that this row is compared with on the same videos (Table 5); `null`: the first row of the table."""
     published: Published | None = None
@@ -270,7 +267,7 @@ class Table(Settings):
     """A table of results."""
 
     frame_counts: FrameCounts
-    """Columns: the frame counts of evaluation, a list in rising order; any frame count works (Table 7)."""
+    """Frame counts of evaluation, one column each, in ascending order; any frame count works (Table 7)."""
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -278,7 +275,7 @@ class Table(Settings):
         labels = [row.label for row in self.rows]
         for i, row in enumerate(self.rows):
             if labels.count(row.label) > 1:
-                raise ValueError(f"the label {row.label!r} stands twice; give each row its own")
+                raise ValueError(f"the label {row.label!r} appears twice; give each row its own label")
             if row.compare_with is not None and row.compare_with not in {*labels} - {row.label}:
                 raise ValueError(
                     f"rows[{i}].compare_with is {row.compare_with!r}; it must be the label of another row of the table"
@@ -295,28 +292,27 @@ class ReportSettings(Settings):
     """What the report shows."""
 
     tables: Annotated[tuple[str, ...], Field(min_length=1)] = ("table1",)
-    """Tables of `results/report.html`; `results/diagnosis.json` checks their networks."""
+    """Tables that `results/report.html` shows, and whose networks `results/diagnosis.json` checks."""
 
 
 class RuntimeSettings(Settings):
-    """How the work is run; nothing here changes results by more than rounding (but only CUDA uses `training.precision`)."""
+    """How jobs are run. Nothing here changes results by more than rounding, except that only CUDA uses `training.precision`."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto`: cuda, else mps, else cpu (but never the CPU in a SLURM job: set `cpu` to use it there). `run.json`
-    records which device was used, since the CPU and mps train in float32."""
+    records the device, because CPU and MPS train in float32."""
     threads: PositiveInt = 8
-    """CPU cores of a training or evaluation job; with several GPUs, each process computes with all of these cores."""
+    """CPU cores of a training or evaluation job; with several GPUs, each process uses all of these cores."""
     workers: NonNegativeInt = 8
-    """Processes of a job that decode videos; with several GPUs, the GPUs share them. 0 decodes in the training
-    process."""
+    """Processes of a job that decode videos, shared by its GPUs; 0: the training process itself decodes."""
     cache_decoded: bool = False
-    """Keep decoded videos in memory; for data sets of a few thousand small videos."""
+    """Keep decoded videos in memory; only for data sets of a few thousand small videos."""
     save_minutes: PositiveFloat = 10.0
-    """Minutes between two saves of a training's state; it is also saved at the end of each epoch and when the training
-    is stopped."""
+    """Minutes between saves of a training's state, which is also saved after each epoch and when the training is
+    stopped."""
     time_budget: PositiveFloat | None = None
-    """Minutes after which a training saves, stops and says "unfinished, run again" (exit code 75); `null`: it
-    stops shortly before its SLURM job ends, if it runs in one."""
+    """Minutes after which a training saves, stops and says "unfinished, run again" (exit code 75); `null`: no limit,
+    but in a SLURM job a training stops shortly before the job ends."""
 
 
 class Config(Settings):
@@ -325,8 +321,8 @@ class Config(Settings):
     dataset: str
     """Name of the data set. If resources/published.csv has figures for this name, the tables show them."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Rising] = (0,)
-    """Seeds of initialisation, order, frames, crops and dropout. Each network is trained once for each seed;
-    with several, the tables have the mean and the sample standard deviation (n - 1)."""
+    """Seeds of initialisation, order, frames, crops and dropout. Each network is trained once per seed; with several
+    seeds, the tables show the mean and the sample standard deviation (n - 1)."""
     data: DataSettings
     network: NetworkConfig = NetworkConfig()
     experiments: Annotated[dict[ExperimentName, Experiment], Field(min_length=1)]
@@ -360,7 +356,7 @@ class Config(Settings):
         return TrainingSettings.model_validate(recipe).effective()
 
     def recompute_of(self, experiment: str) -> bool:
-        """Whether an experiment's training computes activations again in the backward pass."""
+        """Whether an experiment's training recomputes activations in the backward pass."""
         return self._all_training_of(experiment).recompute
 
     def _all_training_of(self, experiment: str) -> TrainingConfig:
@@ -399,7 +395,7 @@ class Config(Settings):
             self._check_name(start, key)
             if start in chain:
                 raise UserError(
-                    f"config: {key} is {start!r}, which makes a circle: {' -> '.join([*chain, start])}; set one of these starts to null"
+                    f"config: {key} is {start!r}, which makes a cycle: {' -> '.join([*chain, start])}; set start of one of them to null"
                 )
             of_start, own = (
                 (self.experiments[name].method.family, self.network_of(name).depth)
@@ -418,7 +414,7 @@ class Config(Settings):
 
 
 def read_files(paths: Sequence[Path]) -> dict[str, Any]:
-    """Read and merge configuration files; a later file changes the keys that it names, as in Snakemake.
+    """Read and merge configuration files; a later file overrides the keys that it contains, as in Snakemake.
 
     Raises:
         UserError: a file does not exist or is not a YAML mapping.
@@ -470,7 +466,7 @@ def read_config(mapping: Mapping[str, Any]) -> Config:
 
 
 def check_experiments(config: Config, names: Iterable[str]) -> None:
-    """Make the checks across keys for some experiments and those that they start from.
+    """Check combinations of keys, for some experiments and those that they start from.
 
     Logs a warning about milestones that are never reached.
 
@@ -509,7 +505,7 @@ _warn_once = cache(logger.warning)
 
 
 def _training_key(name: str, key: str, experiment: Experiment) -> str:
-    """Dotted key of a setting of an experiment's training, where it is set."""
+    """Dotted key under which a setting of an experiment's training is set."""
     return f"experiments.{name}.training.{key}" if key in experiment.training else f"training.{key}"
 
 
@@ -529,13 +525,13 @@ def _check_training(name: str, config: Config) -> None:
         )
     if isinstance(method, Ffn) and method.training_shift == "authors":
         longest = method.train_frames[-1]
-        # At each frame count, the clips that go through the network together must fill whole pieces of `longest` frames.
+        # At each frame count, the clips that go through the network together must fill whole chunks of `longest` frames.
         multiple = math.lcm(*(longest // math.gcd(longest, frames) for frames in method.train_frames))
         taken = {"micro_batch": training.micro_batch, "batch_size": training.batch_size // training.gpus}
         for key, clips in taken.items():
             if clips is not None and clips % multiple:
                 fail(
                     key,
-                    f"experiments.{name}.training_shift: authors shifts pieces of {longest} frames, so the number of clips "
-                    f"that a GPU takes together must be a multiple of {multiple}",
+                    f"experiments.{name}.training_shift: authors shifts chunks of {longest} frames, so the number of clips "
+                    f"that go through the network at a time must be a multiple of {multiple}",
                 )

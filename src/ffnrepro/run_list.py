@@ -98,7 +98,7 @@ class RunList:
         done, epochs = self.progress(self.selected[experiment], seed)
         if done == epochs:
             return "; ".join(
-                [*words, "already trained; if the data stays the same, it is only written out again"]
+                [*words, "already trained; if the data is unchanged, its network is only restored"]
             )
         if done:
             words.append(f"continues after epoch {done} of {epochs}")

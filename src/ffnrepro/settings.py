@@ -40,7 +40,7 @@ class Settings(BaseModel):
 
 
 def refuse_unknown_keys(mapping: Mapping[Any, Any], legal: Iterable[str]) -> None:
-    """Refuse the first key that is not legal; for validators.
+    """Refuse the first unknown key; for validators.
 
     Raises:
         PydanticCustomError: `read_settings` turns it into one line for the user.
@@ -83,14 +83,14 @@ def check_rising(values: tuple[int, ...]) -> tuple[int, ...]:
         ValueError: they are; the message gives the right order.
     """
     if list(values) != sorted(set(values)):
-        raise ValueError(f"write each number once, in rising order: {sorted(set(values))}")
+        raise ValueError(f"write each number once, in ascending order: {sorted(set(values))}")
     return values
 
 
 Rising = AfterValidator(check_rising)
 
 FrameCounts = Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_FRAMES)], ...], Field(min_length=1), Rising]
-"""Frame counts from 1 to `MAX_FRAMES`, each once, in rising order."""
+"""Frame counts from 1 to `MAX_FRAMES`, each once, in ascending order."""
 
 
 Model = TypeVar("Model", bound=Settings)
@@ -106,7 +106,7 @@ def read_settings(model: type[Model], mapping: Any, *, source: str = "config", k
         key: dotted key of the mapping in its source; empty if the mapping is the whole source.
 
     Raises:
-        UserError: an unknown, missing, mistyped or impossible value, in one line with its key and the legal values.
+        UserError: an unknown, missing, mistyped or impossible value, in one line with its key and the valid values.
     """
     try:
         return model.model_validate(mapping)
@@ -136,7 +136,7 @@ _LEGAL = {
     "less_than_equal": "{le:g} or less",
     "multiple_of": "a multiple of {multiple_of}",
 }
-"""Legal values by pydantic's type of error."""
+"""Valid values by pydantic's type of error."""
 
 
 def _describe(error: ErrorDetails, mapping: Any, key: str) -> str:
@@ -145,7 +145,7 @@ def _describe(error: ErrorDetails, mapping: Any, key: str) -> str:
     key = _dotted(error, mapping, key)
     if kind == "unknown_key":
         prefix = f"{key}." if key else ""
-        hint = f"legal: {', '.join(context['legal'])}"
+        hint = f"valid keys: {', '.join(context['legal'])}"
         if context["near"]:
             hint = f"did you mean {prefix}{context['near'][0]}?"
         return f"{prefix}{context['name']} is not a key; {hint}"

@@ -188,10 +188,10 @@ def test_readme_has_the_table_of_keys() -> None:
     ("key", "value", "says"),
     [
         ("training.leraning_rate", 0.1, r"training\.leraning_rate is not a key; did you mean training\.learning_rate\?$"),
-        ("colour", "red", r"^config: colour is not a key; legal: dataset, seeds"),
+        ("colour", "red", r"^config: colour is not a key; valid keys: dataset, seeds"),
         ("experiments.ffn.train_frame", [4, 8], r"experiments\.ffn\.train_frame is not a key; did you mean .*ffn\.train_frames"),
         ("experiments.ffn.dept", 18, r"experiments\.ffn\.dept is not a key; did you mean experiments\.ffn\.depth\?"),
-        ("experiments.tsm.distillation_weight", 2.0, r"experiments\.tsm\.distillation_weight is not a key; legal: method, train_frames, depth"),
+        ("experiments.tsm.distillation_weight", 2.0, r"experiments\.tsm\.distillation_weight is not a key; valid keys: method, train_frames, depth"),
         ("experiments.ffn.method", "fnn", r"experiments\.ffn\.method is 'fnn'; it must be one of 'tsm', 'ffn', 'mixed', 'proportional'"),
         ("experiments.new", {"method": "mixed", "train_frames": [4, 16]}, r"experiments\.new\.rho is missing"),
         ("experiments.new", {"method": "mixed", "train_frames": [16], "rho": 0.5}, r"new\.train_frames is \[16\]; mixed trains at two"),
@@ -214,8 +214,8 @@ def test_readme_has_the_table_of_keys() -> None:
         ("training.clip_norm", "inf", r"clip_norm is inf; it must be a finite number"),
         ("training.epochs", True, r"training\.epochs is True; it must be a whole number"),
         ("training.epochs", 4.5, r"training\.epochs is 4\.5; it must be a whole number"),
-        ("training.milestones", [20, 20], r"milestones is \[20, 20\]; write each number once, in rising order: \[20\]"),
-        ("training.milestones", [40, 20], r"rising order: \[20, 40\]"),
+        ("training.milestones", [20, 20], r"milestones is \[20, 20\]; write each number once, in ascending order: \[20\]"),
+        ("training.milestones", [40, 20], r"ascending order: \[20, 40\]"),
         ("training.milestones", [-1, 20], r"training\.milestones\[0\] is -1; it must be 0 or more"),
         ("training.learning_rate", None, r"training\.learning_rate is None; it must be a number"),
         ("runtime.cache_decoded", 1, r"runtime\.cache_decoded is 1; it must be true or false"),
@@ -236,7 +236,7 @@ def test_readme_has_the_table_of_keys() -> None:
         ("experiments", {}, r"experiments is \{\}; it must be a list or mapping with at least 1 entry"),
         ("tables.Table", {}, r"tables\.Table is 'Table'; it must be text that matches"),
         ("tables.table1.frame_counts", [4, 1600], r"tables\.table1\.frame_counts\[1\] is 1600; it must be 256 or less"),
-        ("tables.table1.frame_counts", [16, 4], r"rising order: \[4, 16\]"),
+        ("tables.table1.frame_counts", [16, 4], r"ascending order: \[4, 16\]"),
         ("tables.table1.frame_counts", [], r"frame_counts is \[\]; it must be a list or mapping with at least 1"),
         ("tables.table1.frame_counts", 16, r"must be a list, such as \[16\]"),
         ("tables.table1.rows", [], r"tables\.table1\.rows is \[\]"),
@@ -247,7 +247,7 @@ def test_readme_has_the_table_of_keys() -> None:
         ("tables.table1.rows", [{"label": "A", "experiments": "tsm", "ensemble": ["tsm", "ffn"]}], r"row 'A' needs either experiments or"),
         ("tables.table1.rows", [{"label": "A", "ensemble": ["tsm", "tsm"]}], r"ensemble of the row 'A' names an experiment twice"),
         ("tables.table1.rows", [{"label": "A", "ensemble": ["tsm"]}], r"rows\[0\]\.ensemble is \['tsm'\]; it must be .* at least 2 entr"),
-        ("tables.table1.rows", [{"label": "A", "experiments": "tsm"}] * 2, r"table1: the label 'A' stands twice"),
+        ("tables.table1.rows", [{"label": "A", "experiments": "tsm"}] * 2, r"table1: the label 'A' appears twice"),
     ],
 )  # fmt: skip
 def test_a_wrong_key_is_refused_in_one_line(mapping: dict[str, Any], key: str, value: Any, says: str) -> None:
@@ -295,7 +295,7 @@ def test_text_is_read_as_yaml_where_no_text_is_legal(mapping: dict[str, Any]) ->
         ({"report.tables": ["tabel1"]}, r"report\.tables names 'tabel1', which is not in tables \(table1"),
         ({"experiments.ffn.start": "tms"}, r"experiments\.ffn\.start names 'tms', which is not in experiments \(tsm, "),
         ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', whose network is of kind tsm and depth 18, but"),
-        ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.start": "tsm_4f"}, r"circle: tsm_4f -> tsm -> tsm_4f"),
+        ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.start": "tsm_4f"}, r"cycle: tsm_4f -> tsm -> tsm_4f"),
         # The settings that one starts from are checked with it.
         ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.training": {"epochs": 5, "warmup_epochs": 5}}, r"experiments\.tsm\.training"),
     ],
@@ -371,7 +371,7 @@ def test_milestones_beyond_the_end_are_dropped_with_a_warning(
     ("frames", "batch_size", "multiple"),
     [([4, 8, 16], 30, 4), ([4, 16], 6, 4), ([8, 16], 3, 2), ([4, 6], 16, 3)],
 )
-def test_the_authors_shift_needs_batches_that_fill_whole_pieces(
+def test_the_authors_shift_needs_batches_that_fill_whole_chunks(
     mapping: dict[str, Any], frames: list[int], batch_size: int, multiple: int
 ) -> None:
     put(mapping, "experiments.ffn.train_frames", frames)

@@ -189,7 +189,7 @@ def test_authors_training_shift_takes_four_short_clips_for_one_long_one(network)
         )
         network(
             clips[:3]
-        )  # a batch with a video left out fills no whole pieces; it does not stop the training
+        )  # a batch with a video left out does not fill whole chunks; it does not stop the training
         per_clip = network.eval()(clips).mean(0, keepdim=True)
         assert not torch.allclose(per_clip, network.score(long, 4), atol=1e-3)
 

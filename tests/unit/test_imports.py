@@ -322,7 +322,7 @@ def test_the_key_depends_on_the_file_and_on_what_scores_depend_on(
     [
         ({"start": "tsm"}, "experiments.x: method checkpoint imports a network and trains nothing; remove start and training"),
         ({"training": {"epochs": 3}}, "experiments.x: method checkpoint imports a network and trains nothing; remove start"),
-        ({"train_frames": [4]}, "experiments.x.train_frames is not a key; legal: method, path"),
+        ({"train_frames": [4]}, "experiments.x.train_frames is not a key; valid keys: method, path"),
         ({"path": 7}, "experiments.x.path is 7; it must be text"),
     ],
 )  # fmt: skip

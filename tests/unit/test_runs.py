@@ -272,7 +272,7 @@ def test_a_training_is_described_before_it_runs() -> None:
     save_state(runs.selected["ffn"], epoch=44)
     assert (
         runs.describe_training("ffn", 0)
-        == f"{change}; already trained; if the data stays the same, it is only written out again"
+        == f"{change}; already trained; if the data is unchanged, its network is only restored"
     )
 
 

@@ -17,14 +17,14 @@ class NetworkSettings(Settings):
     depth: Depth = 50
     """ResNet-18, -50 or -101 (Table 5), or 10 (one block per stage, for the demo)."""
     width: Annotated[int, Field(gt=0, multiple_of=8)] = 64
-    """Channels of the first stage; a multiple of 8, because each direction of the shift takes one eighth."""
+    """Channels of the first stage; a multiple of 8, because an eighth of the channels is shifted in each direction."""
     stem: Annotated[int, Field(gt=0)] = 7
     """Kernel size of the first convolution; odd."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Dropout before the classifier."""
+    """Dropout rate before the classifier."""
     shift: Shift = "all"
     """Residual blocks that shift in time: `all`, as in the authors' networks; `every_second`: blocks 0, 2, 4, ... of
-    each stage, as mit-han-lab's and mmaction2's TSM shift a ResNet-101; `none`: a network over single frames."""
+    each stage, as mit-han-lab's and mmaction2's TSM shift a ResNet-101; `none`: no block shifts, and each frame is processed on its own."""
 
     @field_validator("stem")
     @classmethod

@@ -168,7 +168,7 @@ def _write_results(
     digest = tensors_digest(trained.best_model)
     write_text(job.output / "model.sha256", digest + "\n")
     made_with = read_record(checkpoints.folder / "made_with.json")
-    # A network that is only written out again was made earlier, perhaps on another machine.
+    # A network that is only restored was made earlier, perhaps on another machine.
     if made_with.get("model") != digest:
         made_with = {"model": digest, **made_here}
         write_json(checkpoints.folder / "made_with.json", made_with)

@@ -27,7 +27,7 @@ class Ffn(Method):
 
     method: Literal["ffn"]
     weight_sharing: bool = True
-    """For `ffn`: one set of convolutions and one classifier for all frame counts; `false`: separate networks (Table 4)."""
+    """For `ffn`: one set of convolutions and one classifier for all frame counts; `false`: a separate network for each (Table 4)."""
     specialized_normalization: bool = True
     """For `ffn`: a private BatchNorm for each frame count; `false`: one for all (Table 4)."""
     weight_alteration: bool = True
@@ -38,11 +38,11 @@ class Ffn(Method):
     """For `ffn`: lambda of eq. 4, the weight of temporal distillation."""
     training_shift: Literal["per_clip", "authors"] = "per_clip"
     """For `ffn`: `per_clip`: each clip is shifted on its own; `authors`: in training, frames leak between the clips of
-    a batch, as in the authors' code, so the number of clips that a GPU takes together must be a multiple of 4 (at 4, 8
-    and 16 frames)."""
+    a batch, as in the authors' code, so the number of clips that go through the network at a time must be a multiple
+    of 4 (at 4, 8 and 16 frames)."""
     adapter_init: Literal["near_zero", "authors"] = "near_zero"
-    """For `ffn`: initial standard deviation of the weight alteration: `near_zero`: 0.001, as in the paper; `authors`:
-    sqrt(2 / C), as in the authors' code."""
+    """For `ffn`: initial standard deviation of the weight alteration. `near_zero`: 0.001, as in the paper; `authors`:
+    sqrt(2 / C) for C channels, as in the authors' code."""
 
     @field_validator("train_frames")
     @classmethod

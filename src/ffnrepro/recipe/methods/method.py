@@ -1,4 +1,4 @@
-"""What a method of training is: the clips that it trains on, its network, and the terms of its loss.
+"""A training method: the clips that it trains on, its network, and the terms of its loss.
 
 A new method needs one module in this folder, which defines `METHOD`, a subclass of `Method`; and its name in
 `ffnrepro.methods.NAMES`. These modules import torch inside their functions, because each process of the workflow
@@ -37,19 +37,19 @@ class Term:
 
 
 class Method(Settings):
-    """Settings of a method, and what they mean for the clips, the network and the loss."""
+    """Settings of a method, and how they determine the clips, the network and the loss."""
 
     family: ClassVar[Literal["tsm", "ffn", "checkpoint"]]
     """Kind of the network, which determines the rule that makes it: `train_tsm`, `train_ffn` or `import_checkpoint`."""
 
     method: str
     train_frames: FrameCounts
-    """Frame counts that are trained, in rising order: one for `tsm`, several for `ffn` (Tables 2 and 3), two for `mixed` and
-    `proportional` (Table 1)."""
+    """Frame counts to train at, in ascending order: one for `tsm`, several for `ffn` (Tables 2 and 3), two for `mixed`
+    and `proportional` (Table 1)."""
 
     @property
     def frame_counts(self) -> tuple[int, ...]:
-        """Frame counts of the clips in a training sample and in validation, in rising order."""
+        """Frame counts of the clips in a training sample and in validation, in ascending order."""
         return self.train_frames
 
     def effective(self) -> Self:

@@ -24,8 +24,8 @@ class Mixed(Method):
     rho: Annotated[float, Field(ge=0, le=1)]
     """For `mixed`: probability that a step trains on mixed clips of the low frame count."""
     unmixed: Literal["high", "both"] = "high"
-    """For `mixed`: what the other steps train on: `high`: clips of the high frame count; `both`: also those of the low one,
-    with the mean of the two losses."""
+    """For `mixed`: what the other steps train on. `high`: clips of the high frame count; `both`: clips of both frame
+    counts, with the mean of the two losses."""
 
     @field_validator("train_frames")
     @classmethod

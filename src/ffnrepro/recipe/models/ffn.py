@@ -38,7 +38,7 @@ class FrameFlexibleNetwork(ShiftedResNet):
         weight_alteration: whether each frame count has a private weight alteration.
         training_shift: `per_clip`; or `authors`, as in the authors' code: in training the shift treats as many rows
             as the highest frame count as one clip, so that frames leak between neighbouring clips of a batch.
-            A batch that does not fill whole pieces of this length, because a video could not be read, is shifted
+            A batch that does not fill whole chunks of this length, because a video could not be read, is shifted
             per clip. Evaluation always shifts per clip.
         adapter_init: `near_zero`: standard deviation 0.001, as in the paper; or `authors`: sqrt(2 / C), because
             in the authors' code the Kaiming initialisation overwrites the value of the paper.
