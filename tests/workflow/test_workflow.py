@@ -453,13 +453,14 @@ def test_bad_input_stops_before_any_job_with_one_line(
     ("target", "says"),
     [
         ("fnn", r"there is no experiment fnn; give one of tsm, .*ffn"),
+        ("ablation", r"ablation is a table; ask for results/ablation\.csv$"),
         (
             "results/tabel1.csv",
             r"there is no table tabel1; give one of table1, .*, or the --configfile that has tabel1",
         ),
     ],
 )
-def test_a_mistyped_target_is_refused_with_the_names_that_there_are(
+def test_a_mistyped_target_is_refused_with_the_right_name_or_names(
     unfinished: Workflow, target: str, says: str
 ) -> None:
     result = unfinished.run(target)

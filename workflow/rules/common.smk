@@ -334,6 +334,8 @@ def refuse(target):
         raise WorkflowError(f"{target} is a file")
     kind, names = ("table", CONFIG.tables) if target.endswith(".csv") else ("experiment", CONFIG.experiments)
     name = Path(target).stem
+    if kind == "experiment" and name in CONFIG.tables:
+        sys.exit(f"error: {name} is a table; ask for results/{name}.csv")
     sys.exit(
         f"error: there is no {kind} {name}; give one of {', '.join(names)}, or the --configfile that has {name}"
     )
