@@ -38,7 +38,7 @@ def test_every_ending_is_listed_and_is_not_part_of_the_id(tmp_path):
     assert {id_of(f"folder/{name}") for name in names} == {"clip 1"}
 
 
-def test_a_missing_folder_and_missing_videos_are_named_with_the_key(tmp_path):
+def test_a_missing_folder_and_missing_videos_are_named_with_the_key(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"nowhere.*data\.videos"):
         list_videos(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
@@ -55,12 +55,16 @@ def test_a_missing_folder_and_missing_videos_are_named_with_the_key(tmp_path):
     for name in ("walk", "run it"):
         (tmp_path / "classes" / name).mkdir(parents=True)
         (tmp_path / "classes" / name / f"{name} 1.avi").touch()
+    # The command makes the folder where the workflow runs, wherever the command is given.
+    (tmp_path / "work here").mkdir()
+    monkeypatch.chdir(tmp_path / "work here")
     with pytest.raises(UserError, match=r"2 of its folders do, such as run it; link them") as caught:
         list_videos(tmp_path / "classes")
-    command = str(caught.value).split("`")[1].replace("flat", str(tmp_path / "flat"))
-    subprocess.run(command, shell=True, check=True)
-    assert list_videos(tmp_path / "flat") == ["run it 1.avi", "walk 1.avi"]
-    assert all((tmp_path / "flat" / name).exists() for name in list_videos(tmp_path / "flat"))
+    subprocess.run(str(caught.value).split("`")[1], shell=True, check=True, cwd="/")
+    flat = Path("flat")
+    assert str(caught.value).endswith("set `data.videos: flat`")
+    assert list_videos(flat) == ["run it 1.avi", "walk 1.avi"]
+    assert all((flat / name).exists() for name in list_videos(flat))
 
 
 def test_shards_divide_the_names_and_a_new_one_changes_one_shard():
@@ -132,8 +136,14 @@ def test_frames_are_listed_by_their_folders_and_the_other_layout_is_named(tmp_pa
     (tmp_path / "frames" / "1.webm").unlink()
     with pytest.raises(UserError, match=r"holds no videos.*its folders hold frames.*`data\.layout: frames`"):
         list_videos(tmp_path / "frames")
+    # Folders of frames may lie in folders of classes.
+    (tmp_path / "frames").rename(tmp_path / "walk")
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "walk").rename(tmp_path / "frames" / "walk")
+    with pytest.raises(UserError, match=r"its folders hold frames.*`data\.layout: frames`"):
+        list_videos(tmp_path / "frames")
     with pytest.raises(UserError, match=r"the frames of one video.*folder above"):
-        list_videos(tmp_path / "frames" / "2", "frames")
+        list_videos(tmp_path / "frames" / "walk" / "2", "frames")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "1.webm").touch()
     with pytest.raises(UserError, match=r"holds no folders of frames.*video files.*`data\.layout: videos`"):

@@ -125,6 +125,8 @@ def _likeliest_reason(
         )
     if elsewhere := _found_elsewhere(ids, folder, layout):
         return elsewhere
+    if layout == "frames" and _found_elsewhere(ids, folder, "videos"):
+        return "video files have these names: set `data.layout: videos`"
     if renamed := _renamed(ids, stems):
         return renamed
     found = set(labels.loc[~labels["id"].isin(ids), "split"])

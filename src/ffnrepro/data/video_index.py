@@ -105,7 +105,8 @@ def _instead(folder: Path, layout: Layout) -> str:
             return (
                 f"{len(inside)} of its folders do, such as {inside[0].name}; {link_advice(inside[0], layout)}"
             )
-        if any(holds_frames(place) for place in some[:3]):
+        places = [place for some_folder in some[:3] for place in (some_folder, *subfolders(some_folder)[:1])]
+        if any(holds_frames(place) for place in places):
             return "its folders hold frames; set `data.layout: frames`"
     return "unpack the videos into it, or set `data.videos` to the folder that holds them"
 
@@ -133,9 +134,11 @@ def link_advice(folder: Path, layout: Layout) -> str:
     """Say how to bring the videos of several folders together; `folder` is one of these folders."""
     ending = f" -name '*{Path(list_videos(folder, layout)[0]).suffix}'" if layout == "videos" else ""
     above = shlex.quote(str(folder.absolute().parent))
+    # The command may be given in another folder than the one that relative paths start at (`--directory`).
+    flat = shlex.quote(str(Path.cwd() / "flat"))
     return (
-        f"link them into one folder, `mkdir flat && find {above} -mindepth 2 -maxdepth 2{ending} -exec ln -s {{}} flat/ \\;`, "
-        "and set `data.videos` to it"
+        f"link them into one folder, `mkdir {flat} && find {above} -mindepth 2 -maxdepth 2{ending} -exec ln -s {{}} {flat} \\;`, "
+        "and set `data.videos: flat`"
     )
 
 
