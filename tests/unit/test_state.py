@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -18,15 +19,19 @@ def new_state(precision: str) -> TrainingState:
     )
 
 
-def test_the_loss_scale_is_restored_where_there_is_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "scale"),
+    [("float16", "float16", 8.0), ("float16", "float32", 1.0), ("float32", "float16", 2.0**16)],
+)
+def test_the_loss_scale_is_restored_where_there_is_one(
+    tmp_path: Path, before: str, after: str, scale: float
+) -> None:
     checkpoints = Checkpoints(tmp_path, run="tsm", seed=0, epochs=2, data="0" * 64)
-    saved = new_state("float16")
+    saved, restored = new_state(before), new_state(after)
     saved.scaler.scale(torch.ones(()))
     saved.scaler.update(new_scale=8.0)
     saved.step = 3
     saved.save(checkpoints, Processes())
-    for precision, scale in (("float16", 8.0), ("float32", 1.0)):
-        state = new_state(precision)
-        state.restore(checkpoints, Processes(), name="tsm", epochs=2)
-        assert (state.scaler.get_scale(), state.step) == (scale, 3)
-        assert torch.equal(state.model.weight, saved.model.weight)
+    restored.restore(checkpoints, Processes(), name="tsm", epochs=2)
+    assert (restored.scaler.get_scale(), restored.step) == (scale, 3)
+    assert torch.equal(restored.model.weight, saved.model.weight)
