@@ -76,8 +76,8 @@ class TrainingState:
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            # A run may continue on another kind of device, where there is no loss scale.
-            if saved["scaler"] and self.scaler.is_enabled():
+            # A run may continue on another kind of device; without float16, there is no loss scale.
+            if saved["scaler"]:
                 self.scaler.load_state_dict(saved["scaler"])
             self.history, self.best, self.step = saved["history"], saved["best"], saved["step"]
             # The saved sums are totals over all processes; the others start with zeros under the same names.
