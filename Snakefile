@@ -48,7 +48,7 @@ for experiment in CONFIG.experiments:
             evaluations_of_experiment(experiment),
 
 
-# Of a mistyped experiment or table, Snakemake would only say that no rule makes it.
+# For a mistyped experiment or table, Snakemake itself would only say that no rule makes it.
 rule unknown:
     input:
         lambda wildcards: refuse(wildcards.target),

@@ -222,7 +222,7 @@ class EvaluationSettings(Settings):
     `evaluation.batch_size` videos."""
 
 
-class Published(Settings):
+class PublishedFigures(Settings):
     """The published figures that a row is compared with: rows of resources/published.csv."""
 
     method: str
@@ -245,7 +245,7 @@ class Row(Settings):
     column (Table 1); `null`: the row has `experiments`."""
     compare_with: str | None = None
     """Label of the row that this row is compared with on the same videos (Table 5); `null`: the first row of the table."""
-    published: Published | None = None
+    published: PublishedFigures | None = None
 
     @model_validator(mode="after")
     def _check_networks(self) -> Self:

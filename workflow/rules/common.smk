@@ -81,7 +81,7 @@ def cache_records(*splits):
 
 
 def names_of_runs(experiments):
-    """Regular expression of runs, with any key: if the code of a queued job was edited, its script reports that in plain words."""
+    """Regular expression of the runs of experiments, with any key: a queued job keeps its key, and its script refuses an old one."""
     return f"(?:{'|'.join(experiments)})-[0-9a-f]{{8}}"
 
 
