@@ -132,6 +132,7 @@ def run_job(job: Job) -> None:
             class_names=read_classes(job.classes),
             dataset=settings.dataset,
             train_frames=settings.method.train_frames,
+            sizes=(settings.short_side, settings.crop_size),
         )
         digest = tensors_digest(trained.best_model)
         write_text(job.output / "model.sha256", digest + "\n")
