@@ -228,6 +228,8 @@ def checkpoint_command(
             )
         print(convert(*paths, to=to, shift=shift))
         return
+    if not paths or to is not None:
+        raise UserError("ffnrepro checkpoint show: give the files to show, and no --to")
     problems = []
     for path in paths:
         lines, problem = describe(path, shift=shift)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ffnrepro.errors import UserError
-from ffnrepro.files import file_digest, read_record, replacing, write_text
+from ffnrepro.files import file_digest, make_folder, read_record, replacing, write_text
 from ffnrepro.logs import logger
 from ffnrepro.model_card import ModelCard
 from ffnrepro.recipe.models.ffn import SeparateNetworks, nearest
@@ -33,6 +33,9 @@ from ffnrepro.weights import Network, tensors_digest
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that rounding can explain; relative to the largest logit if that is above 1."""
+
+FILES = {"README.md", "labels.txt", "model.onnx", "model.pt2"}
+"""The files of an export."""
 
 
 # --- Folding ---------------------------------------------------------------------------------------------------------
@@ -209,9 +212,13 @@ def export_run(
         The largest differences; see `write_programs`.
 
     Raises:
-        UserError: a package is missing, the settings or an evaluation cannot be read, or a file differs from the network.
+        UserError: a package is missing, `output` cannot be written to or holds other files, the settings or an evaluation
+            cannot be read, or a file differs from the network.
     """
     check_packages()
+    make_folder(output)
+    if others := sorted({path.name for path in output.glob("[!.]*")} - FILES):
+        raise UserError(f"{output}: holds other files, such as {others[0]}; give a new folder as --output")
     folder = run / f"seed{seed}"
     settings, _ = read_run(run)
     digest = tensors_digest(network.state_dict())

@@ -233,15 +233,6 @@ def check_own_weights(experiments):
         check_start(own, network, digest=weights_identity(CONFIG, network.depth))
 
 
-def check_imports(experiments, classes):
-    """Refuse files that these experiments cannot import, and warn where the network may have other classes."""
-    # As above, for torch.
-    from ffnrepro.imports import read_network
-
-    for name in sorted(experiments):
-        read_network(CONFIG.imports[name], run_settings(CONFIG, name), classes)
-
-
 def start_digest(wildcards):
     """Digest of the other run's network that a training starts from, because the network may change while its path stays."""
     path = start_file(wildcards)

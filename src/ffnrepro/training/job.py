@@ -164,6 +164,7 @@ def _write_results(
         class_names=read_classes(job.classes),
         dataset=settings.dataset,
         train_frames=settings.method.train_frames,
+        sizes=(settings.short_side, settings.crop_size),
     )
     digest = tensors_digest(trained.best_model)
     write_text(job.output / "model.sha256", digest + "\n")
