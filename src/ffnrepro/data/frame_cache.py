@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import mmap
-import shlex
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +43,10 @@ Cache = Literal["none", "jpeg"]
 
 # This needs a call of its own: in the same call, Snakemake would run all trainings and evaluations again, whereas in the next
 # call it compares the content of the records. Snakemake does not see the shards; the jobs of intact ones take a second.
-_MAKE_AGAIN = "snakemake --cores 1 --until cache_frames --forcerun cache_frames, and run snakemake again"
+_MAKE_AGAIN = (
+    "make it again, with your --directory and --configfile: snakemake --cores 1 --until cache_frames --forcerun cache_frames; "
+    "then run snakemake again"
+)
 
 SAMPLE = 16
 """Videos after which a job estimates the size of the whole cache."""
@@ -359,7 +361,7 @@ class FrameCache:
                 simplejpeg.decode_jpeg(jpeg, buffer=picture)
         except (OSError, ValueError) as error:
             file = self._files[shard]
-            fix = f"rm {shlex.quote(str(file))}; {_MAKE_AGAIN}"
+            fix = f"delete the file and {_MAKE_AGAIN}"
             raise DecodeError(file, f"cannot be used for {path.name}", str(error), fix) from error
         return pictures
 
