@@ -87,7 +87,7 @@ class RunList:
 
     def describe_training(self, experiment: str, seed: int) -> str:
         """Describe a training of a selected run: what differs from the previous run, its progress, and its hours."""
-        words = []
+        words, accept = [], []
         files = RUNS.glob(f"{experiment}-????????/settings.json")
         others = [path for path in files if path.parent.name != self.selected[experiment]]
         if others:
@@ -95,6 +95,10 @@ class RunList:
             with suppress(UserError):
                 changes = differences(previous, run_settings(self.config, experiment))
                 words.append(f"differs from {previous.name} in {', '.join(changes)}")
+                if all(change.startswith("code of ") for change in changes):
+                    accept = [
+                        f"if no number changes, keep its networks: ffnrepro runs accept {previous.name}"
+                    ]
         done, epochs = self.progress(self.selected[experiment], seed)
         if done == epochs:
             return "; ".join(
@@ -104,7 +108,7 @@ class RunList:
             words.append(f"continues after epoch {done} of {epochs}")
         hours, basis = self.hours(experiment, seed)
         about = "" if hours is None else f"about {duration(hours, gpu=self._on_gpu)}"
-        return "; ".join([*words, f"{about or 'hours unknown'} ({basis})"])
+        return "; ".join([*words, f"{about or 'hours unknown'} ({basis})", *accept])
 
     def progress(self, run: str, seed: int) -> tuple[int, int]:
         """Number of finished epochs of a selected run's training on the current data, and number of all epochs."""

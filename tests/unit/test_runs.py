@@ -276,6 +276,18 @@ def test_a_training_is_described_before_it_runs() -> None:
     )
 
 
+def test_the_plan_names_the_command_that_keeps_networks_after_an_edit_of_code() -> None:
+    config = configuration()
+    old = age(config, "ffn")
+    assert RunList(config).describe_training("ffn", 0) == (
+        f"differs from {old} in code of ffnrepro.recipe.step; hours unknown (no similar training has finished here); "
+        f"if no number changes, keep its networks: ffnrepro runs accept {old}"
+    )
+    # With another setting, the networks are others.
+    changed = configuration(training={"learning_rate": 0.02})
+    assert "accept" not in RunList(changed).describe_training("ffn", 0)
+
+
 def test_a_time_counts_for_its_family_and_kind_of_device() -> None:
     finish(settle(configuration(), "tsm"), hours=3.0, device="NVIDIA H200")
     on_gpu = configuration(runtime={"device": "cuda"}, training={"learning_rate": 0.02})
