@@ -219,7 +219,7 @@ def benchmark(folder: Path, clips: int, sample: int | None) -> int:
     rows = [
         f"| labels, {total:,} rows | {labels.seconds:.1f} s | {labels.cpu_seconds:.1f} s | {labels.gigabytes:.2f} GB |",
         f"| index, packets, {total / packets.seconds:.0f} videos/s | {packets.seconds:.0f} s | {packets.cpu_seconds:.0f} s | {packets.gigabytes:.2f} GB |",
-        f"| labels, manifest and pictures by snakemake | {manifest.seconds:.1f} s | {manifest.cpu_seconds:.1f} s | {manifest.gigabytes:.2f} GB |",
+        f"| labels, manifest and plots by snakemake | {manifest.seconds:.1f} s | {manifest.cpu_seconds:.1f} s | {manifest.gigabytes:.2f} GB |",
         f"| `snakemake -n`, nothing to do | {plan.seconds:.1f} s | {plan.cpu_seconds:.1f} s | {plan.gigabytes:.2f} GB |",
         f"| index, decode, {len(names):,} videos on one core | {indexed:.1f} videos/s | | |",
         f"| bare decoding of the same videos on one core | {bare:.1f} videos/s | | |",

@@ -178,11 +178,11 @@ def main() -> None:
     write_section(f"step.py, {'GPU' if ON_GPU else 'CPU'}", f"{text}\n\n{TRIED}")
 
 
-TRIED = """Tried without success. A shift that copies each channel once, instead of copying all of them and then a quarter again:
-1.0 to 3 times as long on the CPU; one that joins three parts with `torch.cat`: 1.5 to 16 times. Recomputation of whole stages
-instead of blocks: 1.5 times the memory, because a stage's activations are larger than the inputs of its blocks. Recomputation
-of the blocks without the layers before them: 1.3 times the memory. (Peak of all tensors of a TSM step, 4 clips of 4 frames
-of 224 px: plain 1666 MiB, stages 833, blocks 539, blocks and first layers 417.)"""
+TRIED = """Alternatives that were worse: a shift that copies each channel once, instead of copying all of them and then a quarter again
+(1.0 to 3 times as long on the CPU); a shift that joins three parts with `torch.cat` (1.5 to 16 times as long);
+recomputing whole stages instead of blocks (1.5 times the memory, because a stage's activations are larger than the inputs
+of its blocks); recomputing the blocks but not the layers before them (1.3 times the memory). Peak memory of all tensors of
+a TSM step with 4 clips of 4 frames of 224 px: plain 1666 MiB, stages 833, blocks 539, blocks and first layers 417."""
 
 
 if __name__ == "__main__":
