@@ -268,7 +268,10 @@ def test_text_is_read_as_yaml_where_no_text_is_legal(mapping: dict[str, Any]) ->
         ({"network.stem": 5}, r"does not fit experiments\.ffn .*stem 5"),
         ({"report.tables": ["tabel1"]}, r"report\.tables names 'tabel1', which is not in tables \(table1"),
         ({"experiments.ffn.start": "tms"}, r"experiments\.ffn\.start names 'tms', which is not in experiments \(tsm, "),
-        ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18}, r"ffn\.start is 'tsm', whose network is of kind tsm and depth 18, but"),
+        ({"experiments.ffn.start": "tsm", "experiments.tsm.depth": 18},
+         r"ffn\.start is 'tsm', whose network has kind tsm, depth 18, but the network of ffn has kind ffn, depth 50; both"),
+        ({"experiments.two": {"method": "ffn", "train_frames": [4, 16], "weight_alteration": False}, "experiments.ffn.start": "two"},
+         r"has train_frames \[4, 16\], weight_alteration False, but the network of ffn has train_frames \[4, 8, 16\], weight_"),
         ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.start": "tsm_4f"}, r"cycle: tsm_4f -> tsm -> tsm_4f"),
         # The settings that one starts from are checked with it.
         ({"experiments.tsm_4f.start": "tsm", "experiments.tsm.training": {"epochs": 5, "warmup_epochs": 5}}, r"experiments\.tsm\.training"),

@@ -33,7 +33,9 @@ onstart:
         experiment_of(job.wildcards) for job in jobs if job.rule.name in ("train_tsm", "train_ffn")
     }
     evaluated = {
-        (experiment_of(job.wildcards), int(job.wildcards.frames)) for job in jobs if job.rule.name == "evaluate"
+        (experiment_of(job.wildcards), int(job.wildcards.frames))
+        for job in jobs
+        if job.rule.name == "evaluate"
     }
     imports = {experiment_of(job.wildcards) for job in jobs if job.rule.name == "import_checkpoint"}
     starts = {CONFIG.experiments[name].start for name in trained}
