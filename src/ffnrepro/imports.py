@@ -92,10 +92,10 @@ def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> t
     if not path.is_file():
         raise UserError(f"{path}: no such file; set the `path` of its experiment to the file of the network")
     checkpoint = read_checkpoint(path)
-    found, wanted = checkpoint.architecture, settings.network.model_dump()
-    if differ := [key for key in ("depth", "width", "stem") if found.get(key) != wanted[key]]:
+    found, configured = checkpoint.architecture, settings.network.model_dump()
+    if differ := [key for key in ("depth", "width", "stem") if found.get(key) != configured[key]]:
         raise UserError(
-            f"{path}: its ResNet has {_values(found, differ)}, but the configuration says {_values(wanted, differ)}; give another "
+            f"{path}: its ResNet has {_values(found, differ)}, but the configuration says {_values(configured, differ)}; give another "
             f"file, or set {', '.join(f'network.{key}: {found.get(key)}' for key in differ)} (an experiment may have a depth of its own)"
         )
     shift = None if "shift" in found else settings.network.shift
