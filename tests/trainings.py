@@ -31,7 +31,7 @@ def make_data(folder: Path) -> Path:
     (folder / "results/labels").mkdir(parents=True)
     pd.DataFrame({"class": classes}).to_csv(folder / "results/labels/classes.csv", index=False)
     videos = folder / "data/videos"
-    index = index_videos(videos, list_videos(videos))
+    index = index_videos(videos, list_videos(videos), entries=folder / "data/index/0-of-1.jsonl")
     build_manifest(classes, labels, index).save(folder / "results/manifest")
     return folder
 

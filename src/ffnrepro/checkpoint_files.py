@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ffnrepro.checkpoint_formats import KIND_NAMES, Checkpoint, read_checkpoint
+from ffnrepro.checkpoint_formats import KIND_NAMES, PAPER_SIZES, Checkpoint, read_checkpoint
 from ffnrepro.errors import UserError
-from ffnrepro.files import file_digest, replacing
+from ffnrepro.files import file_digest, make_folder, replacing
 from ffnrepro.logs import logger
 from ffnrepro.recipe.models.tsm import is_shifted
 from ffnrepro.recipe.network import NetworkSettings, Shift
@@ -54,6 +54,8 @@ def describe(path: Path, *, shift: Shift | None = None) -> tuple[dict[str, str],
         lines["classes"] += f": {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
     if checkpoint.dataset:
         lines["trained on"] = checkpoint.dataset
+    if checkpoint.sizes:
+        lines["clips"] = "short side of {} pixels, crop of {}".format(*checkpoint.sizes)
     if checkpoint.kind == "image":
         return lines | {"use": "a training can start from it (network.weights)"}, None
     try:
@@ -81,6 +83,7 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
     """
     if target.exists():
         raise UserError(f"{target}: exists already; give the path of a new file")
+    make_folder(target.parent)
     checkpoint = read_checkpoint(path)
     network = build_network(path, checkpoint, shift=shift)
     if to != "ours":
@@ -93,6 +96,7 @@ def convert(path: Path, target: Path, *, to: Format, shift: Shift | None = None)
                 class_names=checkpoint.class_names,
                 dataset=checkpoint.dataset,
                 train_frames=checkpoint.train_frames,
+                sizes=checkpoint.sizes,
             )
         else:
             torch.save({"state_dict": renamed_tensors(network, to)}, temporary)
@@ -136,6 +140,13 @@ def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Form
     if words := [word for word, is_left_out in left_out.items() if is_left_out]:
         logger.warning(
             "%s: the format of %s cannot hold %s; this affects no score", path, to, ", ".join(words)
+        )
+    if checkpoint.sizes not in (None, PAPER_SIZES):
+        logger.warning(
+            "%s: the format of %s cannot hold the size of the clips; ffnrepro predict needs --short-side %d --crop-size %d",
+            path,
+            to,
+            *(checkpoint.sizes or ()),
         )
 
 

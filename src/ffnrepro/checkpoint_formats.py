@@ -25,6 +25,9 @@ from ffnrepro.recipe.network import Shift
 FORMAT = "ffnrepro checkpoint 1"
 """Marks our own files; the number is raised when older files can no longer be read."""
 
+PAPER_SIZES = (256, 224)
+"""Short side of the frames and size of the clips in the paper, in pixels (section 4.1)."""
+
 Kind = Literal["tsm", "ffn", "ffn_separate", "image"]
 KIND_NAMES: dict[Kind, str] = {
     "tsm": "a TSM checkpoint",
@@ -48,6 +51,8 @@ class Checkpoint:
         dataset: The data set that the network was trained on, which only our own files hold.
         train_frames: The frame counts that the network was trained at; empty if the file does not say. All files of an FFN
             say so, and our own files of a TSM.
+        sizes: Short side of the frames and size of the clips that the network was trained on, in pixels, which only our
+            own files hold.
     """
 
     kind: Kind
@@ -57,6 +62,7 @@ class Checkpoint:
     class_names: tuple[str, ...] | None = None
     dataset: str | None = None
     train_frames: tuple[int, ...] = ()
+    sizes: tuple[int, int] | None = None
 
     def describe(self) -> str:
         """Such as "a TSM checkpoint in the format of mit-han-lab: depth 50, 400 classes"."""
@@ -153,7 +159,11 @@ def _load(path: Path) -> Mapping[str, Any]:
             f"{path}: torch.load cannot read it ({reason.splitlines()[0].split('. ')[0][:160]}), so it is incomplete, damaged or not "
             "written by torch.save; download it again"
         ) from error
-    return content if isinstance(content, Mapping) else {"content": content}
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"{path}: holds a {type(content).__name__}, not a state_dict of tensors; save the model's state_dict"
+        )
+    return content
 
 
 def _other_file_type(path: Path) -> str | None:
@@ -289,6 +299,7 @@ def _read_our_file(path: Path, content: Mapping[str, Any], tensors: dict[str, Te
     dataset = content.get("dataset")
     # An older file has no `train_frames`, but the architecture of an FFN contains them.
     counts = content.get("train_frames") or own.get("frame_counts")
+    short_side, crop_size = (content.get(key) for key in ("short_side", "crop_size"))
     return Checkpoint(
         kind,
         "ffnrepro",
@@ -297,6 +308,7 @@ def _read_our_file(path: Path, content: Mapping[str, Any], tensors: dict[str, Te
         _class_names_of(content),
         dataset if isinstance(dataset, str) else None,
         tuple(n for n in counts if isinstance(n, int)) if isinstance(counts, list | tuple) else (),
+        (short_side, crop_size) if isinstance(short_side, int) and isinstance(crop_size, int) else None,
     )
 
 

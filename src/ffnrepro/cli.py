@@ -91,7 +91,7 @@ def make_demo_data_command(folder: Positional[Path], seed: int = 0) -> None:
         folder: Folder to write to.
         seed: Seed of the clips; another seed gives other clips of the same classes.
     """
-    logger.info(make_demo_data(folder, seed=seed, progress=sys.stderr.isatty()))
+    logger.info(make_demo_data(folder, seed=seed))
 
 
 def unpack_command(
@@ -104,7 +104,7 @@ def unpack_command(
         into: Folder in which the archive's folder is made; None: FOLDER.
         expect: Number of files that the archive must hold; the default is that of Something-Something V2.
     """
-    logger.info(unpack(folder, into or folder, expect=expect, progress=sys.stderr.isatty()))
+    logger.info(unpack(folder, into or folder, expect=expect))
 
 
 def inspect_command(
@@ -228,6 +228,8 @@ def checkpoint_command(
             )
         print(convert(*paths, to=to, shift=shift))
         return
+    if not paths or to is not None:
+        raise UserError("ffnrepro checkpoint show: give the files to show, and no --to")
     problems = []
     for path in paths:
         lines, problem = describe(path, shift=shift)
@@ -265,17 +267,9 @@ def runs_command(
             for name in names:
                 print(getattr(runs, action)(name))
         elif plan is not None:
-            rows, hours = runs.plan(plan)
+            rows, summary = runs.plan(plan)
             print(tabulate(rows, headers="keys", floatfmt=".1f"))
-            imports = sum(row["run"].rpartition("-")[0] in config.imports for row in rows)
-            done, unknown = (
-                sum(row[key] == value for row in rows)
-                for key, value in (("basis", "trained"), (runs.hours_of, "unknown"))
-            )
-            rest = f" (without {unknown} whose hours are unknown)" if unknown else ""
-            print(
-                f"{plan} needs {len(rows) - imports} trainings; finished: {done}; the others take about {hours:.1f} {runs.hours_of}{rest}."
-            )
+            print(summary)
         else:
             print(tabulate(runs.rows(), headers="keys") or f"no runs yet in {Path.cwd()}")
 

@@ -222,7 +222,7 @@ class EvaluationSettings(Settings):
     `evaluation.batch_size` videos."""
 
 
-class Published(Settings):
+class PublishedFigures(Settings):
     """The published figures that a row is compared with: rows of resources/published.csv."""
 
     method: str
@@ -245,7 +245,7 @@ class Row(Settings):
     column (Table 1); `null`: the row has `experiments`."""
     compare_with: str | None = None
     """Label of the row that this row is compared with on the same videos (Table 5); `null`: the first row of the table."""
-    published: Published | None = None
+    published: PublishedFigures | None = None
 
     @model_validator(mode="after")
     def _check_networks(self) -> Self:
@@ -383,11 +383,22 @@ class Config(Settings):
                 f"config: {key} names {name!r}, which is not in experiments ({', '.join(self.experiments)})"
             )
 
+    def _weights_of(self, experiment: str) -> dict[str, Any]:
+        """Settings that determine which weights a network has; both networks of a `start` have the same."""
+        method, depth = self.experiments[experiment].method, self.network_of(experiment).depth
+        if isinstance(method, Imported):
+            # The rest is not known before the file is read (`imports.check_imports`).
+            return {"depth": depth}
+        if not isinstance(method, Ffn):
+            return {"kind": method.family, "depth": depth}
+        switches = {"train_frames", "weight_sharing", "specialized_normalization", "weight_alteration"}
+        return {"kind": method.family, "depth": depth, **method.model_dump(mode="json", include=switches)}
+
     def chain_of(self, experiment: str) -> tuple[str, ...]:
         """Names of an experiment, of the experiment that it starts from, and so on.
 
         Raises:
-            UserError: a `start` does not exist, has a network of another kind or depth, or leads back to an earlier experiment.
+            UserError: a `start` does not exist, has a network with other weights (kind, depth, frame counts), or leads back to an earlier experiment.
         """
         chain = [experiment]
         while (start := self.experiments[chain[-1]].start) is not None:
@@ -397,17 +408,14 @@ class Config(Settings):
                 raise UserError(
                     f"config: {key} is {start!r}, which makes a cycle: {' -> '.join([*chain, start])}; set start of one of them to null"
                 )
-            of_start, own = (
-                (self.experiments[name].method.family, self.network_of(name).depth)
-                for name in (start, chain[-1])
-            )
-            if start in self.imports:
-                # The kind of an imported network is not known before its file is read.
-                of_start = (own[0], of_start[1])
-            if of_start != own:
+            of_start, own = (self._weights_of(name) for name in (start, chain[-1]))
+            if differ := [name for name in own if name in of_start and of_start[name] != own[name]]:
+                found, needed = (
+                    ", ".join(f"{name} {each[name]}" for name in differ) for each in (of_start, own)
+                )
                 raise UserError(
-                    f"config: {key} is {start!r}, whose network is of kind {of_start[0]} and depth {of_start[1]}, but the network "
-                    f"of {chain[-1]} is of kind {own[0]} and depth {own[1]}; both must be the same"
+                    f"config: {key} is {start!r}, whose network has {found}, but the network of {chain[-1]} has {needed}; both must "
+                    "be the same"
                 )
             chain.append(start)
         return tuple(chain)

@@ -4,7 +4,7 @@ It reads the files behind the tables. Each finding has the evidence, the likely 
 docs/diagnosis.md describes the checks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ffnrepro import faults
-from ffnrepro.ensembles import member_records
+from ffnrepro.ensembles import member_records, network_folders
 from ffnrepro.faults import Finding, Network
 from ffnrepro.files import read_record
 from ffnrepro.runs import read_run, unpublished_settings
@@ -45,7 +45,7 @@ OF_ROW = (
 )
 """Settings that may differ from the plain method in a row of the paper with a setting of its own, such as an ablation."""
 
-Findings = Iterator[Finding]
+Findings = Iterable[Finding]
 
 
 def training_checks(network: Network) -> dict[str, Findings]:
@@ -55,7 +55,7 @@ def training_checks(network: Network) -> dict[str, Findings]:
         return {}
     kl = [key for key in history[0] if key.startswith("train_kl_")]
     rows = next(iter(network.predictions.values()))
-    checks = {
+    checks: dict[str, Findings] = {
         "loss": faults.loss_explodes(history),
         "distillation": (finding for key in kl for finding in faults.not_distilled(history, key)),
         "overfitting": faults.overfitted(history, f"top1_{max(network.train_frames)}f", len(rows)),
@@ -163,10 +163,10 @@ def diagnose(
         for name, found in training_checks(network).items():
             add(name, network_name, found)
         for name, check in NETWORK_CHECKS.items():
-            add(name, network_name, iter(()) if has(EXPLAINS, network_name) else check(network))
+            add(name, network_name, () if has(EXPLAINS, network_name) else check(network))
     for ffn, tsm in _pairs(list(networks.values())):
         explained = has(EXPLAINS_FFN, ffn.name, tsm.name)
-        add("ffn", ffn.name, iter(()) if explained else faults.ffn_does_not_help(ffn, tsm))
+        add("ffn", ffn.name, () if explained else faults.ffn_does_not_help(ffn, tsm))
     for table in tables:
         for row in table["rows"]:
             frames = [int(n) for n in row["evaluations"]]
@@ -174,7 +174,7 @@ def diagnose(
                 of_row = _networks_of_row(row, networks)
                 explained = has(EXPLAINS, *(network.name for network in of_row))
                 differs = faults.unlike_published(row["numbers"], frames, _changes_of_row(row, of_row))
-                add("published", row["label"], iter(()) if explained else differs)
+                add("published", row["label"], () if explained else differs)
     for split in dict.fromkeys(("train", tables[0]["split"])):
         add("excluded", "", faults.many_excluded(summary, split))
     checks = [{"name": name, "title": title} for name, title in TITLES.items() if name in names]
@@ -200,12 +200,8 @@ def _pairs(networks: Sequence[Network]) -> Iterator[tuple[Network, Network]]:
 
 def _networks_of_row(row: Mapping[str, Any], networks: Mapping[str, Network]) -> list[Network]:
     """The networks of all seeds of a row; those of an ensemble, too."""
-    runs = {
-        member.parts[-3]
-        for paths in row["evaluations"].values()
-        for path in paths
-        for member in member_records(Path(path))
-    }
+    records = (Path(path) for paths in row["evaluations"].values() for path in paths)
+    runs = {folder.parent.name for folder in network_folders(records)}
     return [network for network in networks.values() if network.record["run"] in runs]
 
 

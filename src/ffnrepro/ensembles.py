@@ -3,6 +3,7 @@
 The evaluation of an ensemble is in `results/ensembles/{run}+{run}/seed{seed}/`; its files have the same names as in a run.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -16,3 +17,8 @@ def member_records(record: Path) -> list[Path]:
         return [record]
     runs = record.parents[3] / "runs"
     return [runs / run / record.parent.name / record.name for run in record.parts[-3].split("+")]
+
+
+def network_folders(records: Iterable[Path]) -> list[Path]:
+    """Folders of the networks behind evaluations, each once."""
+    return list(dict.fromkeys(member.parent for record in records for member in member_records(record)))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ffnrepro.errors import UserError
-from ffnrepro.files import file_digest, read_record, replacing, write_text
+from ffnrepro.files import file_digest, make_folder, read_record, replacing, write_text
 from ffnrepro.logs import logger
 from ffnrepro.model_card import ModelCard
 from ffnrepro.recipe.models.ffn import SeparateNetworks, nearest
@@ -33,7 +33,6 @@ from ffnrepro.weights import Network, tensors_digest
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that rounding can explain; relative to the largest logit if that is above 1."""
-
 
 # --- Folding ---------------------------------------------------------------------------------------------------------
 
@@ -209,16 +208,23 @@ def export_run(
         The largest differences; see `write_programs`.
 
     Raises:
-        UserError: a package is missing, the settings or an evaluation cannot be read, or a file differs from the network.
+        UserError: a package is missing, `output` cannot be written to or has a `README.md` of something else, the settings or
+            an evaluation cannot be read, or a file differs from the network.
     """
     check_packages()
+    make_folder(output)
+    card = output / "README.md"
+    if card.exists() and not (output / "model.onnx").exists():
+        raise UserError(
+            f"{card}: exists already, and is not that of an export; give another folder as --output"
+        )
     folder = run / f"seed{seed}"
     settings, _ = read_run(run)
     digest = tensors_digest(network.state_dict())
     scores = card_scores(folder, digest)
     differences = write_programs(network, output, frames=frames, crop_size=settings.crop_size)
     write_text(output / "labels.txt", "\n".join(names) + "\n")
-    card = ModelCard(
+    text = ModelCard(
         name=run.name,
         settings=settings,
         record=read_record(folder / "run.json"),
@@ -233,8 +239,8 @@ def export_run(
             **{name: file_digest(output / name) for name in ("model.onnx", "model.pt2", "labels.txt")},
             "the run's network": digest,
         },
-    )
-    write_text(output / "README.md", card.text())
+    ).text()
+    write_text(card, text)
     return differences
 
 

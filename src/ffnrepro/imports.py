@@ -1,6 +1,6 @@
 """Imported networks: runs whose network is read from a file of weights instead of trained (`method: checkpoint`)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,69 @@ import pandas as pd
 import torch
 
 from ffnrepro.checkpoint_formats import Checkpoint, read_checkpoint
+from ffnrepro.config import Config
 from ffnrepro.errors import UserError
-from ffnrepro.files import file_digest, read_record, replacing, write_json, write_text
+from ffnrepro.files import file_digest, replacing, write_json, write_text
 from ffnrepro.logs import logger
 from ffnrepro.provenance import provenance
-from ffnrepro.runs import RunSettings, check_key, read_run
-from ffnrepro.weights import Network, build_network, save_checkpoint, tensors_digest
+from ffnrepro.runs import RunSettings, check_key, read_run, run_settings
+from ffnrepro.weights import (
+    Network,
+    build_network,
+    check_same_network,
+    save_checkpoint,
+    settings_beside,
+    tensors_digest,
+)
+
+
+def check_imports(
+    config: Config,
+    experiments: Collection[str],
+    classes: Sequence[str],
+    *,
+    trained: Collection[str] = (),
+    evaluated: Collection[tuple[str, int]] = (),
+) -> None:
+    """Check the files of imported networks before any job runs; see `read_network`.
+
+    Warns if an FFN is to be evaluated at frame counts for which it has no sub-network: the file may be another one than the
+    user thinks, because the frame counts of an imported network do not stand in the configuration.
+
+    Args:
+        config: The configuration.
+        experiments: Names of the experiments whose networks are imported.
+        classes: Class names of the labels, in index order.
+        trained: Names of the experiments that are trained; some may start from an imported network.
+        evaluated: Experiments and the frame counts at which they are evaluated.
+
+    Raises:
+        UserError: A file cannot be imported, or a training cannot start from its network.
+    """
+    for name in sorted(experiments):
+        path = config.imports[name]
+        _, network = read_network(path, run_settings(config, name), classes)
+        counts = network.architecture.get("frame_counts", [])
+        others = sorted(frames for of, frames in evaluated if of == name and counts and frames not in counts)
+        if others:
+            logger.warning(
+                "%s: its network has sub-networks for %s frames; at %s frames, the nearest one is evaluated; if that is not meant, set "
+                "experiments.%s.path to another file, or change the frame_counts of the table",
+                path,
+                _listed(counts),
+                _listed(others),
+                name,
+            )
+        for training in sorted(trained):
+            if config.experiments[training].start == name:
+                with torch.device("meta"):
+                    model = config.experiments[training].method.build(
+                        len(classes), config.network_of(training)
+                    )
+                try:
+                    check_same_network(path, network, model)
+                except UserError as error:
+                    raise UserError(f"config: experiments.{training}.start is {name!r}; {error}") from error
 
 
 def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> tuple[Checkpoint, Network]:
@@ -35,10 +92,10 @@ def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> t
     if not path.is_file():
         raise UserError(f"{path}: no such file; set the `path` of its experiment to the file of the network")
     checkpoint = read_checkpoint(path)
-    found, wanted = checkpoint.architecture, settings.network.model_dump()
-    if differ := [key for key in ("depth", "width", "stem") if found.get(key) != wanted[key]]:
+    found, configured = checkpoint.architecture, settings.network.model_dump()
+    if differ := [key for key in ("depth", "width", "stem") if found.get(key) != configured[key]]:
         raise UserError(
-            f"{path}: its ResNet has {_values(found, differ)}, but the configuration says {_values(wanted, differ)}; give another "
+            f"{path}: its ResNet has {_values(found, differ)}, but the configuration says {_values(configured, differ)}; give another "
             f"file, or set {', '.join(f'network.{key}: {found.get(key)}' for key in differ)} (an experiment may have a depth of its own)"
         )
     shift = None if "shift" in found else settings.network.shift
@@ -53,6 +110,10 @@ def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> t
     if warning := _class_warning(path, checkpoint, settings, classes):
         logger.warning("%s", warning)
     return checkpoint, network
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _values(settings: dict[str, Any], keys: Sequence[str]) -> str:
@@ -73,8 +134,7 @@ def _class_warning(
             f"{differ[0]}: {names[differ[0]]!r} instead of {classes[differ[0]]!r}; its scores are meaningless unless both lists name the "
             "same classes in different words"
         )
-    record = read_record(path.with_name("run.json")).get("settings")
-    dataset = checkpoint.dataset or (record.get("dataset") if isinstance(record, dict) else None)
+    dataset = checkpoint.dataset or settings_beside(path).get("dataset")
     if dataset not in (None, settings.dataset):
         return (
             f"{path}: was trained on {dataset}, but the labels are those of {settings.dataset}; its scores are meaningless unless both "
@@ -109,6 +169,7 @@ def import_network(run: Path, seed: int, *, path: Path, classes: Sequence[str], 
         class_names=checkpoint.class_names,
         dataset=checkpoint.dataset,
         train_frames=checkpoint.train_frames,
+        sizes=checkpoint.sizes,
     )
     write_text(folder / "model.sha256", digest + "\n")
     with replacing(folder / "history.parquet") as temporary:

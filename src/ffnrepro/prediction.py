@@ -16,21 +16,20 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from ffnrepro.checkpoint_formats import read_checkpoint
+from ffnrepro.checkpoint_formats import PAPER_SIZES, read_checkpoint
 from ffnrepro.cost import gflops
 from ffnrepro.data.decode import DecodeError, open_video
 from ffnrepro.data.isolation import Refusal, examine_in_child
 from ffnrepro.data.labels import read_classes
 from ffnrepro.data.video_index import printable
 from ffnrepro.errors import UserError
-from ffnrepro.files import read_record
 from ffnrepro.logs import logger
 from ffnrepro.recipe.clips import ClipDataset, collate_clips
 from ffnrepro.recipe.scoring import best_classes, clip_logits
 from ffnrepro.runs import read_run
 from ffnrepro.settings import MAX_FRAMES
 from ffnrepro.training.devices import move, place
-from ffnrepro.weights import Network, build_network
+from ffnrepro.weights import Network, build_network, settings_beside
 
 # --- Network, frame counts and classes -------------------------------------------------------------------------------
 
@@ -59,7 +58,11 @@ class Predictor:
         Raises:
             UserError: the crop does not fit into the frames.
         """
-        new = replace(self, short_side=short_side or self.short_side, crop_size=crop_size or self.crop_size)
+        new = replace(
+            self,
+            short_side=self.short_side if short_side is None else short_side,
+            crop_size=self.crop_size if crop_size is None else crop_size,
+        )
         if not 1 <= new.crop_size <= new.short_side:
             raise UserError(
                 f"a crop of {new.crop_size} pixels does not fit into a short side of {new.short_side}; give other values of "
@@ -92,16 +95,16 @@ def predictor_of_run(run: Path, seed: int) -> Predictor:
 def predictor_of_file(path: Path) -> Predictor:
     """The network of any file that `load_checkpoint` reads.
 
-    Clips have the size given in the `run.json` in its folder, else that of the paper.
+    Clips have the size that the file says, or else the `run.json` next to a file of an earlier version, or else that of the paper.
 
     Raises:
         UserError: it cannot be read.
     """
     checkpoint = read_checkpoint(path)
     network = build_network(path, checkpoint)
-    trained = read_record(path.with_name("run.json")).get("settings", {})
-    sizes = {"short_side": trained.get("short_side", 256), "crop_size": trained.get("crop_size", 224)}
-    return Predictor(network, checkpoint.train_frames, checkpoint.class_names, **sizes)
+    beside = {"short_side": PAPER_SIZES[0], "crop_size": PAPER_SIZES[1], **settings_beside(path)}
+    short_side, crop_size = checkpoint.sizes or (beside["short_side"], beside["crop_size"])
+    return Predictor(network, checkpoint.train_frames, checkpoint.class_names, short_side, crop_size)
 
 
 def read_frame_counts(text: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from ffnrepro.ensembles import member_records
+from ffnrepro.ensembles import network_folders
 from ffnrepro.errors import UserError
 from ffnrepro.files import read_record
 
@@ -63,11 +63,8 @@ def chain_of_table(table: Path) -> str:
             of_row["networks"] = {}
             for frames, paths in row["evaluations"].items():
                 evaluations = {path: _read(root / path) for path in paths}
-                networks = {
-                    str(run): _read(root / run)
-                    for path in paths
-                    for run in (member.with_name("run.json") for member in member_records(Path(path)))
-                }
+                runs = [folder / "run.json" for folder in network_folders(map(Path, paths))]
+                networks = {str(run): _read(root / run) for run in runs}
                 of_row["networks"] |= networks
                 kinds = ("top1", "low", "high", "deviation", "published", "difference")
                 names = [f"{kind}_{frames}f" for kind in kinds]

@@ -16,6 +16,7 @@ from ffnrepro.runs import (
     STATE,
     RunSettings,
     differences,
+    latest_states,
     read_run,
     run_name,
     run_settings,
@@ -36,30 +37,24 @@ class RunList:
 
     Attributes:
         selected: The run of each experiment, with the current configuration and code.
-        hours_of: Unit of a training's hours: `GPU hours`, or `hours` on a CPU.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.selected = {experiment: run_name(config, experiment) for experiment in config.experiments}
         self._on_gpu = config.runtime.device != "cpu"
-        self.hours_of = "GPU hours" if self._on_gpu else "hours"
 
     # --- list
 
     def rows(self) -> list[dict[str, str]]:
         """One row for each training: progress, top-1, size, lease, failure, and differences from the selected run."""
-        trainings = {
-            (path.parent.name, path.name.partition("-")[0])
-            for root in (RUNS, STATE)
-            for path in root.glob("*-????????/seed*")
-        }
+        states = latest_states(STATE)
+        outputs = RUNS.glob("*-????????/seed*")
+        finished = {(path.parent.name, path.name.removeprefix("seed")) for path in outputs}
         rows = []
-        for run, seed in sorted(trainings):
-            output = RUNS / run / seed
-            # One folder for each data digest that the network was trained on, the latest last.
-            states = sorted((STATE / run).glob(f"{seed}-*"), key=lambda path: path.stat().st_mtime)
-            state = states[-1] if states else output
+        for run, seed in sorted({*states, *finished}):
+            output = RUNS / run / f"seed{seed}"
+            state = states.get((run, seed), output)
             about, lease = read_record(state / "about.json"), read_lease(state / "lease.json")
             record = read_record(output / "run.json")
             best = record.get("best", {})
@@ -68,10 +63,10 @@ class RunList:
             rows.append(
                 {
                     "run": run,
-                    "seed": seed.removeprefix("seed"),
+                    "seed": seed,
                     "epoch": f"{about['epoch']}/{about['epochs']}" if about else epoch,
                     "top-1": top1[-1] if top1 else "",
-                    "megabytes": f"{_megabytes([output, *states]):.0f}",
+                    "megabytes": f"{_megabytes([output, *(STATE / run).glob(f'seed{seed}-*')]):.0f}",
                     "process": f"{'ended: ' if lease.owner_is_dead() else ''}{lease.name}" if lease else "",
                     "failure": read_record(state / "failed.json").get("message", ""),
                     "selected": "yes" if run in self.selected.values() else "",
@@ -92,7 +87,7 @@ class RunList:
 
     def describe_training(self, experiment: str, seed: int) -> str:
         """Describe a training of a selected run: what differs from the previous run, its progress, and its hours."""
-        words = []
+        words, accept = [], []
         files = RUNS.glob(f"{experiment}-????????/settings.json")
         others = [path for path in files if path.parent.name != self.selected[experiment]]
         if others:
@@ -100,6 +95,10 @@ class RunList:
             with suppress(UserError):
                 changes = differences(previous, run_settings(self.config, experiment))
                 words.append(f"differs from {previous.name} in {', '.join(changes)}")
+                if all(change.startswith("code of ") for change in changes):
+                    accept = [
+                        f"if no number changes, keep its networks: ffnrepro runs accept {previous.name}"
+                    ]
         done, epochs = self.progress(self.selected[experiment], seed)
         if done == epochs:
             return "; ".join(
@@ -109,7 +108,7 @@ class RunList:
             words.append(f"continues after epoch {done} of {epochs}")
         hours, basis = self.hours(experiment, seed)
         about = "" if hours is None else f"about {duration(hours, gpu=self._on_gpu)}"
-        return "; ".join([*words, f"{about or 'hours unknown'} ({basis})"])
+        return "; ".join([*words, f"{about or 'hours unknown'} ({basis})", *accept])
 
     def progress(self, run: str, seed: int) -> tuple[int, int]:
         """Number of finished epochs of a selected run's training on the current data, and number of all epochs."""
@@ -153,8 +152,8 @@ class RunList:
                     return past
         return None
 
-    def plan(self, table: str) -> tuple[list[dict[str, str]], float]:
-        """The trainings behind a table, one row each, and the sum of the GPU hours that they still need, where known.
+    def plan(self, table: str) -> tuple[list[dict[str, str]], str]:
+        """The networks behind a table, one row each, and a line that says how many are trained and what the rest takes.
 
         Raises:
             UserError: There is no such table.
@@ -166,33 +165,36 @@ class RunList:
             for experiment in self.config.experiments_of(table)
             for link in reversed(self.config.chain_of(experiment))
         )
-        rows, total = [], 0.0
+        hours_name = "GPU hours" if self._on_gpu else "hours"
+        rows: list[dict[str, str]] = []
+        finished, to_train = 0, []
         for experiment, seed in ((name, seed) for name in experiments for seed in self.config.seeds):
             run = self.selected[experiment]
-            if experiment in self.config.imports:
-                rows.append(
-                    {
-                        "run": run,
-                        "seed": str(seed),
-                        "epoch": "",
-                        self.hours_of: "0.0",
-                        "basis": "imported, not trained",
-                    }
-                )
-                continue
             done, epochs = self.progress(run, seed)
-            hours, basis = Estimate(0.0, "trained") if done == epochs else self.hours(experiment, seed)
-            total += hours or 0.0
+            is_imported = experiment in self.config.imports
+            if is_imported:
+                hours, basis = Estimate(0.0, "imported, not trained")
+            elif done == epochs:
+                hours, basis = Estimate(0.0, "trained")
+                finished += 1
+            else:
+                hours, basis = self.hours(experiment, seed)
+                to_train.append(hours)
             rows.append(
                 {
                     "run": run,
                     "seed": str(seed),
-                    "epoch": f"{done}/{epochs}",
-                    self.hours_of: "unknown" if hours is None else f"{hours:.1f}",
+                    "epoch": "" if is_imported else f"{done}/{epochs}",
+                    hours_name: "unknown" if hours is None else f"{hours:.1f}",
                     "basis": basis,
                 }
             )
-        return rows, total
+        unknown = to_train.count(None)
+        return rows, (
+            f"{table} needs {finished + len(to_train)} trainings; finished: {finished}; the others take about "
+            f"{sum(filter(None, to_train)):.1f} {hours_name}"
+            + (f" (without {unknown} whose hours are unknown)." if unknown else ".")
+        )
 
     # --- accept, retry, prune
 

@@ -9,6 +9,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -301,6 +302,17 @@ def state_folder(state: Path, run: str, seed: int, data: str) -> Path:
         data: digest of the data.
     """
     return state / run / f"seed{seed}-{data[:8]}"
+
+
+def latest_states(state: Path) -> dict[tuple[str, str], Path]:
+    """State folder of each training by run and seed; of several, for several digests of the data, that which changed last."""
+    changed = {}
+    for folder in state.glob("*-????????/seed*-*"):
+        # The folder may be deleted at this moment.
+        with suppress(FileNotFoundError):
+            changed[folder] = folder.stat().st_mtime
+    folders = sorted(changed, key=changed.__getitem__)
+    return {(path.parent.name, path.name.removeprefix("seed").partition("-")[0]): path for path in folders}
 
 
 def differences(old: Path, new: RunSettings) -> list[str]:

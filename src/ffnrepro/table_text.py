@@ -82,8 +82,6 @@ def _published(row: Mapping[Any, Any], n: int) -> str:
 
 
 def _cost(row: Mapping[Any, Any], n: int) -> str:
-    if pd.isna(row[f"gflops_{n}f"]):
-        return ""
     return f"{row[f'gflops_{n}f']:.4g} ({row[f'clips_per_second_{n}f']:.0f})"
 
 

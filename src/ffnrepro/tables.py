@@ -213,7 +213,7 @@ def assemble_table(
           its 95 % interval from `gain_low_4f` to `gain_high_4f`; empty in the first row.
         - `published_4f`, and `difference_4f`: ours minus published, in points.
         - `gflops_4f` (10^9 multiply-adds of a video) and `clips_per_second_4f` (through the network alone, mean of the
-          seeds); empty for evaluations from before they were recorded.
+          seeds).
         - `checkpoint`: digests of the networks, in the order of the frame counts.
     """
     correct = {
@@ -266,10 +266,9 @@ def _cell(
         low, high = bootstrap_interval(own - other)
         cell |= {"gain": 100 * float((own - other).mean()), "gain_low": low, "gain_high": high}
     cell |= {"published": figure, "difference": None if figure is None else fmean(top1) - figure}
-    speeds = [record["clips_per_second"] for record in records if "clips_per_second" in record]
-    cell |= {"clips_per_second": fmean(speeds) if speeds else None}
+    cell["clips_per_second"] = fmean(record["clips_per_second"] for record in records)
     rounded = {name: None if value is None else round(value, 2) for name, value in cell.items()}
-    return rounded | {"gflops": records[0].get("gflops")}
+    return rounded | {"gflops": records[0]["gflops"]}
 
 
 def published_elsewhere(

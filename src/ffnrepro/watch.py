@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ffnrepro.estimate import duration
 from ffnrepro.files import read_record
-from ffnrepro.runs import STATE
+from ffnrepro.runs import STATE, latest_states
 from ffnrepro.training.lease import EXPIRY, LeaseStatus, read_lease
 
 REFRESH = 3.0
@@ -73,27 +73,23 @@ def read_trainings(root: Path = STATE) -> list[Training]:
     Files may change or vanish in the meantime. If a run and seed was trained on several states of the data, only the latest
     training is read.
     """
-    latest: dict[tuple[str, str], Training] = {}
-    for folder in root.glob("*-????????/seed*-*"):
+    trainings = []
+    for (run, seed), folder in latest_states(root).items():
         # The folder may be deleted at this moment.
         with suppress(OSError):
-            training = _read_training(folder)
-            key = training.run, training.seed
-            if key not in latest or training.changed > latest[key].changed:
-                latest[key] = training
+            trainings.append(_read_training(run, seed, folder))
     return sorted(
-        latest.values(), key=lambda each: (not each.active, 0.0 if each.active else -each.changed, each.run)
+        trainings, key=lambda each: (not each.active, 0.0 if each.active else -each.changed, each.run)
     )
 
 
-def _read_training(folder: Path) -> Training:
+def _read_training(run: str, seed: str, folder: Path) -> Training:
     # The lease is read first: if it is gone, the last save is already written.
     lease = read_lease(folder / "lease.json")
     about, failure = read_record(folder / "about.json"), read_record(folder / "failed.json")
     # Trainings of earlier versions wrote only about.json.
     progress = read_record(folder / "progress.json") or about
     state = _state(lease, about, failure)
-    run, seed = folder.parent.name, folder.name.removeprefix("seed").partition("-")[0]
     warning = read_record(folder / "warning.json")
     said = warning.get("message", "").replace(f"{run}: ", "").removeprefix("unfinished, run again: ")
     last = f"{warning['time']} {said}; " if warning else ""

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights
 
-from ffnrepro.checkpoint_formats import FORMAT, KIND_NAMES, Checkpoint, first_names, read_checkpoint
+from ffnrepro.checkpoint_formats import FORMAT, KIND_NAMES, Checkpoint, Kind, first_names, read_checkpoint
 from ffnrepro.config import IMAGENET
 from ffnrepro.errors import UserError
-from ffnrepro.files import file_digest, replacing
+from ffnrepro.files import file_digest, read_record, replacing
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork, SeparateNetworks
 from ffnrepro.recipe.models.pretrained import load_pretrained, pretrained_targets
 from ffnrepro.recipe.models.tsm import TSM
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Network = TSM | FrameFlexibleNetwork | SeparateNetworks
 
-_KINDS: dict[str, type[Network]] = {
+_KINDS: dict[Kind, type[Network]] = {
     "tsm": TSM,
     "ffn": FrameFlexibleNetwork,
     "ffn_separate": SeparateNetworks,
@@ -69,6 +69,7 @@ def save_checkpoint(
     class_names: Sequence[str] | None = None,
     dataset: str | None = None,
     train_frames: Sequence[int] = (),
+    sizes: tuple[int, int] | None = None,
 ) -> None:
     """Write a network in the form that `load_checkpoint` reads: tensors and plain values, atomically.
 
@@ -78,18 +79,29 @@ def save_checkpoint(
         class_names: names of its classes; None: not known.
         dataset: name of the data set that it was trained on; None: not known.
         train_frames: frame counts that it was trained at; empty: not known.
+        sizes: short side of the frames and size of the clips that it was trained on, in pixels; None: not known.
     """
-    kind = next(name for name, kind in _KINDS.items() if type(model) is kind)
     content: dict[str, Any] = {
         "format": FORMAT,
-        "architecture": {"method": kind, **model.architecture},  # type: ignore[dict-item]
+        "architecture": {"method": _kind_of(model), **model.architecture},  # type: ignore[dict-item]
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         **({"classes": list(class_names)} if class_names else {}),
         **({"dataset": dataset} if dataset else {}),
         **({"train_frames": list(train_frames)} if train_frames else {}),
+        **({"short_side": sizes[0], "crop_size": sizes[1]} if sizes else {}),
     }
     with replacing(path) as temporary:
         torch.save(content, temporary)
+
+
+def _kind_of(model: nn.Module) -> Kind:
+    return next(name for name, kind in _KINDS.items() if type(model) is kind)
+
+
+def settings_beside(path: Path) -> dict[str, Any]:
+    """The settings in the `run.json` beside a file; none where there is no such record."""
+    settings = read_record(path.with_name("run.json")).get("settings")
+    return settings if isinstance(settings, dict) else {}
 
 
 def load_checkpoint(path: Path | str, *, shift: Shift | None = None) -> Network:
@@ -124,12 +136,13 @@ def build_network(path: Path, checkpoint: Checkpoint, *, shift: Shift | None = N
     known = checkpoint.architecture.get("shift")
     if shift and known not in (None, shift):
         raise UserError(
-            f"{path}: its network has shift {known!r}, not {shift!r}; leave the argument shift out"
+            f"{path}: its network has shift {known}, not {shift}; leave --shift out (in Python: the argument shift)"
         )
     if not shift and known is None:
         logger.warning(
             "%s: its keys do not say which blocks shift, so every block does, as in the TSM of FFN's authors; if that is wrong, "
-            "load it with shift='every_second' or shift='none'",
+            "ffnrepro checkpoint convert %s NEW --to ours --shift every_second (or none) writes a file that says so",
+            path,
             path,
         )
     architecture = checkpoint.architecture | {"shift": known or shift or "all"}
@@ -160,7 +173,7 @@ def _require_match(path: Path | str, expected: Mapping[str, Tensor], found: Mapp
     wrong = [f"{kind}: {first_names(names)}" for kind, names in kinds if names]
     if wrong:
         raise UserError(
-            f"{path}: its weights do not fit the network ({'; '.join(wrong)}); give a file that contains exactly this network"
+            f"{path}: its weights do not fit the network ({'; '.join(wrong)}); the file is incomplete or was changed: download or save it again"
         )
 
 
@@ -185,14 +198,8 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
     """
     checkpoint = read_checkpoint(path)
     if digest is None:
-        needed: Any = next(name for name, kind in _KINDS.items() if type(model) is kind)
-        if checkpoint.kind != needed:
-            raise UserError(
-                f"{path}: is {checkpoint.describe()}, but this training has to start from {KIND_NAMES[needed]}; set its `start` to an "
-                "experiment of that kind"
-            )
         network = build_network(path, checkpoint)
-        _require_match(path, model.state_dict(), network.state_dict())
+        check_same_network(path, network, model)
         # An imported network may shift other blocks; any other network was trained with network.shift.
         shifts = (each.architecture["shift"] for each in (network, cast("Network", model)))
         _warn_of_shift(path, *shifts)
@@ -227,6 +234,27 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
     elif checkpoint.kind == "tsm":
         _warn_of_shift(path, theirs["shift"], ours["shift"])
     return f"starts from the backbone of {checkpoint.describe()}; the classifier is new ({path})"
+
+
+def check_same_network(path: Path, network: Network, model: nn.Module) -> None:
+    """Check that a training of `model` can start from `network`, which was read from `path`.
+
+    Raises:
+        UserError: they differ in their kind, classes, ResNet or frame counts, so the weights of one do not fit the other.
+    """
+    found, needed = _kind_of(network), _kind_of(model)
+    if found != needed:
+        raise UserError(
+            f"{path}: is {KIND_NAMES[found]}, but this training has to start from {KIND_NAMES[needed]}; set its `start` to an "
+            "experiment of that kind"
+        )
+    theirs, ours = network.architecture, cast("Network", model).architecture
+    if differ := [key for key in ours if key not in ("dropout", "shift") and theirs[key] != ours[key]]:
+        of_theirs, of_ours = (", ".join(f"{key} {each[key]}" for key in differ) for each in (theirs, ours))
+        raise UserError(
+            f"{path}: its network has {of_theirs}, but the one to train has {of_ours}; both must be the same: set `start` to "
+            "another experiment, or change the settings of the one to train"
+        )
 
 
 def _warn_of_shift(path: Path, theirs: Shift, ours: Shift) -> None:

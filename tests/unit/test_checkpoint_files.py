@@ -75,21 +75,30 @@ def test_the_names_of_the_authors_tsm_and_of_mit_han_labs_differ_by_the_mark_of_
 def test_what_only_our_files_hold_is_kept_in_ours_and_named_elsewhere(tmp_path: Path, caplog: Any) -> None:
     names = [*"abcdef"]
     source = saved(
-        tmp_path / "x.pt", TSM(**SMALL, dropout=0.2), class_names=names, dataset="d", train_frames=(4, 16)
-    )
+        tmp_path / "x.pt", TSM(**SMALL, dropout=0.2), class_names=names, dataset="d", train_frames=(4, 16), sizes=(40, 32)
+    )  # fmt: skip
     convert(source, tmp_path / "y.pt", to="ours")
     content = torch.load(tmp_path / "y.pt", weights_only=True)
     assert (content["classes"], content["dataset"], content["architecture"]["dropout"]) == (names, "d", 0.2)
     assert content["train_frames"] == [4, 16]
-    assert describe(tmp_path / "y.pt")[0]["frame counts"] == "one set of weights for all, trained at 4, 16"
+    lines, _ = describe(tmp_path / "y.pt")
+    assert lines["frame counts"] == "one set of weights for all, trained at 4, 16"
+    assert lines["clips"] == "short side of 40 pixels, crop of 32"
     assert not caplog.records
     convert(source, tmp_path / "y.pth", to="mit-han-lab")
     assert caplog.messages == [
         (
             f"{source}: the format of mit-han-lab cannot hold class names, the name of the data set, the frame counts of its "
             "training, dropout 0.2; this affects no score"
-        )
+        ),
+        (
+            f"{source}: the format of mit-han-lab cannot hold the size of the clips; ffnrepro predict needs --short-side 40 "
+            "--crop-size 32"
+        ),
     ]
+    caplog.clear()
+    convert(saved(tmp_path / "z.pt", TSM(**SMALL), sizes=(256, 224)), tmp_path / "z.pth", to="mit-han-lab")
+    assert not caplog.messages
 
 
 FFN = {"frame_counts": (4, 8)}
@@ -123,6 +132,8 @@ def test_the_new_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match=r"x\.pt: exists already; give the path of a new file"):
         convert(source, source, to="ours")
     assert source.read_bytes() == content
+    with pytest.raises(UserError, match=r"x\.pt: cannot be made \(File exists\); give another path"):
+        convert(source, source / "y.pth", to="ours")
 
     wrong = dict(checkpoint_files.renamed_tensors(load_checkpoint(source), "authors"))
     wrong["module.new_fc.bias"] = wrong["module.new_fc.bias"] + 1
@@ -184,3 +195,6 @@ def test_the_command_converts(tmp_path: Path, capsys: Any, caplog: Any) -> None:
     )
     assert main(["checkpoint", "convert", str(source), str(tmp_path / "z.pth")]) == 1
     assert "give the file to read, the file to write, and --to with its format" in caplog.text
+    for arguments in ([], [str(source), "--to", "ours"]):
+        assert main(["checkpoint", "show", *arguments]) == 1
+        assert caplog.messages[-1].endswith("checkpoint show: give the files to show, and no --to")

@@ -78,7 +78,7 @@ def test_the_keys_tell_which_blocks_shift(
     assert network.architecture == TSM(classes=6, depth=18, width=8, shift=shift).architecture
     assert all(torch.equal(tensor, plain[name]) for name, tensor in network.state_dict().items())
     assert load_checkpoint(path, shift=shift).architecture == network.architecture
-    with pytest.raises(UserError, match=f"has shift '{shift}', not 'none'; leave the argument shift out"):
+    with pytest.raises(UserError, match=f"has shift {shift}, not none; leave --shift out"):
         load_checkpoint(path, shift="none")
     assert not caplog.records
 
@@ -99,7 +99,7 @@ def test_keys_that_do_not_tell_which_blocks_shift(plain: State, tmp_path: Path, 
     (warning,) = caplog.messages
     assert warning == (
         f"{path}: its keys do not say which blocks shift, so every block does, as in the TSM of FFN's authors; if that is wrong, "
-        "load it with shift='every_second' or shift='none'"
+        f"ffnrepro checkpoint convert {path} NEW --to ours --shift every_second (or none) writes a file that says so"
     )
     caplog.clear()
     clips = torch.randn(1, 3, 4, 32, 32)

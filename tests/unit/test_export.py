@@ -139,6 +139,20 @@ def test_the_example_of_the_card_says_what_predict_says(
         assert probabilities[[row["index"] for row in best]].tolist() == pytest.approx(expected, abs=2e-3)
 
 
+def test_a_folder_that_is_not_for_an_export_is_refused(workflow, tmp_path, caplog):
+    (tmp_path / "README.md").write_text("mine")
+    for output, says in (
+        (
+            tmp_path,
+            f"{tmp_path}/README.md: exists already, and is not that of an export; give another folder",
+        ),
+        (tmp_path / "README.md", f"{tmp_path}/README.md: cannot be made (File exists); give another path"),
+    ):
+        assert main(["export", "ffn", "--frames", "4", "--output", str(output), *workflow]) == 1
+        assert says in caplog.messages[-1]
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 def test_a_missing_package_is_one_line(workflow, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr(

@@ -113,7 +113,7 @@ def test_only_new_and_changed_videos_are_decoded(videos, decoded, write_video, n
     # Another quality is another cache.
     write(videos, {"10.webm": 12}, quality=50)
     assert decoded == ["10.webm"]
-    with pytest.raises(UserError, match=r"made with quality 50, .* not with quality 90.*; run snakemake "):
+    with pytest.raises(UserError, match=r"made with quality 50, .* not with quality 90.*; make it again"):
         opened(videos)
 
 
@@ -148,20 +148,21 @@ def test_a_killed_job_leaves_nothing_that_counts(videos):
     # Nor does a file that lost its end.
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(
-        UserError, match=r"0-of-1\.arrow: not the file that this record describes; run snakemake"
+        UserError, match=r"0-of-1\.arrow: not the file that this record describes; make it again"
     ):
         opened(videos)
     assert write(videos)[1] == record
     opened(videos)
     file.unlink()
     with pytest.raises(
-        UserError, match=r"0-of-1\.arrow: no such file; run snakemake --cores 1 --until cache_frames "
+        UserError,
+        match=r"0-of-1\.arrow: no such file; make it again, .*: snakemake --cores 1 --until cache_frames ",
     ):
         opened(videos)
     (videos.parent / "records/part-0.json").unlink()
     with pytest.raises(
         UserError,
-        match="records: the frame cache is not complete; run snakemake --cores 1 --until cache_frames",
+        match=r"records: the frame cache is not complete; make it again, .*: snakemake --cores 1 --until cache_frames",
     ):
         opened(videos)
 
@@ -178,8 +179,9 @@ def test_damage_is_found_where_it_is_read(videos, decoded, caplog):
     with pytest.raises(DecodeError) as error:
         cache(Path("10.webm")).frames([0, 11])
     assert re.fullmatch(
-        r".*cache/0-of-1\.arrow: cannot be used for 10\.webm \(frame 11 is damaged\); delete it \(rm .*0-of-1\.arrow\), run "
-        "snakemake --cores 1 --until cache_frames --forcerun cache_frames, and then snakemake as usual",
+        r".*cache/0-of-1\.arrow: cannot be used for 10\.webm \(frame 11 is damaged\); delete the file and make it again, "
+        "with your --directory and --configfile: snakemake --cores 1 --until cache_frames --forcerun cache_frames; then run "
+        "snakemake again",
         str(error.value),
     )
     # Nor is it copied.

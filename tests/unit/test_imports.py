@@ -20,7 +20,7 @@ from ffnrepro.config import read_config, read_files
 from ffnrepro.errors import UserError
 from ffnrepro.evaluation import training_time
 from ffnrepro.files import file_digest, write_text
-from ffnrepro.imports import import_network, read_network
+from ffnrepro.imports import check_imports, import_network, read_network
 from ffnrepro.methods import Imported
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.tsm import TSM
@@ -341,7 +341,7 @@ def test_a_training_may_start_from_an_imported_network_of_its_depth(tmp_path: Pa
     assert config.chain_of("tuned") == ("tuned", "x")
     experiments["x"]["depth"] = 18
     with pytest.raises(
-        UserError, match="of kind ffn and depth 18, but the network of tuned is of kind ffn and depth 10"
+        UserError, match="'x', whose network has depth 18, but the network of tuned has depth 10; both"
     ):
         configuration(experiments=experiments).chain_of("tuned")
     model = TSM(**SMALL)
@@ -350,7 +350,7 @@ def test_a_training_may_start_from_an_imported_network_of_its_depth(tmp_path: Pa
     assert "its network has shift every_second, but network.shift is all; set network.shift" in caplog.text
     with pytest.raises(
         UserError,
-        match=r"is a TSM checkpoint .*, but this training has to start from a checkpoint of a Frame",
+        match=r"is a TSM checkpoint, but this training has to start from a checkpoint of a Frame",
     ):
         start_from(FrameFlexibleNetwork(**SMALL), tmp_path / "x.pt")
 
@@ -362,9 +362,9 @@ def test_imports_in_the_plan_of_a_table_and_in_the_doctor(
     text = {"x": {"method": "checkpoint", "path": "a.pth"}}
     table = {"frame_counts": [4], "rows": [{"label": "X", "experiments": "x"}]}
     config = configuration(experiments=text, tables={"published": table})
-    rows, hours = RunList(config).plan("published")
+    rows, summary = RunList(config).plan("published")
     assert [(row["basis"], row["hours"]) for row in rows] == [("imported, not trained", "0.0")]
-    assert hours == 0
+    assert summary.startswith("published needs 0 trainings; finished: 0; the others take about 0.0 ")
     Path("x.yaml").write_text(json.dumps({"dataset": "d", "data": {"labels": "l", "videos": "v"}, "experiments": text, "tables": {"published": table}, "report": {"tables": ["published"]}}))  # fmt: skip
     assert main(["runs", "--plan", "published", "--configfile", "x.yaml"]) == 0
     assert (
@@ -381,6 +381,42 @@ def test_an_ffn_of_other_frame_counts_is_imported(tmp_path: Path) -> None:
     assert checkpoint.architecture["frame_counts"] == [2, 5]
     with torch.no_grad():  # at any frame count, by the nearest sub-network
         torch.testing.assert_close(network(formula_clips(3).float()), model.eval()(formula_clips(3).float()))
+
+
+def test_frame_counts_that_tables_and_trainings_need_of_an_imported_network(
+    tmp_path: Path, caplog: Any
+) -> None:
+    """An FFN of 2 sub-networks: the nearest is a warning, a training of 3 sub-networks that starts from it is an error."""
+    network = {"depth": 18, "width": 8, "stem": 7}
+    save_checkpoint(tmp_path / "two.pt", FrameFlexibleNetwork(**SMALL, frame_counts=(4, 16)))
+    save_checkpoint(tmp_path / "tsm.pt", TSM(**SMALL))
+    experiments = {
+        "two": {"method": "checkpoint", "path": str(tmp_path / "two.pt")},
+        "one": {"method": "checkpoint", "path": str(tmp_path / "tsm.pt")},
+        "same": {"method": "ffn", "train_frames": [4, 16], "start": "two"},
+        "more": {"method": "ffn", "train_frames": [4, 8, 16], "start": "two"},
+        "other": {"method": "ffn", "train_frames": [4, 16], "start": "one"},
+    }
+    config = configuration(network=network, experiments=experiments)
+
+    def check(trained: set[str], *evaluated: tuple[str, int]) -> None:
+        check_imports(config, {"one", "two"}, CLASSES, trained=trained, evaluated=set(evaluated))
+
+    check({"same"}, ("two", 4), ("two", 16), ("one", 8), ("more", 8))
+    assert not caplog.messages
+    check(set(), ("two", 8), ("two", 2), ("two", 4))
+    assert caplog.messages == [
+        (
+            f"{tmp_path / 'two.pt'}: its network has sub-networks for 4, 16 frames; at 2, 8 frames, the nearest one is evaluated; if "
+            "that is not meant, set experiments.two.path to another file, or change the frame_counts of the table"
+        )
+    ]
+    for training, says in (
+        ("more", r"start is 'two'; .*two\.pt: its network has frame_counts \[4, 16\], but the one to train has .* \[4, 8, 16\]"),
+        ("other", r"start is 'one'; .*tsm\.pt: is a TSM checkpoint, but this training has to start from a checkpoint of a Frame"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=rf"^config: experiments\.{training}\.{says}"):
+            check({"same", training})
 
 
 def test_config_published_names_published_rows_and_trains_nothing() -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+from ffnrepro.checkpoint_formats import read_checkpoint
 from ffnrepro.config import Config, RuntimeSettings, TrainingSettings
 from ffnrepro.data.decode import open_video
 from ffnrepro.errors import PermanentError, Unfinished, UserError
@@ -98,6 +99,7 @@ def test_the_files_of_a_network(finished: Job, data: Path) -> None:
     assert (finished.output / "model.sha256").read_text().strip() == record["model"] == digest
     settings, code = read_run(finished.run)
     assert record["settings"] == settings.model_dump(mode="json")
+    assert read_checkpoint(finished.output / "model.pt").sizes == (40, 32)
     assert (record["run"], record["seed"], record["code"]) == (finished.run.name, 5, code)
     assert record["data"] == (data / "results/manifest/manifest.sha256").read_text().strip()
     assert record["videos"] == 24

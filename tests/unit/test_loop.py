@@ -248,7 +248,7 @@ def test_warnings_are_given_after_each_epoch(
     def warn(history: list[dict[str, float]], *, select_by: str) -> list[str]:
         return [f"look at {select_by} of epoch {history[-1]['epoch']}"]
 
-    monkeypatch.setattr(loop, "warnings", warn)
+    monkeypatch.setattr("ffnrepro.training.progress.warnings", warn)
     run(tmp_path, "tsm", epochs=3)
     messages = [message for message in caplog.messages if "look at" in message]
     assert messages == [f"tsm: look at top1_4f of epoch {epoch}" for epoch in (1, 2, 3)]

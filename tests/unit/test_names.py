@@ -59,11 +59,15 @@ MISFITS = {
     "beside": ({"files": [*(f"videos/{n}" for n in MP4), "preview/x.mp4"], "videos": "preview"}, r"they are in .*/videos: set"),
     "one folder of several": (
         {"files": ["walk/clip_a.mp4", "run/clip_b.mp4", "walk/clip_c.mp4", "run/clip_d.mp4", "sit/x.mp4"], "videos": "sit"},
-        r"they are in 2 folders, such as .*: link them into one folder, `mkdir flat && find .*\*\.mp4",
+        r"they are in 2 folders, such as .*: link them into one folder, `mkdir .*/flat && find .*\*\.mp4",
     ),
     "frames in folders of classes": (
         {"files": ["walk/clip_a", "run/clip_b", "walk/clip_c", "run/clip_d"], "layout": "frames"},
         r"they are in 2 folders, such as .*: link them into one folder",
+    ),
+    "videos in folders of classes, as frames": (
+        {"files": ["walk/clip_a.mp4", "run/clip_b.mp4", "walk/clip_c.mp4", "run/clip_d.mp4"], "layout": "frames"},
+        r"video files have these names: set `data\.layout: videos`",
     ),
     "suffix": ({"files": [f"{name}_000001_000011.mp4" for name in IDS]}, r"in what the files have after the id \(id 'clip_.', file 'clip_._000001"),
     "prefix": ({"files": [f"v_{name}.mp4" for name in IDS]}, r"in what the files have before the id \(id 'clip_(.)', file 'v_clip_\1'"),

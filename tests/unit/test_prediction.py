@@ -28,7 +28,7 @@ from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
 from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork
 from ffnrepro.recipe.models.tsm import TSM
 from ffnrepro.training.loader import VideoBatches
-from ffnrepro.weights import load_checkpoint
+from ffnrepro.weights import load_checkpoint, save_checkpoint
 
 from ..trainings import CONFIG, write_network
 
@@ -126,12 +126,23 @@ def test_a_checkpoint_without_a_class_list(seed, options, data, tmp_path, capsys
     assert [row["class"] for row in named] == ["abcdefghijkl"[row["index"]] for row in of_run]
 
 
-def test_a_run_json_beside_a_checkpoint_tells_the_size_of_its_clips(seed, tmp_path):
+def test_a_run_json_beside_an_older_checkpoint_tells_the_size_of_its_clips(seed, tmp_path):
     path = Path(shutil.copy(seed / "model.pt", tmp_path))
     for record, sizes in (({}, (256, 224)), ({"settings": {"short_side": 40, "crop_size": 32}}, (40, 32))):
         write_json(tmp_path / "run.json", record)
         predictor = predictor_of_file(path)
         assert (predictor.short_side, predictor.crop_size) == sizes
+
+
+def test_a_copied_file_tells_the_size_of_its_clips(tmp_path):
+    path = tmp_path / "copy.pt"
+    save_checkpoint(path, TSM(classes=2, depth=10, width=8), sizes=(60, 48))
+    # The sizes of the file come first: the record may be of another network.
+    for record in (None, {"settings": "text"}, {"settings": {"short_side": 40, "crop_size": 32}}):
+        if record:
+            write_json(tmp_path / "run.json", record)
+        predictor = predictor_of_file(path)
+        assert (predictor.short_side, predictor.crop_size) == (60, 48)
 
 
 def test_a_budget_chooses_the_frame_count():
@@ -221,3 +232,5 @@ def test_a_crop_that_does_not_fit():
     assert (predictor.resized(None, 36).crop_size, predictor.resized(64, None).short_side) == (36, 64)
     with pytest.raises(UserError, match="a crop of 32 pixels does not fit into a short side of 30"):
         predictor.resized(30, None)
+    with pytest.raises(UserError, match="a crop of 0 pixels does not fit"):
+        predictor.resized(None, 0)

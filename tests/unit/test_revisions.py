@@ -39,7 +39,7 @@ def make_index(folder, write_video, numbered_frames):
     content = write_video(folder / "7.webm", numbered_frames(40)).read_bytes()
     (folder / "7.webm").write_bytes(content[: len(content) // 2])
     names = [*video_index.list_videos(folder, "frames"), *video_index.list_videos(folder, "videos")]
-    index = video_index.index_videos(folder, names)
+    index = video_index.index_videos(folder, names, entries=folder / "index/0-of-1.jsonl")
     shards = [video_index.shard_of([f"{n}.webm" for n in range(9)], shard, 3) for shard in range(3)]
     # The number of bytes depends on the encoders, the duration in the header on the muxer, and details on the decoders.
     index["detail"] = index["detail"].ne("")

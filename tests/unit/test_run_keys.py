@@ -295,30 +295,6 @@ def test_code_of_a_module_counts_for_the_methods_that_use_it(source: Path) -> No
         assert changed_by(edit) == (owner or {"tsm", "ffn"}), module
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "methods"),
-    [
-        ("transforms.py", "0.485", "0.486", {"tsm", "ffn"}),
-        ("__init__.py", "REVISION = 1", "REVISION = 2", {"tsm", "ffn"}),
-        ("methods/ffn.py", "self.distillation_weight)", "2 * self.distillation_weight)", {"ffn"}),
-        # An option with its default, in a module that TSM does not use.
-        (
-            "methods/ffn.py",
-            "    weight_sharing: bool = True\n",
-            "    temperature: float = 1.0\n    weight_sharing: bool = True\n",
-            {"ffn"},
-        ),
-    ],
-)
-def test_a_changed_value_and_a_new_option_count(
-    source: Path, file: str, old: str, new: str, methods: set[str]
-) -> None:
-    path = source / "recipe" / file
-    text = path.read_text()
-    assert text.count(old) == 1
-    assert changed_by(lambda: path.write_text(text.replace(old, new))) == methods
-
-
 def test_a_new_method_and_code_outside_recipe_change_no_key(source: Path) -> None:
     def edit() -> None:
         shutil.copy(source / "recipe/methods/tsm.py", source / "recipe/methods/third.py")
@@ -518,6 +494,10 @@ def test_differences_of_code(tmp_path: Path, source: Path) -> None:
             "third.*'tsm', 'ffn'",
         ),
         (lambda c: c["settings"]["network"].update(depth=34), "network.depth is 34"),
+        (
+            lambda c: c["settings"]["method"].update(train_frames=[4, 8]),
+            r"method\.train_frames is \[4, 8\]; tsm trains at one",
+        ),
         (lambda c: c.pop("code"), "cannot be read .KeyError.*delete it and run snakemake again"),
     ],
 )

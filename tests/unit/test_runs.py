@@ -276,6 +276,18 @@ def test_a_training_is_described_before_it_runs() -> None:
     )
 
 
+def test_the_plan_names_the_command_that_keeps_networks_after_an_edit_of_code() -> None:
+    config = configuration()
+    old = age(config, "ffn")
+    assert RunList(config).describe_training("ffn", 0) == (
+        f"differs from {old} in code of ffnrepro.recipe.step; hours unknown (no similar training has finished here); "
+        f"if no number changes, keep its networks: ffnrepro runs accept {old}"
+    )
+    # With another setting, the networks are others.
+    changed = configuration(training={"learning_rate": 0.02})
+    assert "accept" not in RunList(changed).describe_training("ffn", 0)
+
+
 def test_a_time_counts_for_its_family_and_kind_of_device() -> None:
     finish(settle(configuration(), "tsm"), hours=3.0, device="NVIDIA H200")
     on_gpu = configuration(runtime={"device": "cuda"}, training={"learning_rate": 0.02})
@@ -300,7 +312,7 @@ def test_the_plan_of_a_table() -> None:
     settle(config, "first")
     finish(runs.selected["first"], seed=0, hours=4.4, device="NVIDIA H200")
     save_state(runs.selected["second"], epoch=11)
-    rows, hours = runs.plan("mine")
+    rows, summary = runs.plan("mine")
     measured = f"measured on {runs.selected['first']}, seed 0"
     columns = ("run", "seed", "epoch", "GPU hours", "basis")
     expected = [
@@ -310,11 +322,13 @@ def test_the_plan_of_a_table() -> None:
         (runs.selected["second"], "1", "0/44", "4.4", measured),
     ]
     assert rows == [dict(zip(columns, row, strict=True)) for row in expected]
-    assert hours == pytest.approx(4.4 + 3.3 + 4.4)
+    # 4.4 + 3.3 + 4.4 hours
+    assert summary == "mine needs 4 trainings; finished: 1; the others take about 12.1 GPU hours."
     # On other data everything trains again.
     use_data("e" * 64)
-    assert [row["epoch"] for row in runs.plan("mine")[0]] == ["0/44"] * 4
-    assert runs.plan("mine")[1] == pytest.approx(4 * 4.4)
+    rows, summary = runs.plan("mine")
+    assert [row["epoch"] for row in rows] == ["0/44"] * 4
+    assert summary.startswith("mine needs 4 trainings; finished: 0; the others take about 17.6 GPU hours")
     with pytest.raises(UserError, match=r"there is no table yours; give one of table1, baselines, .*, mine"):
         runs.plan("yours")
 

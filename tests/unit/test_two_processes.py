@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 from ffnrepro.errors import PermanentError, Unfinished
 from ffnrepro.recipe.models.tsm import TSM
 from ffnrepro.training.checkpoints import Checkpoints
-from ffnrepro.training.job import validate
 from ffnrepro.training.loader import VideoBatches
 from ffnrepro.training.processes import Processes, start_processes
 from ffnrepro.training.stopping import StopRequest
+from ffnrepro.training.validation import validate
 from ffnrepro.weights import load_checkpoint
 from tests.trainings import ROOT, arguments_of, newest_state
 from tests.unit.test_loop import run

@@ -15,7 +15,7 @@ import pytest
 
 from ffnrepro.data import video_index
 from ffnrepro.data.decode import examine
-from ffnrepro.data.isolation import examine_in_child
+from ffnrepro.data.isolation import examine_in_child, in_child
 from ffnrepro.data.label_formats import VIDEO_ENDINGS, id_of
 from ffnrepro.data.video_index import check_frames, index_videos, list_videos, shard_of, watch_digests
 from ffnrepro.errors import UserError
@@ -38,7 +38,7 @@ def test_every_ending_is_listed_and_is_not_part_of_the_id(tmp_path):
     assert {id_of(f"folder/{name}") for name in names} == {"clip 1"}
 
 
-def test_a_missing_folder_and_missing_videos_are_named_with_the_key(tmp_path):
+def test_a_missing_folder_and_missing_videos_are_named_with_the_key(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"nowhere.*data\.videos"):
         list_videos(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
@@ -55,12 +55,16 @@ def test_a_missing_folder_and_missing_videos_are_named_with_the_key(tmp_path):
     for name in ("walk", "run it"):
         (tmp_path / "classes" / name).mkdir(parents=True)
         (tmp_path / "classes" / name / f"{name} 1.avi").touch()
+    # The command makes the folder where the workflow runs, wherever the command is given.
+    (tmp_path / "work here").mkdir()
+    monkeypatch.chdir(tmp_path / "work here")
     with pytest.raises(UserError, match=r"2 of its folders do, such as run it; link them") as caught:
         list_videos(tmp_path / "classes")
-    command = str(caught.value).split("`")[1].replace("flat", str(tmp_path / "flat"))
-    subprocess.run(command, shell=True, check=True)
-    assert list_videos(tmp_path / "flat") == ["run it 1.avi", "walk 1.avi"]
-    assert all((tmp_path / "flat" / name).exists() for name in list_videos(tmp_path / "flat"))
+    subprocess.run(str(caught.value).split("`")[1], shell=True, check=True, cwd="/")
+    flat = Path("flat")
+    assert str(caught.value).endswith("set `data.videos: flat`")
+    assert list_videos(flat) == ["run it 1.avi", "walk 1.avi"]
+    assert all((flat / name).exists() for name in list_videos(flat))
 
 
 def test_shards_divide_the_names_and_a_new_one_changes_one_shard():
@@ -81,7 +85,8 @@ def test_the_index_describes_each_file(write_video, numbered_frames, tmp_path):
     (tmp_path / "empty.webm").touch()
     (tmp_path / "page.webm").write_text("<html>502 Bad Gateway</html>")
     (tmp_path / "gone.webm").symlink_to(tmp_path / "nowhere.webm")
-    table = index_videos(tmp_path, list_videos(tmp_path)).set_index("id")
+    entries = tmp_path / "state/0-of-1.jsonl"
+    table = index_videos(tmp_path, list_videos(tmp_path), entries=entries).set_index("id")
 
     assert list(table.index) == ["1", "empty", "gone", "name with space", "one frame", "page"]
     assert table["path"].tolist() == [
@@ -114,7 +119,8 @@ def test_a_name_in_another_encoding_excludes_only_its_own_file(write_video, numb
 def test_the_index_has_the_same_columns_whatever_it_holds(write_video, numbered_frames, tmp_path):
     write_video(tmp_path / "1.webm", numbered_frames(3))
     (tmp_path / "2.webm").touch()
-    parts = [index_videos(tmp_path, names) for names in ([], ["1.webm"], ["2.webm"])]
+    entries = tmp_path / "state/0-of-1.jsonl"
+    parts = [index_videos(tmp_path, names, entries=entries) for names in ([], ["1.webm"], ["2.webm"])]
     assert len({tuple(part.dtypes.astype(str).items()) for part in parts}) == 1
     for number, part in enumerate(parts):
         part.to_parquet(tmp_path / f"{number}.parquet")
@@ -130,8 +136,14 @@ def test_frames_are_listed_by_their_folders_and_the_other_layout_is_named(tmp_pa
     (tmp_path / "frames" / "1.webm").unlink()
     with pytest.raises(UserError, match=r"holds no videos.*its folders hold frames.*`data\.layout: frames`"):
         list_videos(tmp_path / "frames")
+    # Folders of frames may lie in folders of classes.
+    (tmp_path / "frames").rename(tmp_path / "walk")
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "walk").rename(tmp_path / "frames" / "walk")
+    with pytest.raises(UserError, match=r"its folders hold frames.*`data\.layout: frames`"):
+        list_videos(tmp_path / "frames")
     with pytest.raises(UserError, match=r"the frames of one video.*folder above"):
-        list_videos(tmp_path / "frames" / "2", "frames")
+        list_videos(tmp_path / "frames" / "walk" / "2", "frames")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "1.webm").touch()
     with pytest.raises(UserError, match=r"holds no folders of frames.*video files.*`data\.layout: videos`"):
@@ -272,7 +284,7 @@ def test_a_killed_index_is_continued(write_video, numbered_frames, tmp_path, exa
     assert set(table["frames"]) == {40}
 
 
-def hang_or_die(path, verify):
+def hang_or_die(path):
     """Stands for `examine` with a decoder that never returns (and holds the interpreter lock), crashes, or raises."""
     if "hangs" in path.name:
         ctypes.PyDLL(None).pause()
@@ -280,13 +292,13 @@ def hang_or_die(path, verify):
         os.kill(os.getpid(), signal.SIGSEGV)
     if "surprises" in path.name:
         raise AttributeError("'NoneType' object has no attribute 'width'")
-    return examine(path, verify)
+    return examine(path)
 
 
 def test_a_file_that_hangs_or_kills_the_decoder_excludes_only_itself(write_video, numbered_frames, tmp_path):
     names = ["0.webm", "hangs.webm", "1.webm", "2.webm", "dies.webm", "surprises.webm", "3.webm"]
     paths = [write_video(tmp_path / name, numbered_frames(3)) for name in names]
-    outcomes = dict(examine_in_child(paths, seconds=1.5, examine_one=hang_or_die))
+    outcomes = dict(in_child(hang_or_die, paths, seconds=1.5))
     assert list(outcomes) == paths
     assert outcomes.pop(tmp_path / "hangs.webm") == ("decoder did not finish", "in 1.5 s")
     assert outcomes.pop(tmp_path / "dies.webm") == ("decoder crashed", "")
@@ -315,4 +327,4 @@ def test_a_child_that_does_not_start_is_an_error(monkeypatch, tmp_path):
     resource_tracker.ensure_running()  # a child process of Python's own, which must start
     monkeypatch.setattr("multiprocessing.spawn._python_exe", (shutil.which("false") or "").encode())
     with pytest.raises(UserError, match="does not start"):
-        list(examine_in_child([tmp_path / "1.webm"], seconds=0.1))
+        list(examine_in_child([tmp_path / "1.webm"]))

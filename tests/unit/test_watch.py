@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,12 @@ from ffnrepro.cli import main
 from ffnrepro.config import RuntimeSettings
 from ffnrepro.logs import UNFINISHED, run
 from ffnrepro.runs import RUNS, run_name, run_settings, write_run
-from ffnrepro.training import live as live_module
+from ffnrepro.training import progress as progress_module
+from ffnrepro.training.epoch_sums import EpochSums
 from ffnrepro.training.job import Job, run_job
-from ffnrepro.training.live import LiveProgress
+from ffnrepro.training.processes import Processes
+from ffnrepro.training.progress import Progress
+from ffnrepro.training.state import TrainingState
 from ffnrepro.watch import MAX_ENDED, Training, read_trainings, view
 
 from ..trainings import configuration
@@ -204,34 +208,30 @@ def test_a_terminal_shows_changes_until_ctrl_c(tmp_path: Path) -> None:
 
 def test_what_a_training_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = 100.0
-    monkeypatch.setattr(live_module.time, "monotonic", lambda: seconds)
-    live = LiveProgress(tmp_path, epochs=10, steps=400, processes=2)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: seconds)
+    progress = Progress(tmp_path, "ffn", epochs=10, steps=400, processes=Processes(count=2))
 
-    def report(epoch: int, step: int, history: list[dict[str, float]]) -> list[Any]:
+    def report(step: int, history: list[dict[str, float]]) -> list[Any]:
         # In each of two processes: 16 videos in 2 seconds.
-        sums = {
-            "steps": step,
-            "samples": 16 * step,
-            "frames": 256 * step,
-            "seconds": 2 * step,
-            "train_loss": 48 * step,
-        }
-        live.report(epoch=epoch, step=step, sums=sums if step else {}, history=history)
+        sums = EpochSums(steps=step, samples=16 * step, frames=256 * step, seconds=2 * step)
+        sums.train["train_loss"] = 48 * step
+        parts = (SimpleNamespace(),) * 3
+        progress.report_step(TrainingState(*parts, history=history, step=step, sums=sums))
         written = json.loads((tmp_path / "progress.json").read_text())
         return [written[key] for key in ("epoch", "step", "loss", "frames_per_second", "seconds_left")]
 
-    assert report(0, 0, []) == [0, 0, None, None, None]
-    seconds += live_module.INTERVAL
+    assert report(0, []) == [0, 0, None, None, None]
+    seconds += progress_module.INTERVAL
     # 4000 steps of 2 seconds, one of which is done.
-    assert report(0, 1, []) == [0, 1, 3.0, 256.0, 7998.0]
-    assert report(0, 2, [])[1] == 1  # too early
-    assert report(0, 400, [])[1] == 400
+    assert report(1, []) == [0, 1, 3.0, 256.0, 7998.0]
+    assert report(2, [])[1] == 1  # too early
+    assert report(400, [])[1] == 400
     # 8 of 10 epochs are left.
-    assert report(2, 0, [ROW]) == [2, 0, 2.5, 800.0, 9600.0]
-    seconds += live_module.INTERVAL
-    assert report(2, 100, [ROW]) == [2, 100, 3.0, 256.0, 9300.0]
-    monkeypatch.setattr(live_module, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    assert report(3, 0, [ROW])[0] == 2
+    assert report(0, [ROW] * 2) == [2, 0, 2.5, 800.0, 9600.0]
+    seconds += progress_module.INTERVAL
+    assert report(100, [ROW] * 2) == [2, 100, 3.0, 256.0, 9300.0]
+    monkeypatch.setattr(progress_module, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    assert report(0, [ROW] * 3)[0] == 2
 
 
 def test_a_training_that_runs_and_is_stopped(
@@ -253,7 +253,7 @@ def test_a_training_that_runs_and_is_stopped(
         seen.append(look().stdout)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("ffnrepro.training.loop.write_scalars", at_the_end_of_the_first_epoch)
+    monkeypatch.setattr("ffnrepro.training.progress.write_scalars", at_the_end_of_the_first_epoch)
     assert run(lambda: run_job(job)) == UNFINISHED
     running, process = (line for line in seen[0].splitlines() if name in line)
     assert " ".join(running.split()).startswith(f"{name} 5 running 2/3, 0 % ")

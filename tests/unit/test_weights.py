@@ -308,7 +308,7 @@ BROKEN = {
         lambda state: {"epoch": 1, "net": state},
         r"no state_dict of tensors \(its entries: epoch, net\)",
     ),
-    "list": (lambda state: list(state.values()), "no state_dict of tensors"),
+    "list": (lambda state: list(state.values()), "holds a list, not a state_dict of tensors"),
     "empty": (lambda state: {"state_dict": {}}, r"no state_dict of tensors \(its entries: state_dict\)"),  # noqa: ARG005
     "unknown": (
         lambda state: {
@@ -484,10 +484,26 @@ def test_start_from_a_trained_network(small_ffn, tmp_path):
     start_from(model, path)
     assert equal_states(model.state_dict(), small_ffn.state_dict())
     assert model.training
-    with pytest.raises(UserError, match=r"frame counts \[4, 8\], but this training has to start from a TSM"):
+    with pytest.raises(
+        UserError, match=r"is a checkpoint of a Frame .*, but this training has to start from a TSM"
+    ):
         start_from(TSM(**SMALL), path)
-    with pytest.raises(UserError, match="do not fit the network"):
-        start_from(FrameFlexibleNetwork(**{**SMALL, "classes": 6}, frame_counts=(4, 8)), path)
+    for changes, says in (
+        (
+            {"classes": 6},
+            r"has classes 5, but the one to train has classes 6; both must be the same: set `start`",
+        ),
+        (
+            {"frame_counts": (4, 16)},
+            r"has frame_counts \[4, 8\], but the one to train has frame_counts \[4, 16\]",
+        ),
+        (
+            {"weight_alteration": False},
+            "has weight_alteration True, but the one to train has weight_alteration F",
+        ),
+    ):
+        with pytest.raises(UserError, match=says):
+            start_from(FrameFlexibleNetwork(**{**SMALL, "frame_counts": (4, 8), **changes}), path)
 
 
 def test_pretrained_files_are_named_by_their_hash():

@@ -143,7 +143,8 @@ BROKEN = {
 
 
 def index(folder: Path, verify: Any) -> pd.DataFrame:
-    return index_videos(folder, list_videos(folder), verify=verify).set_index("path")
+    entries = folder / ".index/0-of-1.jsonl"
+    return index_videos(folder, list_videos(folder), entries=entries, verify=verify).set_index("path")
 
 
 def test_the_index_of_every_kind_of_file(folder: Path) -> None:
@@ -359,7 +360,7 @@ def second_is(change: Callable[[Path], object]) -> Callable[[Path], object]:
 def test_a_broken_folder_of_frames(numbered_frames, tmp_path, spoil, reason, detail):
     write_frames(tmp_path / "1", numbered_frames(4))
     spoil(write_frames(tmp_path / "2", numbered_frames(4)))
-    table = index_videos(tmp_path, list_videos(tmp_path, "frames"))
+    table = index_videos(tmp_path, list_videos(tmp_path, "frames"), entries=tmp_path / ".index/0-of-1.jsonl")
     assert table["id"].tolist() == table["path"].tolist() == ["1", "2"]
     assert table["reason"].tolist() == ["", reason]
     assert table["detail"].iloc[1].startswith(detail)

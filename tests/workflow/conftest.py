@@ -104,6 +104,14 @@ class Workflow:
         (run,) = self.folder.glob(f"results/runs/{experiment}-????????")
         return run / f"seed{seed}"
 
+    def without_results(self, tree: Path) -> "Workflow":
+        """A copy of the data and of the configuration."""
+        copy = Workflow(tree / "run")
+        shutil.copytree(self.folder / "my data", copy.folder / "my data")
+        shutil.copy(self.folder / "tiny.yaml", copy.folder)
+        copy.project.symlink_to(ROOT)
+        return copy
+
     def copy(self, tree: Path, *, with_project: bool = False) -> "Workflow":
         """A copy that may be changed, and the project, or a copy of it."""
         copy = Workflow(tree / "run")

@@ -50,8 +50,8 @@ def test_a_cache_is_made_used_repaired_and_renewed(
     assert result.returncode != 0
     (line,) = {line for line in result.stderr.splitlines() if line.startswith("error: ")}
     fix = re.fullmatch(
-        r"error: my cache/validation/0-of-2\.arrow: no such file; run "
-        "snakemake --cores 1 (--until cache_frames --forcerun cache_frames), and then snakemake as usual",
+        r"error: my cache/validation/0-of-2\.arrow: no such file; make it again, with your --directory and --configfile: "
+        "snakemake --cores 1 (--until cache_frames --forcerun cache_frames); then run snakemake again",
         line,
     )
     assert fix, line

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -216,10 +215,7 @@ def test_a_row_of_an_ensemble_averages_the_kept_scores(finished: Finished, tmp_p
 
 def test_an_imported_network_is_scored_without_a_training_split(finished: Finished, tmp_path: Path) -> None:
     """The finished FFN, in the authors' format: it makes the same predictions as the one that was trained here."""
-    workflow = Workflow(tmp_path / "run")
-    shutil.copytree(finished[0].folder / "my data", workflow.folder / "my data")
-    shutil.copy(finished[0].folder / "tiny.yaml", workflow.folder)
-    workflow.project.symlink_to(ROOT)
+    workflow = finished[0].without_results(tmp_path)
     (workflow.folder / "my data/labels/train.json").unlink()
     trained = finished[0].seed("ffn")
     workflow.ffnrepro(
@@ -298,10 +294,7 @@ def test_networks_that_trainings_start_from(finished: Finished, tmp_path: Path) 
 
 
 def test_printed_commands_run_when_they_are_pasted(finished: Finished, tmp_path: Path) -> None:
-    workflow = Workflow(tmp_path / "run")
-    shutil.copytree(finished[0].folder / "my data", workflow.folder / "my data")
-    shutil.copy(finished[0].folder / "tiny.yaml", workflow.folder)
-    workflow.project.symlink_to(ROOT)
+    workflow = finished[0].without_results(tmp_path)
     rows = [{"label": "TSM", "experiments": "tsm"}]
     jobs, output = workflow.plan(
         "--printshellcmds", "results/table1.csv", tables={"table1": {"frame_counts": [16], "rows": rows}}
@@ -409,11 +402,7 @@ def test_a_network_that_was_trained_again_is_a_new_start(stubbed: Workflow) -> N
 @pytest.fixture(scope="module")
 def unfinished(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     """Data and no results. Tests only read it."""
-    workflow = Workflow(tmp_path_factory.mktemp("unfinished") / "run")
-    shutil.copytree(finished[0].folder / "my data", workflow.folder / "my data")
-    shutil.copy(finished[0].folder / "tiny.yaml", workflow.folder)
-    workflow.project.symlink_to(ROOT)
-    return workflow
+    return finished[0].without_results(tmp_path_factory.mktemp("unfinished"))
 
 
 IMPORT = {"frame_counts": [4], "rows": [{"label": "TSM", "experiments": "theirs"}]}
@@ -453,13 +442,14 @@ def test_bad_input_stops_before_any_job_with_one_line(
     ("target", "says"),
     [
         ("fnn", r"there is no experiment fnn; give one of tsm, .*ffn"),
+        ("ablation", r"ablation is a table; ask for results/ablation\.csv$"),
         (
             "results/tabel1.csv",
-            r"there is no table tabel1; give one of table1, .*, or the --configfile that has tabel1",
+            r"there is no table tabel1; give one of table1, .*, or add the --configfile that defines tabel1",
         ),
     ],
 )
-def test_a_mistyped_target_is_refused_with_the_names_that_there_are(
+def test_a_mistyped_target_is_refused_with_the_right_name_or_names(
     unfinished: Workflow, target: str, says: str
 ) -> None:
     result = unfinished.run(target)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ffnrepro.config import check_experiments, read_config
 from ffnrepro.data.labels import label_digests
 from ffnrepro.data.video_index import list_videos, watch_digests
-from ffnrepro.ensembles import member_records
+from ffnrepro.ensembles import member_records, network_folders
 from ffnrepro.errors import UserError
 from ffnrepro.files import file_digest
 from ffnrepro.run_list import RunList
@@ -81,7 +81,7 @@ def cache_records(*splits):
 
 
 def names_of_runs(experiments):
-    """Regular expression of runs, with any key: if the code of a queued job was edited, its script reports that in plain words."""
+    """Regular expression of the runs of experiments, with any key: a queued job keeps its key, and its script refuses an old one."""
     return f"(?:{'|'.join(experiments)})-[0-9a-f]{{8}}"
 
 
@@ -168,22 +168,26 @@ def predictions_of(records):
     return [path.replace(".json", ".parquet") for path in records]
 
 
-def network_folders(records):
-    """Folders of the networks behind records of evaluations, each once."""
-    return sorted({str(member.parent) for path in records for member in member_records(Path(path))})
+def records_of_members(wildcards):
+    """Records of the evaluations that an ensemble averages."""
+    return list(map(str, member_records(Path(f"{ENSEMBLE}.json".format(**wildcards)))))
+
+
+def files_of_networks(records, *names):
+    """Files of the networks behind records of evaluations, each once."""
+    return [f"{folder}/{name}" for folder in sorted(network_folders(map(Path, records))) for name in names]
 
 
 def files_of_table(name):
     """Networks and evaluations that a table is made of."""
     records = evaluations_of_table(name)
-    return records + [f"{folder}/model.pt" for folder in network_folders(records)]
+    return records + files_of_networks(records, "model.pt")
 
 
 def files_of_report():
     """Records, predictions, networks and histories behind the tables of the report."""
     records = {path for table in CONFIG.report.tables for path in evaluations_of_table(table)}
-    names = ("model.pt", "history.parquet", "run.json")
-    networks = [f"{folder}/{name}" for folder in network_folders(records) for name in names]
+    networks = files_of_networks(records, "model.pt", "history.parquet", "run.json")
     return predictions_of(sorted(records)) + networks
 
 
@@ -227,15 +231,6 @@ def check_own_weights(experiments):
 
     for network in networks:
         check_start(own, network, digest=weights_identity(CONFIG, network.depth))
-
-
-def check_imports(experiments, classes):
-    """Refuse files that these experiments cannot import, and warn where the network may have other classes."""
-    # As above, for torch.
-    from ffnrepro.imports import read_network
-
-    for name in sorted(experiments):
-        read_network(CONFIG.imports[name], run_settings(CONFIG, name), classes)
 
 
 def start_digest(wildcards):
@@ -330,6 +325,8 @@ def refuse(target):
         raise WorkflowError(f"{target} is a file")
     kind, names = ("table", CONFIG.tables) if target.endswith(".csv") else ("experiment", CONFIG.experiments)
     name = Path(target).stem
+    if kind == "experiment" and name in CONFIG.tables:
+        sys.exit(f"error: {name} is a table; ask for results/{name}.csv")
     sys.exit(
         f"error: there is no {kind} {name}; give one of {', '.join(names)}, or add the --configfile that defines {name}"
     )

@@ -32,7 +32,14 @@ onstart:
     trained = {
         experiment_of(job.wildcards) for job in jobs if job.rule.name in ("train_tsm", "train_ffn")
     }
-    imported = {experiment_of(job.wildcards) for job in jobs if job.rule.name == "import_checkpoint"}
+    evaluated = {
+        (experiment_of(job.wildcards), int(job.wildcards.frames))
+        for job in jobs
+        if job.rule.name == "evaluate"
+    }
+    imports = {experiment_of(job.wildcards) for job in jobs if job.rule.name == "import_checkpoint"}
+    starts = {CONFIG.experiments[name].start for name in trained}
+    imported = (imports | starts | {name for name, _ in evaluated}) & CONFIG.imports.keys()
     with one_line_errors():
         if {"parse_labels", "index_videos"} & planned:
             data = CONFIG.data
@@ -63,7 +70,10 @@ onstart:
         if imported:
             if "parse_labels" not in planned:
                 classes = read_classes(Path("results/labels/classes.csv"))
-            check_imports(imported, classes)
+            # Most processes of the workflow do not need torch, whose import takes seconds.
+            from ffnrepro.imports import check_imports
+
+            check_imports(CONFIG, imported, classes, trained=trained, evaluated=evaluated)
 
 
 rule parse_labels:

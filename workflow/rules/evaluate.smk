@@ -42,11 +42,8 @@ rule evaluate:
 
 rule evaluate_ensemble:
     input:
-        records=lambda wildcards: member_records(Path(f"{ENSEMBLE}.json".format(**wildcards))),
-        predictions=lambda wildcards: [
-            path.with_suffix(".parquet")
-            for path in member_records(Path(f"{ENSEMBLE}.json".format(**wildcards)))
-        ],
+        records=records_of_members,
+        predictions=lambda wildcards: predictions_of(records_of_members(wildcards)),
     output:
         predictions=f"{ENSEMBLE}.parquet",
         record=f"{ENSEMBLE}.json",

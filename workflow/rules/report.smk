@@ -168,7 +168,7 @@ rule diagnose:
 rule report:
     input:
         tables=expand("results/{table}.json", table=CONFIG.report.tables),
-        # The table's file names the networks and scores that it was made from.
+        # Where one of them changes, the table is made again, and this page after it.
         networks=ancient(lambda wildcards: files_of_report()),
         diagnosis="results/diagnosis.json",
         classes="results/labels/classes.csv",

@@ -12,7 +12,6 @@ from ffnrepro.runs import evaluation_inputs
 from ffnrepro.table_text import latex, markdown, table_blocks
 from ffnrepro.tables import (
     assemble_table,
-    check_published,
     read_published,
     read_records,
     read_rows,
@@ -56,7 +55,6 @@ def main(
         )
         row_list = read_rows(rows)
         figures = read_published(published)
-        check_published(row_list, figures)
         records = read_records(row_list, inputs)
         scores = read_scores(row_list, records)
         numbers = assemble_table(row_list, records, scores, published=figures, dataset=dataset)

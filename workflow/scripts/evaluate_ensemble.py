@@ -41,13 +41,6 @@ def main(members: list[Path], output: Path, log: Path | None = None) -> int:
             [pd.read_parquet(path.with_suffix(".parquet")) for path in members]
         )
         write_predictions(predictions, output.with_suffix(".parquet"))
-        scores = accuracy(predictions)
-        cost = {}
-        # Evaluations of earlier versions have no cost.
-        if all("gflops" in record for record in records):
-            cost["gflops"] = sum(record["gflops"] for record in records)
-            # The networks run one after the other.
-            cost["clips_per_second"] = 1 / sum(1 / record["clips_per_second"] for record in records)
         record = {
             "run": output.parts[-3],
             **{key: records[0][key] for key in SHARED},
@@ -55,14 +48,16 @@ def main(members: list[Path], output: Path, log: Path | None = None) -> int:
             "model": " ".join(record["model"] for record in records),
             "parameters": sum(record["parameters"] for record in records),
             "videos": len(predictions),
-            **scores,
-            **cost,
+            **accuracy(predictions),
+            # The networks run one after the other.
+            "gflops": sum(record["gflops"] for record in records),
+            "clips_per_second": 1 / sum(1 / record["clips_per_second"] for record in records),
             **provenance(torch.device("cpu")),
         }
         write_json(output, record)
         logger.info(
             "%s, seed %d, %d frames: top-1 %.2f, top-5 %.2f, %d videos",
-            record["run"], record["seed"], record["frames"], scores["top1"], scores["top5"], len(predictions),
+            record["run"], record["seed"], record["frames"], record["top1"], record["top5"], len(predictions),
         )  # fmt: skip
 
     return run_logged(work, log)

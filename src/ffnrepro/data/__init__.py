@@ -1,1 +1,1 @@
-"""From label files and videos to clips: labels, index, manifest, sampling, decoding, transforms."""
+"""Label files and videos: labels, index, manifest, decoding, frame cache, and the built-in data set."""

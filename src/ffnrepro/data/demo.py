@@ -97,7 +97,6 @@ def make_demo_data(
     validation_per_class: int = 40,
     frames: int = 48,
     workers: int | None = None,
-    progress: bool = False,
 ) -> str:
     """Write the data set into ``folder``: ``labels/*.json``, ``videos/{id}.webm``, ``recipe.json``, ``README.txt``.
 
@@ -111,7 +110,6 @@ def make_demo_data(
         validation_per_class: Validation clips of each class.
         frames: Frames per clip, at 12 per second.
         workers: Threads that draw and encode; by default one for each CPU.
-        progress: Whether to show a progress bar.
 
     Returns:
         One line: how many videos there are, and how many are new.
@@ -135,7 +133,7 @@ def make_demo_data(
     missing = {path: clip for name, clip in named if not (path := folder / f"videos/{name}.webm").exists()}
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         written = pool.map(_write_clip, missing, missing.values())
-        for _ in tqdm(written, total=len(missing), desc="clips", unit="clip", disable=not progress):
+        for _ in tqdm(written, total=len(missing), desc="clips", unit="clip", disable=None):
             pass
     classes = {template.replace("[", "").replace("]", ""): str(i) for i, template in enumerate(CLASSES)}
     write_json(folder / "labels/labels.json", classes)

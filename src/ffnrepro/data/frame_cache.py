@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import mmap
-import shlex
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +43,10 @@ Cache = Literal["none", "jpeg"]
 
 # This needs a snakemake command of its own, because the same command would also rerun all trainings and evaluations, whereas
 # the next one compares the content of the records. Snakemake does not see the shards; the jobs of intact ones take a second.
-_REBUILD = "run snakemake --cores 1 --until cache_frames --forcerun cache_frames, and then snakemake as usual"
+_MAKE_AGAIN = (
+    "make it again, with your --directory and --configfile: snakemake --cores 1 --until cache_frames --forcerun cache_frames; "
+    "then run snakemake again"
+)
 
 SAMPLE = 16
 """Videos after which a job estimates the size of the whole cache."""
@@ -87,7 +89,7 @@ class _Shard:
         buffer = pa.py_buffer(self._map)
         self._start: int = buffer.address
         self._reader = pa.ipc.open_file(buffer, options=pa.ipc.IpcReadOptions(use_threads=False))
-        self.made_with: bytes = (self._reader.schema.metadata or {}).get(b"made_with", b"")
+        self.made_with: str = (self._reader.schema.metadata or {}).get(b"made_with", b"").decode()
 
     def videos(self) -> Iterator[tuple[_Video, list[int]]]:
         """Each video, in order, with the checksums of its frames."""
@@ -163,7 +165,7 @@ def write_shard(
     """
     made_with = _made_with(quality)
     rows = videos[["path", "frames"]].sort_values("path").itertuples(index=False)
-    wanted = {_Video(path, int(frames), *size_and_time(folder / path)) for path, frames in rows}
+    needed = {_Video(path, int(frames), *size_and_time(folder / path)) for path, frames in rows}
     # Temporary files of killed jobs.
     for left in file.parent.glob(f".{file.stem}-*"):
         left.unlink(missing_ok=True)
@@ -172,17 +174,17 @@ def write_shard(
         old = _Shard(file)
     known: dict[_Video, int] = {}
     if old is not None and old.made_with == made_with:
-        known = {state: row for row, (state, _) in enumerate(old.videos())}
-    if old is None or known.keys() != wanted:
-        kept, new = sorted(wanted & known.keys()), sorted(wanted - known.keys())
+        known = {video: row for row, (video, _) in enumerate(old.videos())}
+    if old is None or known.keys() != needed:
+        kept, new = sorted(needed & known.keys()), sorted(needed - known.keys())
         logger.info("%s: %d videos to decode, %d are kept", file, len(new), len(kept))
-        encoded = _encoded(old, {state: known[state] for state in kept}, new, folder, quality)
+        encoded = _encoded(old, {video: known[video] for video in kept}, new, folder, quality)
         try:
             _write(
                 file,
                 encoded,
                 made_with,
-                min(SAMPLE, len(wanted)),
+                min(SAMPLE, len(needed)),
                 partial(_check_space, file, folders or [file.parent], frames_of_all),
             )
         except OSError as error:
@@ -191,25 +193,25 @@ def write_shard(
             ) from error
     contents = list(_Shard(file).videos())
     return {
-        "made_with": made_with.decode(),
+        "made_with": made_with,
         "videos": len(contents),
-        "frames": sum(state.frames for state, _ in contents),
+        "frames": sum(video.frames for video, _ in contents),
         "bytes": file.stat().st_size,
         "digest": hashlib.sha256(
-            json.dumps([[state.path, checksums] for state, checksums in contents]).encode()
+            json.dumps([[video.path, checksums] for video, checksums in contents]).encode()
         ).hexdigest(),
-        "paths": [state.path for state, _ in contents],
+        "paths": [video.path for video, _ in contents],
     }
 
 
-def _made_with(quality: int) -> bytes:
-    return f"quality {quality}, revision {RECIPE_REVISION}.{REVISION}".encode()
+def _made_with(quality: int) -> str:
+    return f"quality {quality}, revision {RECIPE_REVISION}.{REVISION}"
 
 
 def _write(
     file: Path,
     videos: Iterable[tuple[_Video, Sequence[bytes | memoryview]]],
-    made_with: bytes,
+    made_with: str,
     sample: int,
     check_space: Callable[[float], None],
 ) -> None:
@@ -221,10 +223,10 @@ def _write(
         pa.ipc.new_file(sink, schema) as writer,
     ):
         frames = 0
-        for number, (state, jpegs) in enumerate(videos, start=1):
-            row = [[value] for value in (*state, [zlib.crc32(jpeg) for jpeg in jpegs], jpegs)]
+        for number, (video, jpegs) in enumerate(videos, start=1):
+            row = [[value] for value in (*video, [zlib.crc32(jpeg) for jpeg in jpegs], jpegs)]
             writer.write_batch(pa.record_batch(row, schema=schema))
-            frames += state.frames
+            frames += video.frames
             if number == sample:
                 check_space(sink.tell() / frames)
 
@@ -234,30 +236,30 @@ def _encoded(
 ) -> Iterator[tuple[_Video, Sequence[bytes | memoryview]]]:
     """The frames of kept videos from the old shard, then those of new videos and of videos whose frames are damaged."""
     damaged = []
-    for state, row in kept.items():
+    for video, row in kept.items():
         assert old is not None
         try:
-            yield state, old.jpegs(row, range(state.frames), state.path)
+            yield video, old.jpegs(row, range(video.frames), video.path)
         except ValueError as error:
-            logger.warning("%s: %s in the cache; it is decoded again", state.path, error)
-            damaged.append(state)
+            logger.warning("%s: %s in the cache; it is decoded again", video.path, error)
+            damaged.append(video)
     new = new + damaged
-    for state, jpegs in in_child(partial(encode_video, folder=folder, quality=quality), new, seconds=300):
+    for video, jpegs in in_child(partial(encode_video, folder=folder, quality=quality), new, seconds=300):
         if isinstance(jpegs, Refusal):
             raise UserError(
-                f"{folder / state.path}: {': '.join(filter(None, jpegs))}, although the index could read it: restore the file, or let the index exclude "
+                f"{folder / video.path}: {': '.join(filter(None, jpegs))}, although the index could read it: restore the file, or let the index exclude "
                 "it (`data.watch: stat`)"
             )
-        yield state, jpegs
+        yield video, jpegs
 
 
-def encode_video(state: _Video, *, folder: Path, quality: int) -> list[bytes]:
+def encode_video(video: _Video, *, folder: Path, quality: int) -> list[bytes]:
     """Decode all frames of a video and encode each as JPEG, with colours at half the resolution, as in the videos.
 
     Raises:
         DecodeError: The video cannot be decoded.
     """
-    pictures = open_video(folder / state.path).frames(range(state.frames))
+    pictures = open_video(folder / video.path).frames(range(video.frames))
     return [simplejpeg.encode_jpeg(picture, quality, colorsubsampling="420") for picture in pictures]
 
 
@@ -302,9 +304,9 @@ class FrameCache:
         places: dict[str, tuple[int, int]] = {}
         for shard, file in enumerate(self._files):
             record = read_record(records / f"part-{shard}.json")
-            made_with = _made_with(quality).decode()
+            made_with = _made_with(quality)
             if not record:
-                raise UserError(f"{records}: the frame cache is not complete; {_REBUILD}")
+                raise UserError(f"{records}: the frame cache is not complete; {_MAKE_AGAIN}")
             if record["made_with"] != made_with:
                 problem = f"made with {record['made_with']}, not with {made_with}"
             elif not file.exists():
@@ -314,7 +316,7 @@ class FrameCache:
             else:
                 places |= {path: (shard, row) for row, path in enumerate(record["paths"])}
                 continue
-            raise UserError(f"{file}: {problem}; {_REBUILD}")
+            raise UserError(f"{file}: {problem}; {_MAKE_AGAIN}")
         # Arrays of fixed width, not a dict: forked workers would copy each memory page whose reference counts they change.
         self._paths = np.array(sorted(places), dtype=np.str_)
         self._places = np.array([places[path] for path in self._paths.tolist()])
@@ -359,7 +361,7 @@ class FrameCache:
                 simplejpeg.decode_jpeg(jpeg, buffer=picture)
         except (OSError, ValueError) as error:
             file = self._files[shard]
-            fix = f"delete it (rm {shlex.quote(str(file))}), {_REBUILD}"
+            fix = f"delete the file and {_MAKE_AGAIN}"
             raise DecodeError(file, f"cannot be used for {path.name}", str(error), fix) from error
         return pictures
 

@@ -36,20 +36,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def examine_in_child(
-    paths: Iterable[Path],
-    *,
-    verify: Verify = "decode",
-    seconds: float = 30,
-    examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]] = examine,
-) -> Iterator[tuple[Path, Outcome]]:
+def examine_in_child(paths: Iterable[Path], *, verify: Verify = "decode") -> Iterator[tuple[Path, Outcome]]:
     """Examine files in a child process, one at a time, in the given order.
 
     Args:
         paths: Video files, or folders of frames.
         verify: As in `ffnrepro.data.decode.examine`.
-        seconds: Time limit for each file.
-        examine_one: Examines one file in the child; a test passes a function that hangs.
 
     Yields:
         Each path with its outcome.
@@ -57,17 +49,12 @@ def examine_in_child(
     Raises:
         UserError: The child does not start.
     """
-    return in_child(partial(_examine, verify=verify, examine_one=examine_one), paths, seconds=seconds)
-
-
-def _examine(
-    path: Path, *, verify: Verify, examine_one: Callable[[Path, Verify], tuple[VideoHeader, int]]
-) -> Outcome:
-    try:
-        return examine_one(path, verify)
-    except DecodeError as error:
-        # Without the folder, so that an index is the same wherever the videos are.
-        return Refusal(error.reason, error.detail.replace(f"{path.parent}{os.sep}", ""))
+    for path, outcome in in_child(partial(examine, verify=verify), paths, seconds=30):
+        if isinstance(outcome, Refusal):
+            # Without the folder, so that an index is the same wherever the videos are.
+            yield path, outcome._replace(detail=outcome.detail.replace(f"{path.parent}{os.sep}", ""))
+        else:
+            yield path, outcome
 
 
 def in_child(

@@ -231,6 +231,12 @@ def as_index(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def unquoted(text: str) -> str:
+    """Remove the quotes of a CSV file around a text; some lists of Kinetics keep them, in JSON, too."""
+    text = text.strip()
+    return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
 def class_list(file: Path, names: list[str], first: int = 0) -> ClassList:
     """Make a list of classes.
 

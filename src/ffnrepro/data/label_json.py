@@ -17,6 +17,7 @@ from ffnrepro.data.label_formats import (
     may_list_classes,
     split_in,
     split_of_file,
+    unquoted,
 )
 from ffnrepro.errors import UserError
 
@@ -68,7 +69,7 @@ def read_json(file: Path, text: str) -> ClassList | LabelRows | None:
         entries = [{"id": key, "label": value} for key, value in pairs]
         return _rows(file, {None: list(enumerate(entries, start=1))})
     if may_list_classes(file) and (is_indexed or is_named_as_classes(file)):
-        return indexed_classes(file, [(_unquoted(key), value) for key, value in pairs])
+        return indexed_classes(file, [(unquoted(key), value) for key, value in pairs])
     keys = ", ".join(map(repr, list(content)[:3]))
     if split_in(file.stem):
         raise UserError(f"{file}: is an object with the keys {keys}, not a list of rows: {_EXPECTED}")
@@ -129,8 +130,3 @@ def _flat(entry: object) -> dict[str, Any]:
 
 def _repeats(indices: list[int | None]) -> bool:
     return len(set(indices)) < len(indices)
-
-
-def _unquoted(name: str) -> str:
-    """Some lists of Kinetics keep the quotes of a CSV file in the names."""
-    return name[1:-1] if len(name) > 1 and name[0] == name[-1] == '"' else name

@@ -24,6 +24,7 @@ from ffnrepro.data.label_formats import (
     may_list_classes,
     split_in,
     split_of_file,
+    unquoted,
 )
 from ffnrepro.errors import UserError
 
@@ -97,7 +98,7 @@ def _read_numbered_classes(file: Path, lines: list[Line]) -> ClassList | None:
         patterns.append(_CLASS_WITH_NUMBER)
     for pattern in patterns:
         matches = [pattern.fullmatch(line) for _, line in lines]
-        pairs = [(_unquoted(match["name"]), match["index"]) for match in matches if match]
+        pairs = [(unquoted(match["name"]), match["index"]) for match in matches if match]
         # Rows of videos may begin with numbers, too: their ids. But ids leave out most numbers.
         if (
             not pairs
@@ -169,7 +170,7 @@ def _read_numbers(file: Path, lines: list[Line]) -> LabelRows | None:
     for (row, line), match, count in zip(lines, matches, counts, strict=True):
         if match is None or count != most:
             raise _other_form(file, row, line, form)
-        rows.add(row, _unquoted(match[1]), split, match[2].replace(",", " ").replace(";", " ").split()[-1])
+        rows.add(row, unquoted(match[1]), split, match[2].replace(",", " ").replace(";", " ").split()[-1])
     return rows
 
 
@@ -220,10 +221,10 @@ def _read_column(file: Path, lines: list[Line]) -> ClassList | LabelRows:
         split_of_file(file)
     # Ids without classes are useful for the test split only.
     if split is None or (may_list_classes(file) and split != "test"):
-        return class_list(file, [_unquoted(line) for _, line in lines])
+        return class_list(file, [unquoted(line) for _, line in lines])
     rows = LabelRows(file)
     for row, line in lines:
-        rows.add(row, _unquoted(line), split, None)
+        rows.add(row, unquoted(line), split, None)
     return rows
 
 
@@ -248,8 +249,3 @@ def _is_header(line: str, *, columns: int) -> bool:
 
 def _cells(line: str, delimiter: str) -> list[str]:
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
-
-
-def _unquoted(text: str) -> str:
-    text = text.strip()
-    return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text

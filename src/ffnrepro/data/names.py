@@ -85,8 +85,7 @@ def compare_names(
         UserError: More ids than `max_excluded` allows have no file, or no id of train (if it has labels) or
             of validation has one. The message has examples and the most likely reason.
     """
-    shown = [printable(name) for name in names]
-    stems = shown if layout == "frames" else [name.rpartition(".")[0] for name in shown]
+    stems = _stems(names, layout)
     known = labels["id"].tolist()
     found, _ = ids_by_number(known, stems)
     names_and_ids = set(stems).union(found.values())
@@ -96,7 +95,7 @@ def compare_names(
     strangers = [place for place, stem in enumerate(stems) if stem not in labelled and place not in found]
     counts = (
         f"{len(missing):,} of the {len(labels):,} labelled ids have no file in {folder}{_examples(missing['id'])}, and "
-        f"{len(strangers):,} of its {len(names):,} files have no label{_examples([shown[place] for place in strangers])}"
+        f"{len(strangers):,} of its {len(names):,} files have no label{_examples(printable(names[place]) for place in strangers)}"
     )
     # Labels without a training split are enough for networks that are imported.
     needed = {"train", "validation"} & set(labels["split"])
@@ -125,6 +124,8 @@ def _most_likely_reason(
         )
     if elsewhere := _found_elsewhere(ids, folder, layout):
         return elsewhere
+    if layout == "frames" and _found_elsewhere(ids, folder, "videos"):
+        return "video files have these names: set `data.layout: videos`"
     if renamed := _renamed(ids, stems):
         return renamed
     found = set(labels.loc[~labels["id"].isin(ids), "split"])
@@ -161,12 +162,17 @@ def _found_elsewhere(ids: set[str], folder: Path, layout: Layout) -> str | None:
     return None
 
 
+def _stems(names: Sequence[str], layout: Layout) -> list[str]:
+    """The names of videos without the endings of files."""
+    shown = [printable(name) for name in names]
+    return shown if layout == "frames" else [name.rpartition(".")[0] for name in shown]
+
+
 def _stems_in(folder: Path, layout: Layout) -> set[str]:
     try:
-        names = map(printable, list_videos(folder, layout))
+        return set(_stems(list_videos(folder, layout), layout))
     except UserError:
         return set()
-    return set(names) if layout == "frames" else {name.rpartition(".")[0] for name in names}
 
 
 def _renamed(ids: set[str], stems: set[str]) -> str | None:

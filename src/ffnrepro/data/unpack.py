@@ -28,14 +28,13 @@ _PART = re.compile(r"(?P<stem>[^.].*?)-(?P<number>\d{2,3})(?:\.zip)?", re.IGNORE
 _CHUNK = 1 << 20
 
 
-def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, progress: bool = False) -> str:
+def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2) -> str:
     """Join the parts of an archive and unpack its files.
 
     Args:
         folder: Folder that holds the parts, ``20bn-something-something-v2-00`` and so on, or a zip of each.
         into: Folder in which the archive's own folder is created.
         expect: Number of files that the archive must hold.
-        progress: Whether to show a progress bar.
 
     Returns:
         One line: how many files there are, where, and how many were written.
@@ -50,7 +49,7 @@ def unpack(folder: Path, into: Path, *, expect: int = SOMETHING_SOMETHING_V2, pr
     try:
         parts = _find_parts(folder)
         with (
-            tqdm(total=expect, desc="unpacking", disable=not progress) as bar,
+            tqdm(total=expect, desc="unpacking", disable=None) as bar,
             closing(_Joined(parts)) as joined,
             # GzipFile checks that the stream is complete, and its check sum; tarfile's own mode "r|gz" checks neither.
             gzip.GzipFile(fileobj=joined, mode="rb") as stream,  # type: ignore[call-overload]

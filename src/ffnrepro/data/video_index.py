@@ -105,7 +105,8 @@ def _instead(folder: Path, layout: Layout) -> str:
             return (
                 f"{len(inside)} of its folders do, such as {inside[0].name}; {link_advice(inside[0], layout)}"
             )
-        if any(holds_frames(place) for place in some[:3]):
+        places = [place for some_folder in some[:3] for place in (some_folder, *subfolders(some_folder)[:1])]
+        if any(holds_frames(place) for place in places):
             return "its folders hold frames; set `data.layout: frames`"
     return "unpack the videos into it, or set `data.videos` to the folder that holds them"
 
@@ -133,9 +134,11 @@ def link_advice(folder: Path, layout: Layout) -> str:
     """Say how to bring the videos of several folders together; `folder` is one of these folders."""
     ending = f" -name '*{Path(list_videos(folder, layout)[0]).suffix}'" if layout == "videos" else ""
     above = shlex.quote(str(folder.absolute().parent))
+    # The command may be given in another folder than the one that relative paths start at (`--directory`).
+    flat = shlex.quote(str(Path.cwd() / "flat"))
     return (
-        f"link them into one folder, `mkdir flat && find {above} -mindepth 2 -maxdepth 2{ending} -exec ln -s {{}} flat/ \\;`, "
-        "and set `data.videos` to it"
+        f"link them into one folder, `mkdir {flat} && find {above} -mindepth 2 -maxdepth 2{ending} -exec ln -s {{}} {flat} \\;`, "
+        "and set `data.videos: flat`"
     )
 
 
@@ -227,18 +230,18 @@ def _shard(name: str, shards: int) -> int:
 
 
 def index_videos(
-    folder: Path, names: Sequence[str], *, verify: Verify = "decode", entries: Path | None = None
+    folder: Path, names: Sequence[str], *, entries: Path, verify: Verify = "decode"
 ) -> pd.DataFrame:
     """Examine videos and record their frames, size and condition.
 
     Args:
         folder: The folder of videos.
         names: Names of files, or of folders of frames, in the folder; may be empty.
-        verify: ``decode`` decodes each video in full; ``packets`` reads the container and decodes the first frame only,
-            and finds less damage.
         entries: File, such as ``3-of-64.jsonl``, to which each result is appended as soon as it exists. So the next call
             continues a call that was killed, and a file of the same name, size and time is not examined again, unless
             `REVISION` was raised. Files in its folder that were written with another number of shards are also read.
+        verify: ``decode`` decodes each video in full; ``packets`` reads the container and decodes the first frame only,
+            and finds less damage.
 
     Returns:
         One row for each video: ``id`` (name without its ending), ``path`` (relative to the folder), ``frames``
@@ -259,7 +262,6 @@ def index_videos(
         if printable(name) != name
     }
     new = {folder / name: name for name in names if name not in rows}
-    entries = entries or Path(os.devnull)
     entries.parent.mkdir(parents=True, exist_ok=True)
     with entries.open("a", encoding="utf-8") as file:
         for path, outcome in examine_in_child(new, verify=verify):
@@ -310,10 +312,8 @@ def size_and_time(path: Path) -> tuple[int, int]:
 _Key = tuple[str, int, int, str, int]
 
 
-def _read_entries(path: Path | None, keys: Collection[_Key]) -> dict[_Key, dict[str, Any]]:
+def _read_entries(path: Path, keys: Collection[_Key]) -> dict[_Key, dict[str, Any]]:
     """Read the rows that earlier calls saved for these keys."""
-    if path is None:
-        return {}
     shards = path.name.partition("-of-")[2]
     files = [
         file

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from ffnrepro.data.label_formats import SPLITS
 from ffnrepro.report.data import Table
 from ffnrepro.tables import Published, published_elsewhere
 
@@ -20,8 +21,6 @@ Point = Mapping[str, Any]
 
 COLOURS = 10
 """Number of colours of `page.css`."""
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

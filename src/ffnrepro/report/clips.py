@@ -18,6 +18,9 @@ from ffnrepro.report.data import Confusion
 SHORT_SIDE = 120
 """Largest short side of an image in pixels; a smaller frame keeps its size."""
 
+EXAMPLES = 3
+"""Number of classes, and of confused pairs, that are shown with a clip."""
+
 MAX_PICTURES = 8
 """Largest number of images in a strip."""
 
@@ -52,30 +55,28 @@ class Strip:
     problem: str = ""
 
 
-def choose_gains(both: pd.DataFrame, gains: "pd.Series[float]", most: int = 3) -> list[Choice]:
+def choose_gains(both: pd.DataFrame, gains: "pd.Series[float]") -> list[Choice]:
     """Videos that only the other row predicts correctly: one from each of the classes with the largest gains.
 
     Args:
         both: `id`, `label`, and the predicted classes `first` and `second`.
         gains: gain of each class in points.
-        most: number of classes.
     """
     right = both[(both["second"] == both["label"]) & (both["first"] != both["label"])]
-    best = gains[gains > 0].sort_values(ascending=False, kind="stable").index[:most]
+    best = gains[gains > 0].sort_values(ascending=False, kind="stable").index[:EXAMPLES]
     return [choice for label in best for choice in _first_of(right[right["label"] == label])]
 
 
-def choose_confusions(both: pd.DataFrame, pairs: Sequence[Confusion], most: int = 3) -> list[Choice]:
+def choose_confusions(both: pd.DataFrame, pairs: Sequence[Confusion]) -> list[Choice]:
     """Videos that the other row predicts as another class: one for each of the first pairs.
 
     Args:
         both: as for `choose_gains`.
         pairs: confused classes, from `confusions`.
-        most: number of pairs.
     """
     return [
         choice
-        for pair in [pair for pair in pairs if pair.second > 0][:most]
+        for pair in [pair for pair in pairs if pair.second > 0][:EXAMPLES]
         for choice in _first_of(both[(both["label"] == pair.true) & (both["second"] == pair.predicted)])
     ]
 

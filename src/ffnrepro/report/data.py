@@ -7,12 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from ffnrepro.ensembles import member_records
+from ffnrepro.ensembles import member_records, network_folders
 from ffnrepro.errors import UserError
 from ffnrepro.files import read_record
 from ffnrepro.runs import read_run, unpublished_settings
 from ffnrepro.table_text import Block, table_blocks
 from ffnrepro.tables import Published, frame_counts
+
+MAX_PAIRS = 8
+"""Number of confused pairs of each row that are listed."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,6 @@ def read_trainings(evaluations: Iterable[Evaluation]) -> list[Training]:
     Raises:
         UserError: a file of a run cannot be read.
     """
-    folders = dict.fromkeys(member.parent for each in evaluations for member in member_records(each.path))
     return [
         Training(
             run=folder.parent.name,
@@ -206,7 +208,7 @@ def read_trainings(evaluations: Iterable[Evaluation]) -> list[Training]:
             history=pd.read_parquet(folder / "history.parquet"),
             changes=unpublished_settings(read_run(folder.parent)[0]),
         )
-        for folder in folders
+        for folder in network_folders(each.path for each in evaluations)
     ]
 
 
@@ -230,13 +232,12 @@ def class_accuracy(predictions: pd.DataFrame, classes: int) -> "pd.Series[float]
     return 100 * right.groupby(predictions["label"]).mean().reindex(range(classes))
 
 
-def confusions(first: pd.DataFrame, second: pd.DataFrame, most: int = 8) -> list[Confusion]:
+def confusions(first: pd.DataFrame, second: pd.DataFrame) -> list[Confusion]:
     """The most confused pairs of classes: those of the other row, then further ones of the first row.
 
     Args:
         first: `read_predictions` of the first row.
         second: `read_predictions` of the other row.
-        most: number of pairs of each row.
     """
     shares = []
     for predictions in (second, first):
@@ -244,7 +245,7 @@ def confusions(first: pd.DataFrame, second: pd.DataFrame, most: int = 8) -> list
         wrong = predictions[predictions["class_1"] != predictions["label"]]
         counts = wrong.groupby(["label", "class_1"]).size()
         shares.append(100 * counts / videos.reindex(counts.index.get_level_values(0)).to_numpy())
-    ranked = [share.sort_values(ascending=False, kind="stable").index[:most] for share in shares]
+    ranked = [share.sort_values(ascending=False, kind="stable").index[:MAX_PAIRS] for share in shares]
     pairs = dict.fromkeys([*ranked[0], *ranked[1]])
     return [
         Confusion(

@@ -14,9 +14,9 @@ import pandas as pd
 import vl_convert
 
 from ffnrepro import __version__
+from ffnrepro.data.label_formats import SPLITS
 from ffnrepro.estimate import duration
 from ffnrepro.report.charts import (
-    SPLITS,
     Chart,
     accuracy_charts,
     class_chart,

@@ -10,7 +10,7 @@ outputs of a killed job, which has to continue from them.
     lease.json                           the process that works on the training (`lease`)
     failed.json                          why another attempt would also fail
     log.txt                              messages of all attempts
-    progress.json                        progress of the running epoch, and the last row of the history (`live`)
+    progress.json                        progress of the running epoch, and the last row of the history (`progress`)
     warning.json                         the last warning or error
     tensorboard/
 """

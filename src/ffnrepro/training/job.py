@@ -3,7 +3,7 @@
 The script of the training rules calls `run_job`; `ffnrepro doctor` tries some steps with `train_network`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -13,28 +13,27 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ffnrepro.checks import check_shared_memory, run_checks
 from ffnrepro.config import RuntimeSettings, TrainingSettings
 from ffnrepro.data.decode import find_decord
 from ffnrepro.data.frame_cache import opener
 from ffnrepro.data.labels import read_classes
-from ffnrepro.errors import PermanentError, Unfinished, UserError
+from ffnrepro.errors import PermanentError, UserError
 from ffnrepro.files import read_record, replacing, write_json, write_text
 from ffnrepro.logs import keep_last_warning, log_to, logger
 from ffnrepro.provenance import provenance
-from ffnrepro.recipe.clips import ClipDataset, evaluation_batches
+from ffnrepro.recipe.clips import ClipDataset
 from ffnrepro.recipe.models.tsm import ShiftedResNet
-from ffnrepro.recipe.scoring import best_classes, clip_logits, correct_within
 from ffnrepro.recipe.step import precision_on
 from ffnrepro.runs import RunSettings, check_key, read_run, state_folder
 from ffnrepro.training.checkpoints import Checkpoints
-from ffnrepro.training.devices import check_precision, choose_device, move, place
+from ffnrepro.training.devices import check_precision, choose_device, place
 from ffnrepro.training.loader import VideoBatches
 from ffnrepro.training.loop import Trained, train
 from ffnrepro.training.processes import Processes, start_processes
 from ffnrepro.training.stopping import StopRequest, end_of_job
+from ffnrepro.training.validation import validate
 from ffnrepro.weights import load_checkpoint, save_checkpoint, start_from, tensors_digest
 
 
@@ -99,11 +98,18 @@ def run_job(job: Job) -> None:
     run_checks("this training", {"shared memory": partial(check_shared_memory_of, job, settings)})
     torch.set_num_threads(runtime.threads)
     processes, device = start_processes(device, recipe.gpus)
-    # Read these before the training, because checkout and data may change during it.
-    made_here, data = provenance(device), job.data
-    videos = len(pd.read_parquet(job.manifest / "train.parquet", columns=["id"]))
     # The digest of pretrained weights is already part of the run's key.
     start = tensors_digest(load_checkpoint(job.start).state_dict()) if job.start and settings.start else None
+    # All this is read before the training, because checkout and data may change during it.
+    made_here = {
+        "code": code,
+        "precision": precision_on(device, recipe.precision),
+        "start": job.start and str(job.start),
+        "start_model": start,
+        **provenance(device),
+    }
+    data = job.data
+    videos = len(pd.read_parquet(job.manifest / "train.parquet", columns=["id"]))
     checkpoints = Checkpoints(
         state_folder(job.state, job.run.name, job.seed, data),
         run=job.run.name,
@@ -125,49 +131,67 @@ def run_job(job: Job) -> None:
         processes.wait()
         model, trained = train_network(job, settings, device, checkpoints, stop, processes)
     if processes.first:
-        model.load_state_dict(trained.best_model)
-        save_checkpoint(
-            job.output / "model.pt",
-            model,
-            class_names=read_classes(job.classes),
-            dataset=settings.dataset,
-            train_frames=settings.method.train_frames,
-        )
-        digest = tensors_digest(trained.best_model)
-        write_text(job.output / "model.sha256", digest + "\n")
-        made_with = read_record(checkpoints.folder / "made_with.json")
-        # A network that is only restored was made earlier, perhaps on another machine.
-        if made_with.get("model") != digest:
-            made_with = {
-                "model": digest,
-                "code": code,
-                "precision": precision_on(device, recipe.precision),
-                "start": job.start and str(job.start),
-                "start_model": start,
-                **made_here,
-            }
-            write_json(checkpoints.folder / "made_with.json", made_with)
-        history = pd.DataFrame(trained.history)
-        with replacing(job.output / "history.parquet") as temporary:
-            history.to_parquet(temporary, index=False)
-        scores = history.filter(like="validation_")
-        write_json(
-            job.output / "run.json",
-            {
-                "run": job.run.name,
-                "seed": job.seed,
-                "settings": settings.model_dump(mode="json"),
-                "data": data,
-                "videos": videos,
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                **made_with,
-                "best_epoch": trained.best_epoch,
-                "best": scores.iloc[trained.best_epoch - 1].to_dict(),
-                "last": scores.iloc[-1].to_dict(),
-                "wall_seconds": history["seconds"].sum(),
-            },
+        _write_results(
+            job, settings, checkpoints, model, trained, made_here, {"data": data, "videos": videos}
         )
     processes.end()
+
+
+def _write_results(
+    job: Job,
+    settings: RunSettings,
+    checkpoints: Checkpoints,
+    model: nn.Module,
+    trained: Trained,
+    made_here: Mapping[str, Any],
+    data: Mapping[str, Any],
+) -> None:
+    """Write the files of a finished training.
+
+    Args:
+        job: the files of the training.
+        settings: settings of the run.
+        checkpoints: saves of the training.
+        model: the network, which gets the weights of the best epoch.
+        trained: result of the training.
+        made_here: record of the code, the machine and the initial weights.
+        data: record of the data.
+    """
+    model.load_state_dict(trained.best_model)
+    save_checkpoint(
+        job.output / "model.pt",
+        model,
+        class_names=read_classes(job.classes),
+        dataset=settings.dataset,
+        train_frames=settings.method.train_frames,
+        sizes=(settings.short_side, settings.crop_size),
+    )
+    digest = tensors_digest(trained.best_model)
+    write_text(job.output / "model.sha256", digest + "\n")
+    made_with = read_record(checkpoints.folder / "made_with.json")
+    # A network that is only restored was made earlier, perhaps on another machine.
+    if made_with.get("model") != digest:
+        made_with = {"model": digest, **made_here}
+        write_json(checkpoints.folder / "made_with.json", made_with)
+    history = pd.DataFrame(trained.history)
+    with replacing(job.output / "history.parquet") as temporary:
+        history.to_parquet(temporary, index=False)
+    scores = history.filter(like="validation_")
+    write_json(
+        job.output / "run.json",
+        {
+            "run": job.run.name,
+            "seed": job.seed,
+            "settings": settings.model_dump(mode="json"),
+            **data,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            **made_with,
+            "best_epoch": trained.best_epoch,
+            "best": scores.iloc[trained.best_epoch - 1].to_dict(),
+            "last": scores.iloc[-1].to_dict(),
+            "wall_seconds": history["seconds"].sum(),
+        },
+    )
 
 
 def check_shared_memory_of(job: Job, settings: RunSettings) -> str:
@@ -313,47 +337,6 @@ def _memory_advice(recipe: TrainingSettings, clips: int, recompute: bool, device
         f"training.recompute is {str(recompute).lower()} and training.micro_batch {recipe.micro_batch or 'null'}; "
         "docs/performance.md says what fits"
     )
-
-
-def validate(
-    model: nn.Module,
-    *,
-    loader: VideoBatches,
-    frame_counts: Sequence[int],
-    batch_size: int,
-    device: torch.device,
-    stop_reason: Callable[[], str | None],
-    processes: Processes,
-    name: str,
-) -> dict[str, float]:
-    """Top-1 and top-5 in percent at each frame count, such as `top1_16f`, over all videos of the split.
-
-    Raises:
-        Unfinished: one of the processes was stopped.
-    """
-    plan = evaluation_batches(
-        len(loader.dataset), batch_size=batch_size, rank=processes.rank, processes=processes.count
-    )
-    # All processes have the same names, even a process without videos.
-    sums = dict.fromkeys(["videos", *(f"top{k}_{n}f" for n in frame_counts for k in (1, 5))], 0.0)
-    reason = None
-    bar = tqdm(loader.batches(plan), total=len(plan), desc=name, leave=False, disable=None, unit="step")
-    for clips, labels in bar:
-        if (reason := stop_reason()) is not None:
-            break
-        for frames, logits in clip_logits(
-            model, {n: move(clip, device) for n, clip in clips.items()}
-        ).items():
-            classes = best_classes(logits).cpu()
-            for k in (1, 5):
-                sums[f"top{k}_{frames}f"] += 100 * correct_within(classes, labels, k)
-        sums["videos"] += len(labels)
-    # A process that stops comes here, too: the others, which may have more or fewer steps, wait here for its sums.
-    totals = processes.total({**sums, "stops": reason is not None})
-    if totals.pop("stops"):
-        raise Unfinished(f"{name}: {reason or 'another process stops'}; earlier work is saved")
-    videos = totals.pop("videos")
-    return {key: total / videos for key, total in totals.items()}
 
 
 def check_splits(manifest: Path, batch_size: int) -> None:

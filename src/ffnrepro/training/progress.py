@@ -1,17 +1,110 @@
-"""Progress of a training: a log line and points of TensorBoard's curves for each epoch, and warnings of silent failures."""
+"""How a training shows its progress: a bar on the screen, `progress.json`, a log line and TensorBoard's curves."""
 
 import logging
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from ffnrepro.estimate import duration
 from ffnrepro.faults import not_distilled, overfitted
+from ffnrepro.files import write_json
 from ffnrepro.optional import import_optional
+from ffnrepro.recipe.clips import Batch
+from ffnrepro.training.processes import Processes
+from ffnrepro.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
+INTERVAL = 10.0
+"""Least time between two reports within an epoch, in seconds. A report takes about a millisecond."""
+
 Row = dict[str, float]
+
+
+class Progress:
+    """The progress of one training. Only the first process shows it.
+
+    Args:
+        folder: state folder of the training.
+        name: name of the run.
+        epochs: number of epochs of the whole training.
+        steps: number of steps of an epoch.
+        processes: the processes, each of which trains on an equal part of every batch.
+    """
+
+    def __init__(self, folder: Path, name: str, epochs: int, steps: int, processes: Processes) -> None:
+        self._folder = folder
+        self._name = name
+        self._epochs = epochs
+        self._steps = steps
+        self._processes = processes
+        self._written = -math.inf
+
+    def bar(self, batches: Iterator[Batch], state: TrainingState) -> "tqdm[Batch]":
+        """The rest of an epoch's batches, with a bar on the screen."""
+        return tqdm(
+            batches,
+            desc=f"{self._name} {len(state.history) + 1}/{self._epochs}",
+            initial=state.step,
+            total=self._steps,
+            leave=False,
+            disable=None if self._processes.first else True,
+            unit="step",
+        )
+
+    def report_step(self, state: TrainingState) -> None:
+        """Write `progress.json`, which `ffnrepro watch` shows, at most every `INTERVAL` seconds within an epoch.
+
+        An interruption may lose the file: a training continues from its checkpoints only.
+        """
+        now, epoch, step, steps = time.monotonic(), len(state.history), state.step, self._steps
+        if not self._processes.first or (0 < step < steps and now - self._written < INTERVAL):
+            return
+        last, sums = state.history[-1] if state.history else None, state.sums
+        content: dict[str, Any] = {
+            "time": f"{datetime.now():%F %T}",
+            "epoch": epoch,
+            "epochs": self._epochs,
+            "step": step,
+            "steps": steps,
+            "loss": last and last["train_loss"],
+            "frames_per_second": last and last["frames_per_second"],
+            "seconds_left": None,
+            "last_epoch": last,
+        }
+        if step:
+            content["loss"] = sums.train["train_loss"] / sums.samples
+            content["frames_per_second"] = self._processes.count * sums.frames / sums.seconds
+        # Until an epoch is finished, the time of a validation is not known, and is left out.
+        seconds = last["seconds"] if last else sums.seconds / sums.steps * steps if step else None
+        if seconds is not None:
+            content["seconds_left"] = seconds * (self._epochs - epoch - step / steps)
+        # If the disk is full, the next save reports it.
+        with suppress(OSError):
+            write_json(self._folder / "progress.json", content)
+        self._written = now
+
+    def report_epoch(self, state: TrainingState, *, select_by: str) -> None:
+        """Report the epoch that has just ended: `progress.json`, log line, curves and warnings.
+
+        Args:
+            state: state of the training after this epoch.
+            select_by: name of the validation score that chooses the best epoch.
+        """
+        self.report_step(state)
+        if not self._processes.first:
+            return
+        write_scalars(self._folder / "tensorboard" / self._name, state.history[-1])
+        logger.info("%s", epoch_line(self._name, self._epochs, state.history[-1]))
+        for warning in warnings(state.history, select_by=select_by):
+            logger.warning("%s: %s", self._name, warning)
 
 
 def epoch_line(name: str, epochs: int, row: Row) -> str:
