@@ -442,7 +442,7 @@ def test_bad_input_stops_before_any_job_with_one_line(
     ("target", "says"),
     [
         ("fnn", r"there is no experiment fnn; give one of tsm, .*ffn"),
-        ("ablation", r"ablation is a table; ask for results/ablation\.csv$"),
+        ("ablation", r"ablation is a table; request results/ablation\.csv$"),
         (
             "results/tabel1.csv",
             r"there is no table tabel1; give one of table1, .*, or add the --configfile that defines tabel1",

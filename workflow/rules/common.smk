@@ -326,7 +326,7 @@ def refuse(target):
     kind, names = ("table", CONFIG.tables) if target.endswith(".csv") else ("experiment", CONFIG.experiments)
     name = Path(target).stem
     if kind == "experiment" and name in CONFIG.tables:
-        sys.exit(f"error: {name} is a table; ask for results/{name}.csv")
+        sys.exit(f"error: {name} is a table; request results/{name}.csv")
     sys.exit(
         f"error: there is no {kind} {name}; give one of {', '.join(names)}, or add the --configfile that defines {name}"
     )
