@@ -186,8 +186,8 @@ class Experiment(Settings):
     depth: Depth | None = None
     """Depth of this experiment's ResNet; `null`: `network.depth`."""
     start: str | None = None
-    """Name of the experiment whose network, of the same seed and depth, the training starts from; `null`:
-    `network.weights`."""
+    """Name of the experiment whose network, of the same seed and depth, the training starts from; for `ffn`, also of the
+    same frame counts and components; `null`: `network.weights`."""
     training: dict[str, Any] = Field(default={})
     """Keys of `training` that differ for this experiment, such as `{epochs: 30}`; any except `gpus`."""
 
