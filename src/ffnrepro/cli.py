@@ -317,10 +317,8 @@ def predict_command(
         seed: Seed of the training, for --run.
         labels: Names of the classes: a classes.csv, or a text file with one name per line. Default: those in the
             network's file; else, with --run, the workflow's results/labels/classes.csv; else the numbers of the classes.
-        short_side: Short side of the resized frames in pixels; default: that of the run, or that in the run.json in the
-            checkpoint's folder, else 256.
-        crop_size: Height and width of the clips in pixels; default: that of the run, or that in the run.json in the
-            checkpoint's folder, else 224.
+        short_side: Short side of the resized frames in pixels; default: that of the run or of the checkpoint, else 256.
+        crop_size: Height and width of the clips in pixels; default: that of the run or of the checkpoint, else 224.
         as_json: Print a JSON list with an object for each video, frame count and class.
         as_csv: Print the same as CSV.
     """

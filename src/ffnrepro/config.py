@@ -183,8 +183,8 @@ class Experiment(Settings):
     depth: Depth | None = None
     """Depth of this experiment's ResNet; `null`: `network.depth`."""
     start: str | None = None
-    """Name of an experiment: the training starts from its network of the same seed and depth; `null`: from
-    `network.weights`."""
+    """Name of an experiment: the training starts from its network of the same seed and depth (for `ffn`, also of the same
+    frame counts and components); `null`: from `network.weights`."""
     training: dict[str, Any] = Field(default={})
     """Keys of `training` that differ for this experiment, such as `{epochs: 30}`; any key except `gpus`."""
 

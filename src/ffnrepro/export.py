@@ -211,7 +211,6 @@ def export_run(
         UserError: a package is missing, `output` cannot be written to or has a `README.md` of something else, the settings or
             an evaluation cannot be read, or a file differs from the network.
     """
-    check_packages()
     make_folder(output)
     card = output / "README.md"
     if card.exists() and not (output / "model.onnx").exists():

@@ -89,7 +89,7 @@ def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> t
     Raises:
         UserError: The file holds no known network, or a network that does not fit the settings and labels.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file; set the `path` of its experiment to the file of the network")
     checkpoint = read_checkpoint(path)
     found, configured = checkpoint.architecture, settings.network.model_dump()

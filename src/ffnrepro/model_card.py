@@ -45,10 +45,8 @@ class ModelCard:
         """The card as Markdown."""
         settings, record, frames = self.settings, self.record, self.frames
         short_side, size = settings.short_side, settings.crop_size
-        depth, trained = (
-            settings.network.depth,
-            "whose file does not say at which frame counts it was trained",
-        )
+        depth = settings.network.depth
+        trained = "whose file does not say at which frame counts it was trained"
         if self.train_frames:
             trained = f"trained at {', '.join(map(str, self.train_frames))} frames"
         origin = f"It is a TSM (Lin et al., ICCV 2019) on a ResNet-{depth}, {trained}"
@@ -61,15 +59,11 @@ class ModelCard:
             )
             folded = "Weight alteration and BatchNorm are"
         others = " and from other weights, named above" if settings.weights or settings.start else ""
-        data_set, terms = (
-            "Data set",
-            f"they were made from the videos of\n{settings.dataset}{others}, whose terms apply",
-        )
+        data_set = "Data set"
+        terms = f"they were made from the videos of\n{settings.dataset}{others}, whose terms apply"
         if "imported" in record:
-            data_set, terms = (
-                "Data set of the scores",
-                "they come from the file\nnamed above, and the terms of that file and of the videos that it was trained on apply",
-            )
+            data_set = "Data set of the scores"
+            terms = "they come from the file\nnamed above, and the terms of that file and of the videos that it was trained on apply"
         scores = "The run had no evaluations when it was exported."
         if self.scores:
             scores = tabulate(self.scores, headers="keys", tablefmt="pipe", disable_numparse=True)

@@ -40,8 +40,8 @@ class Predictor:
 
     Attributes:
         network: the network, on the CPU.
-        trained: frame counts that it was trained at; empty if its file does not say.
-        names: names of its classes; None if its file has none.
+        train_frames: frame counts that it was trained at; empty if its file does not say.
+        class_names: names of its classes; None if its file has none.
         short_side: short side of the resized frames in pixels.
         crop_size: height and width of the clips in pixels.
     """
