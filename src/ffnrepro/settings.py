@@ -124,7 +124,7 @@ _LEGAL = {
     "string_type": "text (put a number in quotes)",
     "string_pattern_mismatch": "text that matches {pattern}",
     "tuple_type": "a list, such as [{value}]",
-    "too_short": "a list or mapping with at least {min_length} entry",
+    "too_short": "a list or mapping of length {min_length} or more",
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
