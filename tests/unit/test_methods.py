@@ -385,11 +385,3 @@ def test_a_setting_without_effect_counts_as_its_default(given: Method, effective
     (losses, gradients), (others, other_gradients) = results
     assert losses == others
     assert all(torch.equal(a, b) for a, b in zip(gradients, other_gradients, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("make", "settings"), [(tsm, {"train_frames": (4, 8)}), (ffn, {"train_frames": (16,)})]
-)
-def test_the_number_of_frame_counts_is_checked(make: Callable[..., Method], settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="train_frames"):
-        make(**settings)
