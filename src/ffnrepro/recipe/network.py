@@ -17,7 +17,8 @@ class NetworkSettings(Settings):
     depth: Depth = 50
     """ResNet-18, -50 or -101 (Table 5), or 10 (one block per stage, for the demo)."""
     width: Annotated[int, Field(gt=0, multiple_of=8)] = 64
-    """Channels of the first stage; a multiple of 8, because each direction of the shift takes one eighth."""
+    """Channels of the first stage; a multiple of 8, because each direction of the shift takes one eighth. At 8 and crops
+    of 192 pixels or more, PyTorch 2.14 crashes on CPUs with AVX-512."""
     stem: Annotated[int, Field(gt=0)] = 7
     """Kernel size of the first convolution; odd."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
