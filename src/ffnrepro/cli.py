@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ CLASSES = Path("results/labels/classes.csv")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    commands = {
+    commands: dict[str, Callable[..., Any]] = {
         "make-demo-data": make_demo_data_command,
         "unpack": unpack_command,
         "inspect": inspect_command,
@@ -46,11 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "predict": predict_command,
         "export": export_command,
     }
-    return run_logged(
-        partial(
-            tyro.extras.subcommand_cli_from_dict, commands, prog="ffnrepro", description=__doc__, args=argv
-        )
-    )
+    return run_logged(partial(_run_command, commands, argv))
+
+
+def _run_command(commands: dict[str, Callable[..., Any]], argv: Sequence[str] | None) -> None:
+    """Run a command, and end quietly when the reader of its output, such as `head`, has ended."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="ffnrepro", description=__doc__, args=argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # At exit Python would still write its buffer to the reader.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @dataclass(frozen=True)
@@ -118,31 +124,19 @@ def inspect_command(
     """
     files = [file for path in paths for file in _videos_of(path)]
     rows = []
-    with _reader_may_end():
-        for path, examined in examine_in_child(files):
-            outcome = examined if printable(path.name) == path.name else Refusal(NAME_NOT_UTF8)
-            row: dict[str, Any] = {"path": printable(str(path)), "status": "ok", "reason": "", "detail": ""}
-            row |= dict.fromkeys(("frames", "width", "height", "fps", "codec", "duration"))
-            if isinstance(outcome, Refusal):
-                row |= {"status": "excluded", **outcome._asdict()}
-            else:
-                row |= {**vars(outcome[0]), "frames": outcome[1]}
-            rows.append(row)
-            if not as_json:
-                print(_describe(row), flush=True)
-        if as_json:
-            print(json.dumps(rows, indent=2), flush=True)
-
-
-@contextlib.contextmanager
-def _reader_may_end() -> Iterator[None]:
-    """A context for printing, which ends without an error if the reader of the output, such as `head`, has exited."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # At exit Python would still write its buffer to the reader.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for path, examined in examine_in_child(files):
+        outcome = examined if printable(path.name) == path.name else Refusal(NAME_NOT_UTF8)
+        row: dict[str, Any] = {"path": printable(str(path)), "status": "ok", "reason": "", "detail": ""}
+        row |= dict.fromkeys(("frames", "width", "height", "fps", "codec", "duration"))
+        if isinstance(outcome, Refusal):
+            row |= {"status": "excluded", **outcome._asdict()}
+        else:
+            row |= {**vars(outcome[0]), "frames": outcome[1]}
+        rows.append(row)
+        if not as_json:
+            print(_describe(row), flush=True)
+    if as_json:
+        print(json.dumps(rows, indent=2), flush=True)
 
 
 def _videos_of(path: Path) -> list[Path]:
@@ -357,12 +351,11 @@ def predict_command(
         predictions.append(predicted)
         if predicted.error:
             logger.warning("%s: cannot be read: %s", printable(str(predicted.video)), predicted.error)
-    with _reader_may_end():
-        if as_json or as_csv:
-            rows = prediction.rows_of(predictions, names)
-            print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else prediction.csv_of(rows))
-        else:
-            print(prediction.table_of(predictions, names, counts))
+    if as_json or as_csv:
+        rows = prediction.rows_of(predictions, names)
+        print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else prediction.csv_of(rows))
+    else:
+        print(prediction.table_of(predictions, names, counts))
     if bad := sum(bool(predicted.error) for predicted in predictions):
         raise UserError(f"{bad} of {len(files)} videos cannot be read; the lines above say why")
 

@@ -81,7 +81,7 @@ class RunList:
         except KeyError:
             return ["its experiment is not in the configuration"]
         except UserError:
-            return ["its settings.json cannot be read"]
+            return ["its settings.json is damaged or from another version"]
 
     # --- plan
 

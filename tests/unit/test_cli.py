@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,17 @@ def test_inspect_ends_quietly_when_its_reader_has_ended(folder):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+def test_any_command_ends_quietly_when_its_reader_has_ended(folder, monkeypatch, caplog):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.chdir(Path(__file__).parents[2])
+        assert main(["runs", "--directory", str(folder)]) == 0
+        monkeypatch.undo()
+    assert not caplog.records
 
 
 def test_an_interruption_is_one_line(folder):

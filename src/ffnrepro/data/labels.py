@@ -89,7 +89,7 @@ def read_labels(folder: Path, *, trained: bool = True) -> tuple[list[str], pd.Da
     except OSError as error:
         raise UserError(
             f"{folder}: no such folder of label files ({error.strerror}; relative paths start at {Path.cwd()}): set "
-            "`data.labels` to the folder that holds them, or give snakemake another --directory"
+            "`data.labels` to the folder that holds them, or give snakemake another --directory or --configfile"
         ) from error
     contents = {file: read_label_file(file) for file in files}
     parts = [content for content in contents.values() if isinstance(content, LabelRows)]
