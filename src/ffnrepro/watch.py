@@ -151,7 +151,7 @@ def view(trainings: Sequence[Training]) -> Group:
             name = Text(f"{each.run}, seed {each.seed}: ", COLOURS.get(each.state, ""))
             parts.append(name + Text(each.message))
     if hidden := max(0, len(ended) - MAX_ENDED):
-        parts.append(Text(f"{hidden} more trainings have ended; ffnrepro runs lists them"))
+        parts.append(Text(f"trainings that have ended and are not shown: {hidden}; ffnrepro runs lists them"))
     if len(ended) == len(trainings):
         parts.append(
             Text(

@@ -156,7 +156,7 @@ def test_running_trainings_are_first_and_many_ended_ones_are_counted(tmp_path: P
     text = shown(trainings)
     assert "x3-00000000" in text
     assert "x2-00000000" not in text
-    assert "3 more trainings have ended; ffnrepro runs lists them" in text
+    assert "trainings that have ended and are not shown: 3; ffnrepro runs lists them" in text
 
 
 def test_files_that_are_being_written_or_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
