@@ -168,7 +168,7 @@ def test_other_data_runs_its_stage_and_all_later_stages(whole_copy: Workflow) ->
     drop_label(whole_copy)
     jobs, output = whole_copy.plan()
     assert jobs == {"parse_labels": 1, "index_videos": 1, **BEHIND}, output
-    assert output.count("already trained; if the data stays the same") == 2
+    assert output.count("already trained; if the data is unchanged") == 2
     shards = [f"results/video_index/part-{shard}.parquet" for shard in (0, 1)]
     jobs, output = whole_copy.plan(*shards, data={"watch": "stat", "verify": "packets"})
     assert jobs == {"index_videos": 2}
@@ -271,7 +271,7 @@ def test_deleted_files(copy: Workflow) -> None:
     (copy.folder / "results/table1.md").unlink()
     jobs, output = copy.plan()
     assert jobs == {"check_training": 1, "train_tsm": 1, "evaluate": 5, **TABLE}, output
-    assert "already trained; if the data stays the same" in output
+    assert "already trained; if the data is unchanged" in output
 
 
 def test_a_stale_record_stops_the_table_until_it_is_made_again(copy: Workflow) -> None:
