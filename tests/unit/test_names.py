@@ -67,7 +67,11 @@ MISFITS = {
     ),
     "videos in folders of classes, as frames": (
         {"files": ["walk/clip_a.mp4", "run/clip_b.mp4", "walk/clip_c.mp4", "run/clip_d.mp4"], "layout": "frames"},
-        r"video files have these names: set `data\.layout: videos`",
+        r"as video files, they are in 2 folders, .*\*\.mp4.*, and set `data\.videos: flat`, and `data\.layout: videos`$",
+    ),
+    "a part as frames, all as videos": (
+        {"files": [*(f"frames/{name}" for name in IDS[:1]), *(f"videos/{name}" for name in MP4)], "videos": "frames", "layout": "frames"},
+        r"as video files, they are in .*/videos: set `data\.videos` to it, and `data\.layout: videos`$",
     ),
     "suffix": ({"files": [f"{name}_000001_000011.mp4" for name in IDS]}, r"in what the files have after the id \(id 'clip_.', file 'clip_._000001"),
     "prefix": ({"files": [f"v_{name}.mp4" for name in IDS]}, r"in what the files have before the id \(id 'clip_(.)', file 'v_clip_\1'"),

@@ -124,8 +124,8 @@ def _most_likely_reason(
         )
     if elsewhere := _found_elsewhere(ids, folder, layout):
         return elsewhere
-    if layout == "frames" and _found_elsewhere(ids, folder, "videos"):
-        return "video files have these names: set `data.layout: videos`"
+    if layout == "frames" and (elsewhere := _found_elsewhere(ids, folder, "videos")):
+        return f"as video files, {elsewhere}, and `data.layout: videos`"
     if renamed := _renamed(ids, stems):
         return renamed
     found = set(labels.loc[~labels["id"].isin(ids), "split"])
