@@ -95,7 +95,9 @@ class RunList:
             with suppress(UserError):
                 changes = differences(previous, run_settings(self.config, experiment))
                 words.append(f"differs from {previous.name} in {', '.join(changes)}")
-                if all(change.startswith("code of ") for change in changes):
+                only_code = all(change.startswith("code of ") for change in changes)
+                is_new = not self._has_files(self.selected[experiment])
+                if only_code and is_new and any(previous.glob("seed*/run.json")):
                     accept = [
                         f"if no number changes, keep its networks: ffnrepro runs accept {previous.name}"
                     ]
@@ -241,7 +243,7 @@ class RunList:
             )
         self._refuse_leases(run)
         self._refuse_leases(target)
-        if [*(RUNS / target).glob("seed*"), *(STATE / target).glob("seed*")]:
+        if self._has_files(target):
             raise UserError(f"{target}: has files of its own; ffnrepro runs prune {target} deletes them")
         networks = {path.parent: read_record(path) for path in (RUNS / run).glob("seed*/run.json")}
         if not networks:
@@ -290,6 +292,11 @@ class RunList:
         for path in folders:
             shutil.rmtree(path)
         return f"{', '.join(map(str, folders))}: deleted ({size:.0f} MB)"
+
+    @staticmethod
+    def _has_files(run: str) -> bool:
+        """Whether a run has networks or states."""
+        return any([*(root / run).glob("seed*")] for root in (RUNS, STATE))
 
     def _refuse_leases(self, run: str) -> None:
         for path in (STATE / run).glob("*/lease.json"):

@@ -278,14 +278,20 @@ def test_a_training_is_described_before_it_runs() -> None:
 
 def test_the_plan_names_the_command_that_keeps_networks_after_an_edit_of_code() -> None:
     config = configuration()
-    old = age(config, "ffn")
-    assert RunList(config).describe_training("ffn", 0) == (
-        f"differs from {old} in code of ffnrepro.recipe.step; hours unknown (no similar training has finished here); "
+    runs, old = RunList(config), age(config, "ffn")
+    # There is nothing to keep.
+    assert "accept" not in runs.describe_training("ffn", 0)
+    finish(old, hours=1.0)
+    assert runs.describe_training("ffn", 0) == (
+        f"differs from {old} in code of ffnrepro.recipe.step; about 1.0 hours (measured on {old}, seed 0); "
         f"if no number changes, keep its networks: ffnrepro runs accept {old}"
     )
     # With another setting, the networks are others.
     changed = configuration(training={"learning_rate": 0.02})
     assert "accept" not in RunList(changed).describe_training("ffn", 0)
+    # The command is refused once the new run has files of its own.
+    save_state(runs.selected["ffn"], epoch=1)
+    assert "accept" not in runs.describe_training("ffn", 0)
 
 
 def test_a_time_counts_for_its_family_and_kind_of_device() -> None:
