@@ -173,7 +173,8 @@ def _require_match(path: Path | str, expected: Mapping[str, Tensor], found: Mapp
     wrong = [f"{kind}: {first_names(names)}" for kind, names in kinds if names]
     if wrong:
         raise UserError(
-            f"{path}: its weights do not fit the network ({'; '.join(wrong)}); the file is incomplete or was changed: download or save it again"
+            f"{path}: its weights do not fit the network ({'; '.join(wrong)}); the file is incomplete, or of another network, such as a "
+            "ResNeXt: give the whole file of a plain ResNet, or of a TSM or FFN on one"
         )
 
 

@@ -460,7 +460,7 @@ def test_start_from_pretrained_weights(image_weights, tmp_path, counted):
         ),
         (
             lambda state: state | {"layer2.1.bn2.bias": torch.zeros(3)},
-            r"layer2\.1\.bn2\.bias \(3,\) instead of \(128,\)",
+            r"layer2\.1\.bn2\.bias \(3,\) instead of \(128,\)\); the file is incomplete, or of another network",
         ),
         (lambda state: {"net": state}, "no state_dict of tensors"),
     ],
