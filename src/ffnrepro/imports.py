@@ -35,7 +35,7 @@ def check_imports(
     """Check the files of imported networks before any job runs; see `read_network`.
 
     Warns if an FFN is to be evaluated at frame counts for which it has no sub-network: the file may be another one than the
-    user thinks, because the frame counts of an imported network do not stand in the configuration.
+    user thinks, because the configuration does not contain the frame counts of an imported network.
 
     Args:
         config: The configuration.

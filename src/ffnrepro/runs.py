@@ -305,11 +305,11 @@ def state_folder(state: Path, run: str, seed: int, data: str) -> Path:
 
 
 def latest_states(state: Path) -> dict[tuple[str, str], Path]:
-    """State folder of each training by run and seed; of several, for several digests of the data, that which changed last."""
+    """The state folder of each training, by run and seed; if it was trained on several states of the data, the latest one."""
     changed = {}
     for folder in state.glob("*-????????/seed*-*"):
-        # The folder may be deleted at this moment.
-        with suppress(FileNotFoundError):
+        # The folder may be deleted at this moment; a network file system has its own errors for that.
+        with suppress(OSError):
             changed[folder] = folder.stat().st_mtime
     folders = sorted(changed, key=changed.__getitem__)
     return {(path.parent.name, path.name.removeprefix("seed").partition("-")[0]): path for path in folders}
