@@ -456,7 +456,7 @@ def read_config(mapping: Mapping[str, Any]) -> Config:
     evaluation = mapping.get("evaluation")
     if "table" in mapping or (isinstance(evaluation, Mapping) and "frame_counts" in evaluation):
         raise UserError(
-            "config: table and evaluation.frame_counts are keys of version 1; write tables: {table1: {frame_counts: [4, 8, 16], "
+            "config: table and evaluation.frame_counts are keys of version 0.1.0; write tables: {table1: {frame_counts: [4, 8, 16], "
             "rows: [{label: TSM, experiments: tsm, published: {method: TSM}}]}}"
         )
     config = read_settings(Config, mapping)
