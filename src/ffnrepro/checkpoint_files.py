@@ -141,12 +141,12 @@ def _check_format(path: Path, checkpoint: Checkpoint, network: Network, to: Form
         logger.warning(
             "%s: the format of %s cannot hold %s; this affects no score", path, to, ", ".join(words)
         )
-    if checkpoint.sizes not in (None, PAPER_SIZES):
+    if checkpoint.sizes and checkpoint.sizes != PAPER_SIZES:
         logger.warning(
             "%s: the format of %s cannot hold the size of the clips; ffnrepro predict needs --short-side %d --crop-size %d",
             path,
             to,
-            *(checkpoint.sizes or ()),
+            *checkpoint.sizes,
         )
 
 

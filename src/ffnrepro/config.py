@@ -32,7 +32,7 @@ from ffnrepro.methods import CLASSES, AnyMethod, Imported
 from ffnrepro.recipe.methods.ffn import Ffn
 from ffnrepro.recipe.methods.method import Method
 from ffnrepro.recipe.network import Depth, NetworkSettings
-from ffnrepro.settings import FrameCounts, Rising, Settings, read_settings, refuse_unknown_keys
+from ffnrepro.settings import FrameCounts, Rising, Settings, listed_values, read_settings, refuse_unknown_keys
 
 logger = logging.getLogger(__name__)
 
@@ -410,12 +410,9 @@ class Config(Settings):
                 )
             of_start, own = (self._weights_of(name) for name in (start, chain[-1]))
             if differ := [name for name in own if name in of_start and of_start[name] != own[name]]:
-                found, needed = (
-                    ", ".join(f"{name} {each[name]}" for name in differ) for each in (of_start, own)
-                )
                 raise UserError(
-                    f"config: {key} is {start!r}, whose network has {found}, but the network of {chain[-1]} has {needed}; both must "
-                    "be the same"
+                    f"config: {key} is {start!r}, whose network has {listed_values(of_start, differ)}, but the network of {chain[-1]} "
+                    f"has {listed_values(own, differ)}; both must be the same"
                 )
             chain.append(start)
         return tuple(chain)

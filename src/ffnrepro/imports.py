@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -14,6 +13,7 @@ from ffnrepro.files import file_digest, replacing, write_json, write_text
 from ffnrepro.logs import logger
 from ffnrepro.provenance import provenance
 from ffnrepro.runs import RunSettings, check_key, read_run, run_settings
+from ffnrepro.settings import listed_values
 from ffnrepro.weights import (
     Network,
     build_network,
@@ -95,7 +95,7 @@ def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> t
     found, configured = checkpoint.architecture, settings.network.model_dump()
     if differ := [key for key in ("depth", "width", "stem") if found.get(key) != configured[key]]:
         raise UserError(
-            f"{path}: its ResNet has {_values(found, differ)}, but the configuration says {_values(configured, differ)}; give another "
+            f"{path}: its ResNet has {listed_values(found, differ)}, but the configuration says {listed_values(configured, differ)}; give another "
             f"file, or set {', '.join(f'network.{key}: {found.get(key)}' for key in differ)} (an experiment may have a depth of its own)"
         )
     shift = None if "shift" in found else settings.network.shift
@@ -114,10 +114,6 @@ def read_network(path: Path, settings: RunSettings, classes: Sequence[str]) -> t
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _values(settings: dict[str, Any], keys: Sequence[str]) -> str:
-    return ", ".join(f"{key} {settings.get(key)}" for key in keys)
 
 
 def _class_warning(

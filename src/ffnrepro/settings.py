@@ -39,6 +39,11 @@ class Settings(BaseModel):
         return {name: _read_text(item, cls.model_fields[name].annotation) for name, item in value.items()}
 
 
+def listed_values(settings: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Some settings with their values, for messages, such as "depth 50, width 64"; a missing one is None."""
+    return ", ".join(f"{key} {settings.get(key)}" for key in keys)
+
+
 def refuse_unknown_keys(mapping: Mapping[Any, Any], legal: Iterable[str]) -> None:
     """Refuse the first unknown key; for validators.
 

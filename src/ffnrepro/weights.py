@@ -26,6 +26,7 @@ from ffnrepro.recipe.models.ffn import FrameFlexibleNetwork, SeparateNetworks
 from ffnrepro.recipe.models.pretrained import load_pretrained, pretrained_targets
 from ffnrepro.recipe.models.tsm import TSM
 from ffnrepro.recipe.network import NetworkSettings, Shift
+from ffnrepro.settings import listed_values
 
 logger = logging.getLogger(__name__)
 
@@ -215,9 +216,8 @@ def start_from(model: nn.Module, path: Path, *, digest: str | None = None) -> st
     theirs, ours = checkpoint.architecture, dict[str, Any](model.architecture)  # type: ignore[arg-type]
     if differ := [key for key in ("depth", "width", "stem") if theirs.get(key) != ours[key]]:
         raise UserError(
-            f"{path}: its ResNet has {', '.join(f'{key} {theirs.get(key)}' for key in differ)}, but the one to train has "
-            f"{', '.join(f'{key} {ours[key]}' for key in differ)}; set {', '.join(f'network.{key}' for key in differ)}, or another file "
-            "as network.weights"
+            f"{path}: its ResNet has {listed_values(theirs, differ)}, but the one to train has {listed_values(ours, differ)}; set "
+            f"{', '.join(f'network.{key}' for key in differ)}, or another file as network.weights"
         )
     # Some files have a count of batches, but here it starts at zero.
     found = {
@@ -251,10 +251,9 @@ def check_same_network(path: Path, network: Network, model: nn.Module) -> None:
         )
     theirs, ours = network.architecture, cast("Network", model).architecture
     if differ := [key for key in ours if key not in ("dropout", "shift") and theirs[key] != ours[key]]:
-        of_theirs, of_ours = (", ".join(f"{key} {each[key]}" for key in differ) for each in (theirs, ours))
         raise UserError(
-            f"{path}: its network has {of_theirs}, but the one to train has {of_ours}; both must be the same: set `start` to "
-            "another experiment, or change the settings of the one to train"
+            f"{path}: its network has {listed_values(theirs, differ)}, but the one to train has {listed_values(ours, differ)}; both "
+            "must be the same: set `start` to another experiment, or change the settings of the one to train"
         )
 
 
